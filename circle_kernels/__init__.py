@@ -1,0 +1,19 @@
+"""Circle loss for PyTorch without the similarity matrix: fused forward and backward kernels."""
+
+from circle_kernels._version import __version__
+from circle_kernels.autograd import available_backends, pair_logsumexp
+from circle_kernels.formula import CircleFormula, UnifiedFormula
+from circle_kernels.functional import circle_loss, circle_loss_from_similarity, unified_loss
+from circle_kernels.modules import CircleLoss
+
+__all__ = [
+    "CircleFormula",
+    "CircleLoss",
+    "UnifiedFormula",
+    "__version__",
+    "available_backends",
+    "circle_loss",
+    "circle_loss_from_similarity",
+    "pair_logsumexp",
+    "unified_loss",
+]

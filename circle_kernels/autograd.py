@@ -1,0 +1,313 @@
+"""``pair_logsumexp``: the fused operation, its gradient, and the choice of who computes it.
+
+Everything above this module is ordinary PyTorch on vectors of length N; everything below it is a
+backend's two functions (see backends/interface.py).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from circle_kernels.arguments import check_choice, check_pair_inputs
+from circle_kernels.backends.interface import PairProblem, result_dtype
+from circle_kernels.formula import FORMULAS, PairFormula, formula_from_parameters
+from circle_kernels.reference import pair_logsumexp_reference
+
+BACKENDS = ("auto", "triton", "cpu", "tiled", "reference")
+
+
+def available_backends() -> dict[str, str]:
+    """Which backends can be used in this process, and if not, why.
+
+    Returns:
+        For each backend a sentence that begins with ``"usable"`` or ``"not usable"``.
+    """
+    return {
+        "triton": _triton_status(),
+        "cpu": "not usable: this version of circle_kernels has no C++ kernel; "
+        "CPU tensors take 'tiled'",
+        "tiled": "usable: pure PyTorch in tiles, every device and dtype",
+        "reference": "usable: naive PyTorch with the whole similarity matrix, for comparison",
+    }
+
+
+def _triton_status() -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "not usable: the package triton is not installed (pip install 'triton>=3.3', Linux)"
+    from circle_kernels.backends.triton import launch
+
+    return launch.status()
+
+
+def _unusable_reason(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why a backend cannot take tensors of this device and dtype; None where it can."""
+    if backend in ("tiled", "reference"):
+        return None
+    if backend == "triton" and importlib.util.find_spec("triton") is not None:
+        from circle_kernels.backends.triton import launch
+
+        return launch.unusable_reason(device, dtype)
+    return available_backends()[backend].removeprefix("not usable: ")
+
+
+def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend that serves tensors of this device and dtype.
+
+    ``"auto"`` is triton for CUDA and ROCm tensors, and tiled where triton cannot serve.
+
+    Raises:
+        ValueError: an unknown name.
+        RuntimeError: a backend asked for by name that cannot serve, with the reason.
+    """
+    check_choice("backend", backend, BACKENDS)
+    if backend == "auto":
+        if device.type == "cuda" and _unusable_reason("triton", device, dtype) is None:
+            return "triton"
+        return "tiled"
+    reason = _unusable_reason(backend, device, dtype)
+    if reason is not None:
+        raise RuntimeError(
+            f"backend={backend!r} cannot serve {dtype} tensors on {device}: {reason}"
+        )
+    return backend
+
+
+def pair_logsumexp(
+    embeddings: Tensor,  # (N, D)
+    labels: Tensor,  # (N,)
+    ref_emb: Tensor | None = None,  # (M, D)
+    ref_labels: Tensor | None = None,  # (M,)
+    *,
+    formula: PairFormula,
+    normalize: bool = True,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp of the pair logits of each row, over its positives and over its negatives.
+
+    With ``s_ij`` the cosine similarity of embedding i and reference j, computes for every row
+
+        ``lse_pos_i = log sum_{j: label_j == label_i} exp z_p(s_ij)``
+        ``lse_neg_i = log sum_{j: label_j != label_i} exp z_n(s_ij)``
+
+    without storing the (N, M) similarities. These are the two sums inside Eq. 1 and Eq. 6 of
+    Sun et al., CVPR 2020 (arXiv 2002.10857).
+
+    Args:
+        embeddings: (N, D), float16, bfloat16, float32 or float64.
+        labels: (N,) integers, any values.
+        ref_emb: (M, D) references, same dtype and device. Without them the batch is compared with
+            itself and an embedding is not compared with itself.
+        ref_labels: (M,) integers.
+        formula: the pair logits, for example :class:`circle_kernels.CircleFormula`.
+        normalize: ``False`` takes plain inner products instead of cosines.
+        backend: ``"auto"``, ``"triton"``, ``"tiled"`` or ``"reference"``; see
+            :func:`available_backends`.
+
+    Returns:
+        ``(lse_pos, lse_neg)``, each (N,), float32 (float64 for float64 input), ``-inf`` where the
+        row has no such pair. Differentiable once with respect to both sets of embeddings;
+        gradients come in the inputs' dtype. A NaN or infinity in an embedding makes every
+        log-sum-exp that saw it NaN.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, shape, dtype or device.
+        RuntimeError: the backend asked for cannot serve these tensors; or a second derivative.
+    """
+    labels, ref_labels = check_pair_inputs(embeddings, labels, ref_emb, ref_labels)
+    if type(formula) not in FORMULAS.values():
+        wanted = " or ".join(known.__name__ for known in FORMULAS.values())
+        raise TypeError(f"formula must be a {wanted}, got {type(formula).__name__} {formula!r}")
+    backend = resolve_backend(backend, embeddings.device, embeddings.dtype)
+    if backend == "reference":
+        dtype = result_dtype(embeddings.dtype)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            lse_pos, lse_neg = pair_logsumexp_reference(
+                embeddings, labels, ref_emb, ref_labels, formula=formula, normalize=normalize
+            )
+        return lse_pos.to(dtype), lse_neg.to(dtype)
+    return _PairLogSumExp.apply(
+        embeddings, labels, ref_emb, ref_labels, formula, bool(normalize), backend
+    )
+
+
+class _PairLogSumExp(torch.autograd.Function):
+    """Ties a backend's forward to its backward; keeps the inputs and two vectors, no matrix."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None,
+        ref_labels: Tensor | None,
+        formula: PairFormula,
+        normalize: bool,
+        backend: str,
+    ) -> tuple[Tensor, Tensor]:
+        # Compilers must not look inside the kernels, so there the operation is one registered op.
+        # In eager mode a registered op would only add tens of microseconds to each call.
+        forward = _forward_op if torch.compiler.is_compiling() else _forward
+        lse_pos, lse_neg = forward(
+            embeddings, labels, ref_emb, ref_labels, *_encode(formula), normalize, backend
+        )
+        ctx.save_for_backward(embeddings, labels, ref_emb, ref_labels, lse_pos, lse_neg)
+        ctx.formula, ctx.normalize, ctx.backend = formula, normalize, backend
+        return lse_pos, lse_neg
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_lse_pos: Tensor, grad_lse_neg: Tensor) -> tuple[Any, ...]:
+        embeddings, labels, ref_emb, ref_labels, lse_pos, lse_neg = ctx.saved_tensors
+        needs_embeddings, needs_references = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
+        backward = _backward_op if torch.compiler.is_compiling() else _backward
+        grad_embeddings, grad_references = backward(
+            embeddings,
+            labels,
+            ref_emb,
+            ref_labels,
+            lse_pos,
+            lse_neg,
+            grad_lse_pos,
+            grad_lse_neg,
+            *_encode(ctx.formula),
+            ctx.normalize,
+            ctx.backend,
+            needs_embeddings,
+            needs_references,
+        )
+        return (
+            grad_embeddings if needs_embeddings else None,
+            None,
+            grad_references if needs_references else None,
+            *(None,) * 4,
+        )
+
+
+def _encode(formula: PairFormula) -> tuple[str, list[float], bool]:
+    """A formula as op arguments; :func:`formula_from_parameters` is the way back."""
+    return formula.name, formula.parameters(), formula.detach_weights
+
+
+def _load_backend(backend: str) -> Any:
+    if backend == "triton":
+        from circle_kernels.backends import triton
+
+        return triton
+    from circle_kernels.backends import tiled
+
+    return tiled
+
+
+def _forward(
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    formula: str,
+    parameters: list[float],
+    detach_weights: bool,
+    normalize: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    problem = PairProblem(
+        embeddings,
+        labels,
+        ref_emb,
+        ref_labels,
+        formula_from_parameters(formula, parameters, detach_weights),
+        normalize,
+    )
+    if len(problem.embeddings) == 0 or len(problem.columns) == 0:
+        return _empty_statistics(problem), _empty_statistics(problem)
+    with torch.autocast(embeddings.device.type, enabled=False):
+        return _load_backend(backend).forward(problem)
+
+
+def _empty_statistics(problem: PairProblem) -> Tensor:
+    return problem.embeddings.new_full(
+        (len(problem.embeddings),), -math.inf, dtype=problem.result_dtype
+    )
+
+
+def _backward(
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    lse_pos: Tensor,
+    lse_neg: Tensor,
+    grad_lse_pos: Tensor,
+    grad_lse_neg: Tensor,
+    formula: str,
+    parameters: list[float],
+    detach_weights: bool,
+    normalize: bool,
+    backend: str,
+    needs_embeddings: bool,
+    needs_references: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients for both sides; an empty tensor stands for one that is not needed."""
+    problem = PairProblem(
+        embeddings,
+        labels,
+        ref_emb,
+        ref_labels,
+        formula_from_parameters(formula, parameters, detach_weights),
+        normalize,
+    )
+    grad_embeddings: Tensor | None
+    grad_references: Tensor | None
+    if len(problem.embeddings) == 0 or len(problem.columns) == 0:
+        grad_embeddings = embeddings.new_zeros(embeddings.shape)
+        grad_references = None if ref_emb is None else ref_emb.new_zeros(ref_emb.shape)
+    else:
+        with torch.autocast(embeddings.device.type, enabled=False):
+            grad_embeddings, grad_references = _load_backend(backend).backward(
+                problem,
+                lse_pos,
+                lse_neg,
+                grad_lse_pos,
+                grad_lse_neg,
+                needs_embeddings=needs_embeddings,
+                needs_references=needs_references,
+            )
+    return (
+        embeddings.new_empty(0) if grad_embeddings is None else grad_embeddings,
+        embeddings.new_empty(0) if grad_references is None else grad_references,
+    )
+
+
+_forward_op = torch.library.custom_op(
+    "circle_kernels::pair_logsumexp_forward", _forward, mutates_args=()
+)
+_backward_op = torch.library.custom_op(
+    "circle_kernels::pair_logsumexp_backward", _backward, mutates_args=()
+)
+
+
+@_forward_op.register_fake
+def _forward_fake(embeddings: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    rows, dtype = embeddings.shape[0], result_dtype(embeddings.dtype)
+    return embeddings.new_empty(rows, dtype=dtype), embeddings.new_empty(rows, dtype=dtype)
+
+
+@_backward_op.register_fake
+def _backward_fake(
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_emb: Tensor | None,
+    *arguments: Any,
+) -> tuple[Tensor, Tensor]:
+    needs_embeddings, needs_references = arguments[-2:]
+    return (
+        embeddings.new_empty(embeddings.shape if needs_embeddings else 0),
+        ref_emb.new_empty(ref_emb.shape)
+        if needs_references and ref_emb is not None
+        else embeddings.new_empty(0),
+    )

@@ -1,0 +1,76 @@
+"""What a backend is given and what it returns.
+
+A backend is a module with two functions:
+
+    forward(problem) -> (lse_pos, lse_neg)
+    backward(problem, lse_pos, lse_neg, grad_lse_pos, grad_lse_neg, *, needs_embeddings,
+             needs_references) -> (grad_embeddings | None, grad_references | None)
+
+Both run without autograd, with autocast off, on checked arguments, and on at least one row and
+one column. Log-sum-exps are (N,) in :attr:`PairProblem.result_dtype`, ``-inf`` for an empty set;
+gradients are in the inputs' dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from circle_kernels.formula import PairFormula
+
+NORM_EPS = 1e-12  # as torch.nn.functional.normalize
+
+
+@dataclass(frozen=True)
+class PairProblem:
+    """One call of the fused operation.
+
+    Without references the batch is compared with itself ("self mode"): the pair of an embedding
+    with itself is then neither positive nor negative, and gradients count every embedding both as
+    row and as column.
+    """
+
+    embeddings: Tensor  # (N, D)
+    labels: Tensor  # (N,) int64
+    ref_emb: Tensor | None  # (M, D)
+    ref_labels: Tensor | None  # (M,) int64
+    formula: PairFormula
+    normalize: bool
+
+    @property
+    def self_mode(self) -> bool:
+        return self.ref_emb is None
+
+    @property
+    def columns(self) -> Tensor:  # (M, D)
+        return self.embeddings if self.ref_emb is None else self.ref_emb
+
+    @property
+    def column_labels(self) -> Tensor:  # (M,)
+        return self.labels if self.ref_labels is None else self.ref_labels
+
+    @property
+    def result_dtype(self) -> torch.dtype:
+        return result_dtype(self.embeddings.dtype)
+
+
+def result_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that log-sum-exps are computed and returned in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def divisors(
+    embeddings: Tensor,  # (N, D)
+    normalize: bool,
+) -> Tensor:  # (N,)
+    """``max(|x|, eps)`` per row, or ones; NaN for a row that holds a NaN or an infinity.
+
+    The NaN makes every similarity of that row NaN whatever the formula, so that no loss that saw
+    the row can come out finite.
+    """
+    norms = torch.linalg.vector_norm(embeddings, dim=1, dtype=result_dtype(embeddings.dtype))
+    divisor = norms.clamp_min(NORM_EPS) if normalize else torch.ones_like(norms)
+    return divisor.masked_fill(~norms.isfinite(), math.nan)

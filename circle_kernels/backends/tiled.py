@@ -1,0 +1,179 @@
+"""The fused operation in pure PyTorch, one tile of the similarity matrix at a time.
+
+Serves every device and dtype in bounded memory. Half-precision inputs are computed in float32.
+In self mode only the tiles on and above the diagonal are visited: such a tile serves its rows and
+its columns, in the forward pass with two log-sum-exps, in the backward pass with two products of
+one weight tile. See docs/derivation.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from circle_kernels.backends.interface import NORM_EPS, PairProblem, divisors
+from circle_kernels.formula import PairFormula
+from circle_kernels.logsumexp import masked_logsumexp
+
+# Rows and columns of a tile. On the CPU some ten temporaries of a tile have to share the cache;
+# elsewhere a launch costs more than the memory does.
+_CPU_TILE = 512
+_ACCELERATOR_TILE = 4096
+
+
+@dataclass(frozen=True)
+class _Statistics:
+    """What the backward pass knows of each row: its log-sum-exps and the gradients on them."""
+
+    lse_pos: Tensor  # (N,)
+    lse_neg: Tensor  # (N,)
+    grad_lse_pos: Tensor  # (N,)
+    grad_lse_neg: Tensor  # (N,)
+
+    def weights(self, rows: slice, logits: Tensor, positive: Tensor, dim: int) -> Tensor:
+        """``dL/dz`` of a tile from the statistics of the rows that lie along ``dim``."""
+        shape = (-1, 1) if dim == 0 else (1, -1)
+        lse_pos, lse_neg, grad_pos, grad_neg = (
+            statistic[rows].view(shape)
+            for statistic in (self.lse_pos, self.lse_neg, self.grad_lse_pos, self.grad_lse_neg)
+        )
+        shares = (logits - torch.where(positive, lse_pos, lse_neg)).exp_()
+        return shares.mul_(torch.where(positive, grad_pos, grad_neg))
+
+
+class _Tiles:
+    """The tiles of a problem: similarities and masks, recomputed whenever they are asked for."""
+
+    def __init__(self, problem: PairProblem) -> None:
+        dtype = problem.result_dtype
+        self.problem = problem
+        self.row_divisors = divisors(problem.embeddings, problem.normalize)
+        self.rows = problem.embeddings.to(dtype) / self.row_divisors[:, None]
+        if problem.self_mode:
+            self.column_divisors, self.columns = self.row_divisors, self.rows
+        else:
+            self.column_divisors = divisors(problem.columns, problem.normalize)
+            self.columns = problem.columns.to(dtype) / self.column_divisors[:, None]
+        self.edge = _CPU_TILE if problem.embeddings.device.type == "cpu" else _ACCELERATOR_TILE
+
+    def slices(self) -> Iterator[tuple[slice, slice]]:
+        """Row and column range of each tile to visit; in self mode those from the diagonal on."""
+        for row in range(0, len(self.rows), self.edge):
+            for column in range(row if self.problem.self_mode else 0, len(self.columns), self.edge):
+                yield (
+                    slice(row, min(row + self.edge, len(self.rows))),
+                    slice(column, min(column + self.edge, len(self.columns))),
+                )
+
+    def on_diagonal(self, rows: slice, columns: slice) -> bool:
+        return self.problem.self_mode and rows.start == columns.start
+
+    def mirrored(self, rows: slice, columns: slice) -> bool:
+        """Whether the tile also stands for its transpose, which is not visited."""
+        return self.problem.self_mode and rows.start != columns.start
+
+    def similarity(self, rows: slice, columns: slice) -> Tensor:
+        return self.rows[rows] @ self.columns[columns].T
+
+    def positive(self, rows: slice, columns: slice) -> Tensor:
+        """True where labels agree, which on the diagonal includes an embedding with itself."""
+        return self.problem.labels[rows][:, None] == self.problem.column_labels[columns][None, :]
+
+
+def forward(problem: PairProblem) -> tuple[Tensor, Tensor]:
+    """Log-sum-exps of every row, merged tile by tile."""
+    tiles = _Tiles(problem)
+    lse_pos = tiles.rows.new_full((len(tiles.rows),), -math.inf)
+    lse_neg = lse_pos.clone()
+    for rows, columns in tiles.slices():
+        similarity = tiles.similarity(rows, columns)
+        positive = tiles.positive(rows, columns)
+        negative = ~positive
+        if tiles.on_diagonal(rows, columns):
+            positive.fill_diagonal_(False)
+        for lse, mask, logits in (
+            (lse_pos, positive, problem.formula.positive_logits(similarity)),
+            (lse_neg, negative, problem.formula.negative_logits(similarity)),
+        ):
+            lse[rows] = torch.logaddexp(lse[rows], masked_logsumexp(logits, mask, dim=1))
+            if tiles.mirrored(rows, columns):
+                lse[columns] = torch.logaddexp(lse[columns], masked_logsumexp(logits, mask, dim=0))
+    return lse_pos, lse_neg
+
+
+def backward(
+    problem: PairProblem,
+    lse_pos: Tensor,
+    lse_neg: Tensor,
+    grad_lse_pos: Tensor,
+    grad_lse_neg: Tensor,
+    *,
+    needs_embeddings: bool,
+    needs_references: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of both sides from recomputed tiles."""
+    tiles = _Tiles(problem)
+    statistics = _Statistics(lse_pos, lse_neg, grad_lse_pos, grad_lse_neg)
+    grad_rows = torch.zeros_like(tiles.rows) if needs_embeddings else None
+    if problem.self_mode:
+        grad_columns = grad_rows
+    else:
+        grad_columns = torch.zeros_like(tiles.columns) if needs_references else None
+
+    for rows, columns in tiles.slices():
+        gradient = _similarity_gradient(tiles, statistics, rows, columns)
+        if grad_rows is not None:
+            grad_rows[rows].addmm_(gradient, tiles.columns[columns])
+        if grad_columns is not None and not tiles.on_diagonal(rows, columns):
+            grad_columns[columns].addmm_(gradient.T, tiles.rows[rows])
+
+    return (
+        _through_normalization(grad_rows, tiles.rows, tiles.row_divisors, problem)
+        if grad_rows is not None
+        else None,
+        _through_normalization(grad_columns, tiles.columns, tiles.column_divisors, problem)
+        if grad_columns is not None and not problem.self_mode
+        else None,
+    )
+
+
+def _similarity_gradient(
+    tiles: _Tiles, statistics: _Statistics, rows: slice, columns: slice
+) -> Tensor:  # (rows, columns)
+    """``G`` of a tile; in self mode ``G + G.T``, since there s_ij and s_ji are one number."""
+    formula: PairFormula = tiles.problem.formula
+    similarity = tiles.similarity(rows, columns)
+    positive = tiles.positive(rows, columns)
+    logits = formula.pair_logits(similarity, positive)
+    weights = statistics.weights(rows, logits, positive, dim=0)
+    if tiles.problem.self_mode:
+        weights += statistics.weights(columns, logits, positive, dim=1)
+    gradient = weights.mul_(formula.pair_slopes(similarity, positive))
+    if tiles.on_diagonal(rows, columns):
+        gradient.fill_diagonal_(0)
+    return gradient
+
+
+def _through_normalization(
+    gradient: Tensor,  # (N, D) with respect to the normalised rows
+    unit_rows: Tensor,  # (N, D)
+    row_divisors: Tensor,  # (N,)
+    problem: PairProblem,
+) -> Tensor:  # (N, D) with respect to the rows as given, in their dtype
+    if problem.normalize:
+        along = (gradient * unit_rows).sum(1)
+        # Below eps the divisor is a constant and there is nothing to project out.
+        along = along.masked_fill(row_divisors <= NORM_EPS, 0)
+        gradient = (gradient - unit_rows * along[:, None]) / row_divisors[:, None]
+    return _cast(gradient, row_divisors, problem.embeddings.dtype)
+
+
+def _cast(gradient: Tensor, row_divisors: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cast to a half type without making the huge gradient of a zero vector infinite."""
+    limit = torch.finfo(dtype).max
+    at_zero = (row_divisors <= NORM_EPS)[:, None]
+    return torch.where(at_zero, gradient.clamp(-limit, limit), gradient).to(dtype)

@@ -1,0 +1,193 @@
+"""The losses as functions: check the hyper-parameters, call ``pair_logsumexp``, reduce."""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from circle_kernels.arguments import check_choice, check_similarities, check_skip_below
+from circle_kernels.autograd import pair_logsumexp
+from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
+from circle_kernels.logsumexp import present_logsumexp
+
+SCOPES = ("anchor", "batch")
+REDUCTIONS = ("mean", "mean_all", "sum", "none")
+
+
+def circle_loss(
+    embeddings: Tensor,  # (N, D)
+    labels: Tensor,  # (N,)
+    ref_emb: Tensor | None = None,  # (M, D)
+    ref_labels: Tensor | None = None,  # (M,)
+    *,
+    m: float = 0.4,
+    gamma: float = 80.0,
+    scope: str = "anchor",
+    reduction: str = "mean",
+    detach_weights: bool = True,
+    normalize: bool = True,
+    skip_below: float = 0.0,
+    backend: str = "auto",
+) -> Tensor:
+    """Circle loss with pair-wise labels (Sun et al., CVPR 2020, arXiv 2002.10857, Eq. 6).
+
+    ``loss_i = softplus(lse_pos_i + lse_neg_i)`` with the log-sum-exps of
+    ``-gamma [1 + m - s]_+ (s - 1 + m)`` over the positives of row i and of
+    ``gamma [s + m]_+ (s - m)`` over its negatives. Memory grows with (N + M) * D.
+
+    Args:
+        embeddings: (N, D), float16, bfloat16, float32 or float64; need not be normalised.
+        labels: (N,) integers, any values.
+        ref_emb: (M, D) references to compare with, same dtype and device. Without them the batch
+            is compared with itself, and an embedding is not compared with itself.
+        ref_labels: (M,) integers.
+        m: relaxation margin. The paper uses 0.4 for retrieval and 0.25 for faces and re-ID.
+        gamma: scale of the logits, greater than 0. Large losses at large gamma are normal.
+        scope: ``"anchor"``: one loss per row. ``"batch"``: one loss over all positive and all
+            negative pairs of the batch, each unordered pair counted once in self mode; always a
+            scalar, whatever the reduction.
+        reduction: ``"mean"`` over valid rows (those with at least one positive and one negative),
+            ``"mean_all"`` over all N, ``"sum"``, or ``"none"``.
+        detach_weights: treat the weights ``[.]_+`` as constants in the gradient, as the paper's
+            Eq. 9 and 10 do; ``False`` differentiates them too.
+        normalize: ``False`` takes plain inner products; normalise the embeddings yourself.
+        skip_below: share of a row's total weight that a backend may drop to save work, in [0, 1).
+            The backends of this version never drop anything, so their result is exact.
+        backend: see :func:`circle_kernels.available_backends`.
+
+    Returns:
+        A scalar, or (N,) with ``reduction="none"``; float32 (float64 for float64 input), also
+        under autocast. Rows without positives or without negatives have loss 0 and gradient 0.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, shape, dtype, device or range; the
+            message names it.
+        RuntimeError: the backend asked for cannot serve these tensors; or a second derivative.
+    """
+    return _pair_loss(
+        embeddings,
+        labels,
+        ref_emb,
+        ref_labels,
+        formula=CircleFormula(m=m, gamma=gamma, detach_weights=detach_weights),
+        scope=scope,
+        reduction=reduction,
+        normalize=normalize,
+        skip_below=skip_below,
+        backend=backend,
+    )
+
+
+def unified_loss(
+    embeddings: Tensor,  # (N, D)
+    labels: Tensor,  # (N,)
+    ref_emb: Tensor | None = None,  # (M, D)
+    ref_labels: Tensor | None = None,  # (M,)
+    *,
+    m: float,
+    gamma: float,
+    scope: str = "anchor",
+    reduction: str = "mean",
+    normalize: bool = True,
+    skip_below: float = 0.0,
+    backend: str = "auto",
+) -> Tensor:
+    """The paper's unified loss (Eq. 1): ``log(1 + sum sum exp(gamma (s_n - s_p + m)))`` per row.
+
+    With one positive per row and class weights as references it is AM-Softmax, with ``m=0``
+    NormFace. Arguments, result and errors as for :func:`circle_loss`.
+    """
+    return _pair_loss(
+        embeddings,
+        labels,
+        ref_emb,
+        ref_labels,
+        formula=UnifiedFormula(m=m, gamma=gamma),
+        scope=scope,
+        reduction=reduction,
+        normalize=normalize,
+        skip_below=skip_below,
+        backend=backend,
+    )
+
+
+def circle_loss_from_similarity(
+    sp: Tensor,  # (P,)
+    sn: Tensor,  # (K,)
+    *,
+    m: float,
+    gamma: float,
+    detach_weights: bool = True,
+) -> Tensor:
+    """Circle loss of one set of positive and one set of negative similarities (Eq. 6).
+
+    Args:
+        sp: (P,) similarities of positive pairs, any floating dtype.
+        sn: (K,) similarities of negative pairs, same dtype and device.
+        m, gamma, detach_weights: as for :func:`circle_loss`.
+
+    Returns:
+        A scalar, float32 (float64 for float64 input); 0, attached to the graph, where one of the
+        sets is empty.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, shape, dtype, device or range.
+    """
+    sp, sn = check_similarities(sp, sn)
+    formula = CircleFormula(m=m, gamma=gamma, detach_weights=detach_weights)
+    return _softplus(
+        present_logsumexp(formula.positive_logits(sp), dim=0)
+        + present_logsumexp(formula.negative_logits(sn), dim=0)
+    )
+
+
+def _pair_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    *,
+    formula: PairFormula,
+    scope: str,
+    reduction: str,
+    normalize: bool,
+    skip_below: float,
+    backend: str,
+) -> Tensor:
+    check_choice("scope", scope, SCOPES)
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_skip_below(skip_below)
+    lse_pos, lse_neg = pair_logsumexp(
+        embeddings,
+        labels,
+        ref_emb,
+        ref_labels,
+        formula=formula,
+        normalize=normalize,
+        backend=backend,
+    )
+    if scope == "batch":
+        # In self mode every unordered pair stands in two rows.
+        times_counted = 2 if ref_emb is None else 1
+        return _softplus(
+            present_logsumexp(lse_pos, dim=0)
+            + present_logsumexp(lse_neg, dim=0)
+            - 2 * math.log(times_counted)
+        )
+    # A row without positives or negatives has the sum -inf, hence loss and gradient exactly 0.
+    losses = _softplus(lse_pos + lse_neg)
+    if reduction == "none":
+        return losses
+    if reduction == "sum":
+        return losses.sum()
+    if reduction == "mean_all":
+        return losses.sum() / max(losses.shape[0], 1)
+    valid = (lse_pos != -math.inf) & (lse_neg != -math.inf)
+    return losses.sum() / valid.sum().clamp_min(1)
+
+
+def _softplus(x: Tensor) -> Tensor:
+    # The default threshold of 20 would cost float64 results their last five digits.
+    return F.softplus(x, threshold=50.0)

@@ -1,0 +1,76 @@
+"""The losses as modules: hyper-parameters and nothing else."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from circle_kernels.arguments import check_choice, check_skip_below
+from circle_kernels.autograd import BACKENDS
+from circle_kernels.formula import CircleFormula
+from circle_kernels.functional import REDUCTIONS, SCOPES, circle_loss
+
+
+class CircleLoss(nn.Module):
+    """Circle loss with pair-wise labels; see :func:`circle_kernels.circle_loss`.
+
+    Example:
+        >>> loss = CircleLoss(m=0.25, gamma=128)
+        >>> loss(embeddings, labels).backward()
+    """
+
+    def __init__(
+        self,
+        m: float = 0.4,
+        gamma: float = 80.0,
+        *,
+        scope: str = "anchor",
+        reduction: str = "mean",
+        detach_weights: bool = True,
+        normalize: bool = True,
+        skip_below: float = 0.0,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        # Checked here as well as at the call, so that a typo fails before training starts.
+        CircleFormula(m=m, gamma=gamma)
+        check_choice("scope", scope, SCOPES)
+        check_choice("reduction", reduction, REDUCTIONS)
+        check_skip_below(skip_below)
+        check_choice("backend", backend, BACKENDS)
+        self.m = m
+        self.gamma = gamma
+        self.scope = scope
+        self.reduction = reduction
+        self.detach_weights = detach_weights
+        self.normalize = normalize
+        self.skip_below = skip_below
+        self.backend = backend
+
+    def forward(
+        self,
+        embeddings: Tensor,  # (N, D)
+        labels: Tensor,  # (N,)
+        ref_emb: Tensor | None = None,  # (M, D)
+        ref_labels: Tensor | None = None,  # (M,)
+    ) -> Tensor:
+        return circle_loss(
+            embeddings,
+            labels,
+            ref_emb,
+            ref_labels,
+            m=self.m,
+            gamma=self.gamma,
+            scope=self.scope,
+            reduction=self.reduction,
+            detach_weights=self.detach_weights,
+            normalize=self.normalize,
+            skip_below=self.skip_below,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"m={self.m}, gamma={self.gamma}, scope={self.scope!r}, reduction={self.reduction!r}, "
+            f"detach_weights={self.detach_weights}, normalize={self.normalize}, "
+            f"skip_below={self.skip_below}, backend={self.backend!r}"
+        )
