@@ -7,6 +7,7 @@ lines in their own language and a test compares the two. Derivations: docs/deriv
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 from typing import ClassVar
@@ -37,7 +38,13 @@ class PairFormula:
     """
 
     name: ClassVar[str]
+    gamma: float
     detach_weights: bool
+
+    @property
+    def constants(self) -> tuple[float, float, float, float]:
+        """``(O_p, O_n, Delta_p, Delta_n)``; zeros for optima where a formula has none."""
+        raise NotImplementedError
 
     def positive_logits(self, similarity: Tensor) -> Tensor:
         raise NotImplementedError
@@ -112,7 +119,6 @@ class CircleFormula(PairFormula):
 
     @property
     def constants(self) -> tuple[float, float, float, float]:
-        """``(O_p, O_n, Delta_p, Delta_n)``."""
         return (
             1 + self.m if self.optimum_pos is None else self.optimum_pos,
             -self.m if self.optimum_neg is None else self.optimum_neg,
@@ -188,6 +194,10 @@ class UnifiedFormula(PairFormula):
         _check_finite("m", self.m)
         _check_gamma(self.gamma)
 
+    @property
+    def constants(self) -> tuple[float, float, float, float]:
+        return 0.0, 0.0, 0.0, -self.m
+
     def parameters(self) -> list[float]:
         return [float(self.m), float(self.gamma)]
 
@@ -207,7 +217,7 @@ class UnifiedFormula(PairFormula):
         return self.gamma
 
 
-FORMULAS: dict[str, type[CircleFormula] | type[UnifiedFormula]] = {
+FORMULAS: dict[str, Callable[..., PairFormula]] = {
     formula.name: formula for formula in (CircleFormula, UnifiedFormula)
 }
 

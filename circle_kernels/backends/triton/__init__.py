@@ -1,0 +1,6 @@
+"""The fused operation as Triton kernels, for CUDA and ROCm tensors."""
+
+from circle_kernels.backends.triton.backward import backward
+from circle_kernels.backends.triton.forward import forward
+
+__all__ = ["backward", "forward"]

@@ -1,0 +1,141 @@
+"""Backward pass at small depth: the (R, D) gradient sums stay in registers, the columns pass by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from circle_kernels.backends.triton.launch import WORKSPACE_BYTES, launch_tiles, split_columns
+from circle_kernels.backends.triton.normalization import Side
+from circle_kernels.backends.triton.primitives import (
+    label_masks,
+    load_tile,
+    similarity_gradient,
+)
+from circle_kernels.backends.triton.settings import accumulate_settings
+
+
+@triton.jit(do_not_specialize=["num_rows", "num_columns", "num_row_blocks", "tiles_per_split"])
+def accumulate_gradient_kernel(
+    rows_ptr,  # (N, D): the side whose gradient this is
+    row_labels_ptr,  # (N,) int64
+    row_scales_ptr,  # (N,) float32
+    row_statistics_ptr,  # (4, N) float32 where rows are anchors
+    columns_ptr,  # (M, D)
+    column_labels_ptr,  # (M,) int64
+    column_scales_ptr,  # (M,) float32
+    column_statistics_ptr,  # (4, M) float32 where columns are anchors
+    partial_ptr,  # (splits, N, D) float32: the sums over the columns of each split
+    num_rows,
+    num_columns,
+    depth,
+    row_stride,
+    row_depth_stride,
+    column_stride,
+    column_depth_stride,
+    num_row_blocks,
+    tiles_per_split,
+    gamma,
+    optimum_pos,
+    optimum_neg,
+    margin_pos,
+    margin_neg,
+    SELF_MODE: tl.constexpr,
+    ROW_ANCHORS: tl.constexpr,
+    COLUMN_ANCHORS: tl.constexpr,
+    FORMULA: tl.constexpr,
+    DETACH_WEIGHTS: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,  # covers the whole depth
+):
+    """Sum the gradients of one block of normalised rows over one split of the columns."""
+    row_block = tl.program_id(0) % num_row_blocks
+    split = tl.program_id(0) // num_row_blocks
+    rows = row_block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    row_inside = rows < num_rows
+    depths = tl.arange(0, BLOCK_DEPTH)
+    row_labels = tl.load(row_labels_ptr + rows, mask=row_inside, other=0)
+    row_scales = tl.load(row_scales_ptr + rows, mask=row_inside, other=0.0)
+    row_tile = load_tile(rows_ptr, rows, num_rows, row_stride, depths, depth, row_depth_stride)
+
+    sums = tl.zeros((BLOCK_ROWS, BLOCK_DEPTH), tl.float32)
+    first = split * tiles_per_split * BLOCK_COLUMNS
+    last = tl.minimum(first + tiles_per_split * BLOCK_COLUMNS, num_columns)
+    for start in range(first, last, BLOCK_COLUMNS):
+        columns = start + tl.arange(0, BLOCK_COLUMNS)
+        column_inside = columns < num_columns
+        column_labels = tl.load(column_labels_ptr + columns, mask=column_inside, other=0)
+        column_scales = tl.load(column_scales_ptr + columns, mask=column_inside, other=0.0)
+        column_tile = load_tile(
+            columns_ptr, columns, num_columns, column_stride, depths, depth, column_depth_stride
+        )
+        similarity = tl.dot(row_tile, tl.trans(column_tile), input_precision=INPUT_PRECISION)
+        similarity = similarity * row_scales[:, None] * column_scales[None, :]
+        positive, negative = label_masks(
+            row_labels, column_labels, rows, columns, num_columns, SELF_MODE
+        )
+        gradient = similarity_gradient(
+            similarity,
+            positive,
+            negative,
+            row_statistics_ptr,
+            rows,
+            num_rows,
+            column_statistics_ptr,
+            columns,
+            num_columns,
+            gamma,
+            optimum_pos,
+            optimum_neg,
+            margin_pos,
+            margin_neg,
+            ROW_ANCHORS,
+            COLUMN_ANCHORS,
+            FORMULA,
+            DETACH_WEIGHTS,
+        )
+        weights = (gradient * column_scales[None, :]).to(column_tile.dtype)
+        sums = tl.dot(weights, column_tile, sums, input_precision=INPUT_PRECISION)
+
+    offsets = (split.to(tl.int64) * num_rows + rows)[:, None] * depth + depths[None, :]
+    inside = row_inside[:, None] & (depths < depth)[None, :]
+    tl.store(partial_ptr + offsets, sums, mask=inside)
+
+
+def accumulate_in_registers(
+    rows: Side,
+    columns: Side,
+    arguments: dict[str, Any],
+    constants: dict[str, Any],
+    family: str,
+) -> Tensor:  # (splits, N, D)
+    """Gradient sums of the normalised rows, one set per split of the columns."""
+    num_rows, depth = rows.operand.shape
+    settings = accumulate_settings(family, rows.operand.dtype, depth)
+    row_blocks, splits, tiles_per_split = split_columns(
+        num_rows,
+        len(columns),
+        settings.block_rows,
+        settings.block_columns,
+        rows.operand.device,
+        max_splits=max(1, WORKSPACE_BYTES // (4 * num_rows * depth)),
+    )
+    partial = rows.scales.new_empty(splits, num_rows, depth)
+    launch_tiles(
+        accumulate_gradient_kernel,
+        row_blocks * splits,
+        {
+            **arguments,
+            "partial_ptr": partial,
+            "num_row_blocks": row_blocks,
+            "tiles_per_split": tiles_per_split,
+        },
+        constants,
+        settings,
+    )
+    return partial

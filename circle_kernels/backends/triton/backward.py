@@ -1,0 +1,97 @@
+"""Backward pass: recompute similarity tiles, turn them into ``dL/ds``, multiply by the other side.
+
+One pair of kernels serves all three gradients, since ``dL/ds_ij`` needs only the statistics of its
+anchors, which lie along the rows (gradient of the embeddings), along the columns (gradient of the
+references) or along both (self mode, where the result is the whole gradient in one product). No
+kernel uses atomics, so results are bitwise the same from run to run.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from circle_kernels.backends.interface import PairProblem
+from circle_kernels.backends.triton.accumulate import accumulate_in_registers
+from circle_kernels.backends.triton.launch import device_family, formula_arguments, on_device
+from circle_kernels.backends.triton.normalization import (
+    Side,
+    finish_gradient,
+    operand_arguments,
+    prepare_sides,
+)
+from circle_kernels.backends.triton.settings import dot_precision, max_register_depth
+from circle_kernels.backends.triton.workspace import multiply_workspace
+
+
+def backward(
+    problem: PairProblem,
+    lse_pos: Tensor,
+    lse_neg: Tensor,
+    grad_lse_pos: Tensor,
+    grad_lse_neg: Tensor,
+    *,
+    needs_embeddings: bool,
+    needs_references: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of both sides."""
+    with on_device(problem.embeddings.device):
+        rows, columns = prepare_sides(problem)
+        unit = None
+        if rows.operand.dtype == torch.float16:
+            unit = _gradient_unit(problem, grad_lse_pos, grad_lse_neg)
+            grad_lse_pos, grad_lse_neg = grad_lse_pos / unit, grad_lse_neg / unit
+        statistics = torch.stack((lse_pos, lse_neg, grad_lse_pos, grad_lse_neg))  # (4, N)
+        grad_embeddings = grad_references = None
+        if needs_embeddings:
+            grad_embeddings = _side_gradient(
+                problem, rows, columns, statistics, statistics if problem.self_mode else None, unit
+            )
+        if needs_references:
+            grad_references = _side_gradient(problem, columns, rows, None, statistics, unit)
+        return grad_embeddings, grad_references
+
+
+def _gradient_unit(problem: PairProblem, grad_lse_pos: Tensor, grad_lse_neg: Tensor) -> Tensor:
+    """What upstream gradients are divided by so that float16 weights neither overflow nor vanish.
+
+    A weight is at most (share of row + share of column) * gradient * slope <= 2 * unit * slope;
+    the unit makes that bound half of float16's range, whatever scale the loss is multiplied by.
+    """
+    grads = torch.stack((grad_lse_pos, grad_lse_neg)).abs()
+    largest = torch.nan_to_num(grads, nan=0.0, posinf=0.0).amax()
+    bound = 2 * problem.formula.max_slope() / (torch.finfo(torch.float16).max / 2)
+    return (largest * bound).clamp_min(torch.finfo(torch.float32).tiny).reshape(1)
+
+
+def _side_gradient(
+    problem: PairProblem,
+    rows: Side,
+    columns: Side,
+    row_statistics: Tensor | None,  # (4, N) where rows are anchors
+    column_statistics: Tensor | None,  # (4, M) where columns are anchors
+    unit: Tensor | None,
+) -> Tensor:
+    """Gradient of the side that ``rows`` stands for."""
+    family = device_family(rows.operand.device)
+    depth, dtype = rows.operand.shape[1], rows.operand.dtype
+    # A pointer that is never followed still has to be a tensor.
+    unused = rows.scales
+    arguments = {
+        **operand_arguments(rows, columns),
+        "row_statistics_ptr": unused if row_statistics is None else row_statistics,
+        "column_statistics_ptr": unused if column_statistics is None else column_statistics,
+        **formula_arguments(problem.formula),
+    }
+    constants = {
+        "SELF_MODE": problem.self_mode,
+        "ROW_ANCHORS": row_statistics is not None,
+        "COLUMN_ANCHORS": column_statistics is not None,
+        "FORMULA": problem.formula.name,
+        "DETACH_WEIGHTS": problem.formula.detach_weights,
+        "INPUT_PRECISION": dot_precision(family, dtype),
+    }
+    in_registers = depth <= max_register_depth(family, dtype)
+    multiply = accumulate_in_registers if in_registers else multiply_workspace
+    partial = multiply(rows, columns, arguments, constants, family)
+    return finish_gradient(rows, partial, unit, problem.normalize)

@@ -1,0 +1,158 @@
+"""Where kernels meet devices: what can be used, on which hardware, and the launch itself."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from circle_kernels.backends.triton.primitives import load_tile
+from circle_kernels.backends.triton.settings import (
+    AMD_FAMILY,
+    SMALL_NVIDIA_FAMILY,
+    Settings,
+    nvidia_family,
+)
+from circle_kernels.formula import PairFormula
+
+# Triton decides when a kernel is defined, from TRITON_INTERPRET, whether it is interpreted.
+INTERPRETED = not isinstance(load_tile, triton.runtime.JITFunction)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def status() -> str:
+    """Whether Triton can be used in this process, as one sentence."""
+    if INTERPRETED:
+        return "usable: in Triton's interpreter on CPU tensors (TRITON_INTERPRET is set)"
+    if not torch.cuda.is_available():
+        return "not usable: PyTorch sees no CUDA or ROCm device"
+    reason = unusable_reason(torch.device("cuda"), torch.float32)
+    return "usable: on CUDA and ROCm tensors" if reason is None else f"not usable: {reason}"
+
+
+def unusable_reason(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the kernels cannot take tensors of this device and dtype; None where they can."""
+    if dtype not in DTYPES:
+        return f"the Triton kernels take float16, bfloat16 and float32, not {dtype}"
+    if INTERPRETED:
+        if device.type != "cpu":
+            return "TRITON_INTERPRET is set, and the interpreter takes CPU tensors"
+        return None
+    if device.type != "cuda":
+        return (
+            "the Triton kernels need a CUDA or ROCm device; "
+            "set TRITON_INTERPRET=1 before importing triton to interpret them on the CPU"
+        )
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
+        return "the Triton kernels need compute capability 8.0 (Ampere) or later"
+    return None
+
+
+@functools.cache
+def device_family(device: torch.device) -> str:
+    """The device's row in the settings table."""
+    if device.type != "cuda":
+        return SMALL_NVIDIA_FAMILY
+    if torch.version.hip is not None:
+        return AMD_FAMILY
+    return nvidia_family(torch.cuda.get_device_capability(device))
+
+
+@functools.cache
+def num_multiprocessors(device: torch.device) -> int:
+    """How many programs it takes to give each multiprocessor one."""
+    if device.type != "cuda":
+        return 4  # interpreted: few, but enough to make small problems take the split paths
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Make the tensors' device current: Triton launches on the current one."""
+    if device.type == "cuda":
+        return torch.cuda.device(device)
+    return contextlib.nullcontext()
+
+
+def launch_kernel(
+    kernel: Any,
+    programs: int,
+    arguments: Mapping[str, Tensor | int | float],
+    constants: Mapping[str, Any],
+    num_warps: int,
+    num_stages: int,
+) -> None:
+    """Launch a kernel on a one-dimensional grid, the only kind without a limit of 65,535.
+
+    All launches pass through here, so that tests can see what would run on devices that they do
+    not have.
+    """
+    kernel[(programs,)](
+        **arguments,
+        **constants,
+        num_warps=num_warps,
+        num_stages=num_stages,
+        # Multiply-adds are part of the error budget; some Triton versions default to none.
+        enable_fp_fusion=True,
+    )
+
+
+def launch_tiles(
+    kernel: Any,
+    programs: int,
+    arguments: Mapping[str, Tensor | int | float],
+    constants: Mapping[str, Any],
+    settings: Settings,
+) -> None:
+    """:func:`launch_kernel` of a kernel that works on tiles of the similarity matrix."""
+    blocks = {
+        "BLOCK_ROWS": settings.block_rows,
+        "BLOCK_COLUMNS": settings.block_columns,
+        "BLOCK_DEPTH": settings.block_depth,
+    }
+    launch_kernel(
+        kernel,
+        programs,
+        arguments,
+        {**constants, **blocks},
+        settings.num_warps,
+        settings.num_stages,
+    )
+
+
+# What the backward pass may take for partial sums or for weights, whatever N and M are.
+WORKSPACE_BYTES = 64 * 2**20
+# More splits than this only add merging: a split should have several tiles to itself.
+MAX_SPLITS = 64
+
+
+def split_columns(
+    num_rows: int,
+    num_columns: int,
+    block_rows: int,
+    block_columns: int,
+    device: torch.device,
+    max_splits: int = MAX_SPLITS,
+) -> tuple[int, int, int]:
+    """``(row blocks, splits, tiles per split)`` for about two programs per multiprocessor."""
+    row_blocks = triton.cdiv(num_rows, block_rows)
+    tiles = triton.cdiv(num_columns, block_columns)
+    wanted = triton.cdiv(2 * num_multiprocessors(device), row_blocks)
+    tiles_per_split = triton.cdiv(tiles, max(1, min(wanted, tiles, max_splits, MAX_SPLITS)))
+    return row_blocks, triton.cdiv(tiles, tiles_per_split), tiles_per_split
+
+
+def formula_arguments(formula: PairFormula) -> dict[str, float]:
+    """The formula's numbers under the names that every kernel gives them."""
+    optimum_pos, optimum_neg, margin_pos, margin_neg = formula.constants
+    return {
+        "gamma": float(formula.gamma),
+        "optimum_pos": float(optimum_pos),
+        "optimum_neg": float(optimum_neg),
+        "margin_pos": float(margin_pos),
+        "margin_neg": float(margin_neg),
+    }

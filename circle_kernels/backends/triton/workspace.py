@@ -1,0 +1,196 @@
+"""Backward pass at any depth: ``dL/ds`` goes to a bounded workspace for a matrix product."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from circle_kernels.backends.triton.launch import WORKSPACE_BYTES, launch_tiles
+from circle_kernels.backends.triton.normalization import Side
+from circle_kernels.backends.triton.primitives import (
+    label_masks,
+    similarity_gradient,
+    similarity_tile,
+)
+from circle_kernels.backends.triton.settings import weights_settings
+
+
+@triton.jit(
+    do_not_specialize=[
+        "num_rows",
+        "num_columns",
+        "first_row",
+        "first_column",
+        "last_row",
+        "last_column",
+        "num_row_blocks",
+    ]
+)
+def write_weights_kernel(
+    rows_ptr,  # (N, D): the side whose gradient this is
+    row_labels_ptr,  # (N,) int64
+    row_scales_ptr,  # (N,) float32
+    row_statistics_ptr,  # (4, N) float32 where rows are anchors
+    columns_ptr,  # (M, D)
+    column_labels_ptr,  # (M,) int64
+    column_scales_ptr,  # (M,) float32
+    column_statistics_ptr,  # (4, M) float32 where columns are anchors
+    weights_ptr,  # (last_row - first_row, last_column - first_column), the dtype of the columns
+    num_rows,
+    num_columns,
+    depth,
+    row_stride,
+    row_depth_stride,
+    column_stride,
+    column_depth_stride,
+    weights_stride,
+    first_row,
+    last_row,
+    first_column,
+    last_column,
+    num_row_blocks,
+    gamma,
+    optimum_pos,
+    optimum_neg,
+    margin_pos,
+    margin_neg,
+    SELF_MODE: tl.constexpr,
+    ROW_ANCHORS: tl.constexpr,
+    COLUMN_ANCHORS: tl.constexpr,
+    FORMULA: tl.constexpr,
+    DETACH_WEIGHTS: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+):
+    """Write ``dL/ds_ij`` times the column's scale for one tile of the workspace."""
+    row_block = tl.program_id(0) % num_row_blocks
+    column_block = tl.program_id(0) // num_row_blocks
+    rows = first_row + row_block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    columns = first_column + column_block * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    row_inside = rows < last_row
+    column_inside = columns < last_column
+    row_labels = tl.load(row_labels_ptr + rows, mask=row_inside, other=0)
+    row_scales = tl.load(row_scales_ptr + rows, mask=row_inside, other=0.0)
+    column_labels = tl.load(column_labels_ptr + columns, mask=column_inside, other=0)
+    column_scales = tl.load(column_scales_ptr + columns, mask=column_inside, other=0.0)
+
+    similarity = similarity_tile(
+        rows_ptr,
+        rows,
+        num_rows,
+        row_stride,
+        row_depth_stride,
+        columns_ptr,
+        columns,
+        num_columns,
+        column_stride,
+        column_depth_stride,
+        depth,
+        row_scales,
+        column_scales,
+        BLOCK_DEPTH,
+        INPUT_PRECISION,
+    )
+    positive, negative = label_masks(
+        row_labels, column_labels, rows, columns, num_columns, SELF_MODE
+    )
+    gradient = similarity_gradient(
+        similarity,
+        positive,
+        negative,
+        row_statistics_ptr,
+        rows,
+        num_rows,
+        column_statistics_ptr,
+        columns,
+        num_columns,
+        gamma,
+        optimum_pos,
+        optimum_neg,
+        margin_pos,
+        margin_neg,
+        ROW_ANCHORS,
+        COLUMN_ANCHORS,
+        FORMULA,
+        DETACH_WEIGHTS,
+    )
+    weights = (gradient * column_scales[None, :]).to(weights_ptr.dtype.element_ty)
+    offsets = (rows - first_row).to(tl.int64)[:, None] * weights_stride
+    offsets += (columns - first_column)[None, :]
+    tl.store(weights_ptr + offsets, weights, mask=row_inside[:, None] & column_inside[None, :])
+
+
+def multiply_workspace(
+    rows: Side,
+    columns: Side,
+    arguments: dict[str, Any],
+    constants: dict[str, Any],
+    family: str,
+) -> Tensor:  # (1, N, D)
+    """Gradient sums of the normalised rows, as one split."""
+    num_rows, depth = rows.operand.shape
+    dtype = rows.operand.dtype
+    settings = weights_settings(family, dtype)
+    chunk_rows, chunk_columns = workspace_shape(num_rows, len(columns), dtype.itemsize)
+    workspace = rows.operand.new_empty(chunk_rows, chunk_columns)
+    sums = rows.scales.new_zeros(1, num_rows, depth)
+    for first_row in range(0, num_rows, chunk_rows):
+        last_row = min(first_row + chunk_rows, num_rows)
+        row_blocks = triton.cdiv(last_row - first_row, settings.block_rows)
+        for first_column in range(0, len(columns), chunk_columns):
+            last_column = min(first_column + chunk_columns, len(columns))
+            column_blocks = triton.cdiv(last_column - first_column, settings.block_columns)
+            launch_tiles(
+                write_weights_kernel,
+                row_blocks * column_blocks,
+                {
+                    **arguments,
+                    "weights_ptr": workspace,
+                    "weights_stride": workspace.stride(0),
+                    "first_row": first_row,
+                    "last_row": last_row,
+                    "first_column": first_column,
+                    "last_column": last_column,
+                    "num_row_blocks": row_blocks,
+                },
+                constants,
+                settings,
+            )
+            weights = workspace[: last_row - first_row, : last_column - first_column]
+            sums[0, first_row:last_row] += _product(
+                weights, columns.operand[first_column:last_column]
+            )
+    return sums
+
+
+def workspace_shape(num_rows: int, num_columns: int, itemsize: int) -> tuple[int, int]:
+    """Rows and columns of the weights that are in memory at a time, within WORKSPACE_BYTES.
+
+    Whole rows while they leave at least 1,024 of them, since each chunk of columns costs one more
+    pass over the sums.
+    """
+    entries = WORKSPACE_BYTES // itemsize
+    # A multiple of 16 keeps every row of the workspace aligned for the matrix product.
+    chunk_columns = min(triton.cdiv(num_columns, 16) * 16, entries // min(num_rows, 1024))
+    chunk_columns = max(16, chunk_columns // 16 * 16)
+    return min(num_rows, max(1, entries // chunk_columns)), chunk_columns
+
+
+def _product(
+    weights: Tensor,  # (R, C)
+    operand: Tensor,  # (C, D)
+) -> Tensor:  # (R, D) float32
+    if weights.dtype == torch.float32:
+        return weights @ operand
+    if weights.is_cuda and torch.version.hip is None and hasattr(torch.ops.aten.mm, "dtype"):
+        return torch.mm(weights, operand, out_dtype=torch.float32)
+    if weights.is_cuda:
+        # The matrix product accumulates in float32 and rounds once, at the end of a chunk.
+        return (weights @ operand).float()
+    return weights.float() @ operand.float()
