@@ -153,17 +153,17 @@ class _PairLogSumExp(torch.autograd.Function):
         # Compilers must not look inside the kernels, so there the operation is one registered op.
         # In eager mode a registered op would only add tens of microseconds to each call.
         forward = _forward_op if torch.compiler.is_compiling() else _forward
-        lse_pos, lse_neg = forward(
+        lse_pos, lse_neg, saved = forward(
             embeddings, labels, ref_emb, ref_labels, *_encode(formula), normalize, backend
         )
-        ctx.save_for_backward(embeddings, labels, ref_emb, ref_labels, lse_pos, lse_neg)
+        ctx.save_for_backward(embeddings, labels, ref_emb, ref_labels, lse_pos, lse_neg, saved)
         ctx.formula, ctx.normalize, ctx.backend = formula, normalize, backend
         return lse_pos, lse_neg
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_lse_pos: Tensor, grad_lse_neg: Tensor) -> tuple[Any, ...]:
-        embeddings, labels, ref_emb, ref_labels, lse_pos, lse_neg = ctx.saved_tensors
+        embeddings, labels, ref_emb, ref_labels, lse_pos, lse_neg, saved = ctx.saved_tensors
         needs_embeddings, needs_references = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
         backward = _backward_op if torch.compiler.is_compiling() else _backward
         grad_embeddings, grad_references = backward(
@@ -173,6 +173,7 @@ class _PairLogSumExp(torch.autograd.Function):
             ref_labels,
             lse_pos,
             lse_neg,
+            saved,
             grad_lse_pos,
             grad_lse_neg,
             *_encode(ctx.formula),
@@ -204,6 +205,21 @@ def _load_backend(backend: str) -> Any:
     return tiled
 
 
+def _problem(
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    formula: str,
+    parameters: list[float],
+    detach_weights: bool,
+    normalize: bool,
+) -> PairProblem:
+    """The problem that the leading arguments of both ops describe."""
+    rebuilt = formula_from_parameters(formula, parameters, detach_weights)
+    return PairProblem(embeddings, labels, ref_emb, ref_labels, rebuilt, normalize)
+
+
 def _forward(
     embeddings: Tensor,
     labels: Tensor,
@@ -214,25 +230,19 @@ def _forward(
     detach_weights: bool,
     normalize: bool,
     backend: str,
-) -> tuple[Tensor, Tensor]:
-    problem = PairProblem(
-        embeddings,
-        labels,
-        ref_emb,
-        ref_labels,
-        formula_from_parameters(formula, parameters, detach_weights),
-        normalize,
+) -> tuple[Tensor, Tensor, Tensor]:
+    problem = _problem(
+        embeddings, labels, ref_emb, ref_labels, formula, parameters, detach_weights, normalize
     )
     if len(problem.embeddings) == 0 or len(problem.columns) == 0:
-        return _empty_statistics(problem), _empty_statistics(problem)
+        rows = len(problem.embeddings)
+        lse_pos, lse_neg = (
+            embeddings.new_full((rows,), -math.inf, dtype=problem.result_dtype) for _ in range(2)
+        )
+        saved_shape = _load_backend(backend).saved_shape(problem)
+        return lse_pos, lse_neg, lse_pos.new_empty(saved_shape)
     with torch.autocast(embeddings.device.type, enabled=False):
         return _load_backend(backend).forward(problem)
-
-
-def _empty_statistics(problem: PairProblem) -> Tensor:
-    return problem.embeddings.new_full(
-        (len(problem.embeddings),), -math.inf, dtype=problem.result_dtype
-    )
 
 
 def _backward(
@@ -242,6 +252,7 @@ def _backward(
     ref_labels: Tensor | None,
     lse_pos: Tensor,
     lse_neg: Tensor,
+    saved: Tensor,
     grad_lse_pos: Tensor,
     grad_lse_neg: Tensor,
     formula: str,
@@ -253,13 +264,8 @@ def _backward(
     needs_references: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients for both sides; an empty tensor stands for one that is not needed."""
-    problem = PairProblem(
-        embeddings,
-        labels,
-        ref_emb,
-        ref_labels,
-        formula_from_parameters(formula, parameters, detach_weights),
-        normalize,
+    problem = _problem(
+        embeddings, labels, ref_emb, ref_labels, formula, parameters, detach_weights, normalize
     )
     grad_embeddings: Tensor | None
     grad_references: Tensor | None
@@ -272,6 +278,7 @@ def _backward(
                 problem,
                 lse_pos,
                 lse_neg,
+                saved,
                 grad_lse_pos,
                 grad_lse_neg,
                 needs_embeddings=needs_embeddings,
@@ -292,9 +299,23 @@ _backward_op = torch.library.custom_op(
 
 
 @_forward_op.register_fake
-def _forward_fake(embeddings: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    rows, dtype = embeddings.shape[0], result_dtype(embeddings.dtype)
-    return embeddings.new_empty(rows, dtype=dtype), embeddings.new_empty(rows, dtype=dtype)
+def _forward_fake(
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    formula: str,
+    parameters: list[float],
+    detach_weights: bool,
+    normalize: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    problem = _problem(
+        embeddings, labels, ref_emb, ref_labels, formula, parameters, detach_weights, normalize
+    )
+    rows = embeddings.shape[0]
+    lse_pos, lse_neg = (embeddings.new_empty(rows, dtype=problem.result_dtype) for _ in range(2))
+    return lse_pos, lse_neg, lse_pos.new_empty(_load_backend(backend).saved_shape(problem))
 
 
 @_backward_op.register_fake

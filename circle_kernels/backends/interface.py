@@ -1,14 +1,16 @@
 """What a backend is given and what it returns.
 
-A backend is a module with two functions:
+A backend is a module with two functions and the shape of what passes between them:
 
-    forward(problem) -> (lse_pos, lse_neg)
-    backward(problem, lse_pos, lse_neg, grad_lse_pos, grad_lse_neg, *, needs_embeddings,
+    forward(problem) -> (lse_pos, lse_neg, saved)
+    backward(problem, lse_pos, lse_neg, saved, grad_lse_pos, grad_lse_neg, *, needs_embeddings,
              needs_references) -> (grad_embeddings | None, grad_references | None)
+    saved_shape(problem) -> the shape of saved, without computing anything
 
-Both run without autograd, with autocast off, on checked arguments, and on at least one row and
-one column. Log-sum-exps are (N,) in :attr:`PairProblem.result_dtype`, ``-inf`` for an empty set;
-gradients are in the inputs' dtype.
+``saved`` is one tensor in the result dtype of whatever the backward pass can use; it may be empty.
+Both functions run without autograd, with autocast off, on checked arguments, and on at least one
+row and one column. Log-sum-exps are (N,) in :attr:`PairProblem.result_dtype`, ``-inf`` for an empty
+set; gradients are in the inputs' dtype.
 """
 
 from __future__ import annotations

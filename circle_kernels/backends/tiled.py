@@ -52,12 +52,12 @@ class _Tiles:
         dtype = problem.result_dtype
         self.problem = problem
         self.row_divisors = divisors(problem.embeddings, problem.normalize)
-        self.rows = problem.embeddings.to(dtype) / self.row_divisors[:, None]
+        self.rows = problem.embeddings.contiguous().to(dtype) / self.row_divisors[:, None]
         if problem.self_mode:
             self.column_divisors, self.columns = self.row_divisors, self.rows
         else:
             self.column_divisors = divisors(problem.columns, problem.normalize)
-            self.columns = problem.columns.to(dtype) / self.column_divisors[:, None]
+            self.columns = problem.columns.contiguous().to(dtype) / self.column_divisors[:, None]
         self.edge = _CPU_TILE if problem.embeddings.device.type == "cpu" else _ACCELERATOR_TILE
 
     def slices(self) -> Iterator[tuple[slice, slice]]:
@@ -84,7 +84,12 @@ class _Tiles:
         return self.problem.labels[rows][:, None] == self.problem.column_labels[columns][None, :]
 
 
-def forward(problem: PairProblem) -> tuple[Tensor, Tensor]:
+def saved_shape(problem: PairProblem) -> tuple[int]:
+    """The forward pass keeps nothing for the backward beside the log-sum-exps."""
+    return (0,)
+
+
+def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exps of every row, merged tile by tile."""
     tiles = _Tiles(problem)
     lse_pos = tiles.rows.new_full((len(tiles.rows),), -math.inf)
@@ -102,13 +107,14 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor]:
             lse[rows] = torch.logaddexp(lse[rows], masked_logsumexp(logits, mask, dim=1))
             if tiles.mirrored(rows, columns):
                 lse[columns] = torch.logaddexp(lse[columns], masked_logsumexp(logits, mask, dim=0))
-    return lse_pos, lse_neg
+    return lse_pos, lse_neg, lse_pos.new_empty(saved_shape(problem))
 
 
 def backward(
     problem: PairProblem,
     lse_pos: Tensor,
     lse_neg: Tensor,
+    saved: Tensor,
     grad_lse_pos: Tensor,
     grad_lse_neg: Tensor,
     *,

@@ -13,9 +13,11 @@ from circle_kernels.backends.triton.normalization import Side
 from circle_kernels.backends.triton.primitives import (
     label_masks,
     load_tile,
+    multiply_add,
+    scale_products,
     similarity_gradient,
 )
-from circle_kernels.backends.triton.settings import accumulate_settings
+from circle_kernels.backends.triton.settings import Settings
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_columns", "num_row_blocks", "tiles_per_split"])
@@ -74,8 +76,13 @@ def accumulate_gradient_kernel(
         column_tile = load_tile(
             columns_ptr, columns, num_columns, column_stride, depths, depth, column_depth_stride
         )
-        similarity = tl.dot(row_tile, tl.trans(column_tile), input_precision=INPUT_PRECISION)
-        similarity = similarity * row_scales[:, None] * column_scales[None, :]
+        products = multiply_add(
+            row_tile,
+            tl.trans(column_tile),
+            tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32),
+            INPUT_PRECISION,
+        )
+        similarity = scale_products(products, row_scales, column_scales)
         positive, negative = label_masks(
             row_labels, column_labels, rows, columns, num_columns, SELF_MODE
         )
@@ -100,7 +107,7 @@ def accumulate_gradient_kernel(
             DETACH_WEIGHTS,
         )
         weights = (gradient * column_scales[None, :]).to(column_tile.dtype)
-        sums = tl.dot(weights, column_tile, sums, input_precision=INPUT_PRECISION)
+        sums = multiply_add(weights, column_tile, sums, INPUT_PRECISION)
 
     offsets = (split.to(tl.int64) * num_rows + rows)[:, None] * depth + depths[None, :]
     inside = row_inside[:, None] & (depths < depth)[None, :]
@@ -112,11 +119,10 @@ def accumulate_in_registers(
     columns: Side,
     arguments: dict[str, Any],
     constants: dict[str, Any],
-    family: str,
+    settings: Settings,
 ) -> Tensor:  # (splits, N, D)
     """Gradient sums of the normalised rows, one set per split of the columns."""
     num_rows, depth = rows.operand.shape
-    settings = accumulate_settings(family, rows.operand.dtype, depth)
     row_blocks, splits, tiles_per_split = split_columns(
         num_rows,
         len(columns),

@@ -20,7 +20,11 @@ from circle_kernels.backends.triton.normalization import (
     operand_arguments,
     prepare_sides,
 )
-from circle_kernels.backends.triton.settings import dot_precision, max_register_depth
+from circle_kernels.backends.triton.settings import (
+    accumulate_settings,
+    dot_precision,
+    weights_settings,
+)
 from circle_kernels.backends.triton.workspace import multiply_workspace
 
 
@@ -28,6 +32,7 @@ def backward(
     problem: PairProblem,
     lse_pos: Tensor,
     lse_neg: Tensor,
+    saved: Tensor,  # (2, N): both log-sum-exps in base 2
     grad_lse_pos: Tensor,
     grad_lse_neg: Tensor,
     *,
@@ -41,7 +46,7 @@ def backward(
         if rows.operand.dtype == torch.float16:
             unit = _gradient_unit(problem, grad_lse_pos, grad_lse_neg)
             grad_lse_pos, grad_lse_neg = grad_lse_pos / unit, grad_lse_neg / unit
-        statistics = torch.stack((lse_pos, lse_neg, grad_lse_pos, grad_lse_neg))  # (4, N)
+        statistics = torch.cat((saved, torch.stack((grad_lse_pos, grad_lse_neg))))  # (4, N)
         grad_embeddings = grad_references = None
         if needs_embeddings:
             grad_embeddings = _side_gradient(
@@ -91,7 +96,10 @@ def _side_gradient(
         "DETACH_WEIGHTS": problem.formula.detach_weights,
         "INPUT_PRECISION": dot_precision(family, dtype),
     }
-    in_registers = depth <= max_register_depth(family, dtype)
-    multiply = accumulate_in_registers if in_registers else multiply_workspace
-    partial = multiply(rows, columns, arguments, constants, family)
+    settings = accumulate_settings(family, dtype, depth)
+    if settings is not None:
+        partial = accumulate_in_registers(rows, columns, arguments, constants, settings)
+    else:
+        settings = weights_settings(family, dtype, depth)
+        partial = multiply_workspace(rows, columns, arguments, constants, settings)
     return finish_gradient(rows, partial, unit, problem.normalize)

@@ -15,6 +15,7 @@ from circle_kernels.backends.interface import PairProblem
 from circle_kernels.backends.triton.launch import (
     device_family,
     formula_arguments,
+    launch_kernel,
     launch_tiles,
     on_device,
     split_columns,
@@ -29,12 +30,15 @@ from circle_kernels.backends.triton.primitives import (
 )
 from circle_kernels.backends.triton.settings import dot_precision, forward_settings
 
+_MERGE_BLOCK = {"BLOCK_ROWS": 128}
+
 
 @triton.jit(
     do_not_specialize=[
         "num_rows",
         "num_columns",
         "num_row_blocks",
+        "num_splits",
         "tiles_per_split",
     ]
 )
@@ -45,8 +49,7 @@ def pair_logsumexp_kernel(
     columns_ptr,  # (M, D)
     column_labels_ptr,  # (M,) int64
     column_scales_ptr,  # (M,) float32
-    partial_pos_ptr,  # (splits, N) float32: lse_pos over the columns of each split
-    partial_neg_ptr,  # (splits, N) float32
+    partial_ptr,  # (2, splits, N) float32: base-2 lse_pos, lse_neg over the columns of each split
     num_rows,
     num_columns,
     depth,
@@ -55,6 +58,7 @@ def pair_logsumexp_kernel(
     column_stride,
     column_depth_stride,
     num_row_blocks,
+    num_splits,
     tiles_per_split,
     gamma,
     optimum_pos,
@@ -113,30 +117,66 @@ def pair_logsumexp_kernel(
         max_neg, sum_neg = accumulate_logsumexp(max_neg, sum_neg, logits_neg, negative)
 
     offsets = split.to(tl.int64) * num_rows + rows
-    tl.store(partial_pos_ptr + offsets, (max_pos + tl.log2(sum_pos)) * LN_2, mask=row_inside)
-    tl.store(partial_neg_ptr + offsets, (max_neg + tl.log2(sum_neg)) * LN_2, mask=row_inside)
+    tl.store(partial_ptr + offsets, max_pos + tl.log2(sum_pos), mask=row_inside)
+    offsets += num_splits.to(tl.int64) * num_rows
+    tl.store(partial_ptr + offsets, max_neg + tl.log2(sum_neg), mask=row_inside)
 
 
-def forward(problem: PairProblem) -> tuple[Tensor, Tensor]:
-    """Log-sum-exps of every row."""
+@triton.jit(do_not_specialize=["num_rows", "num_splits"])
+def merge_splits_kernel(
+    partial_ptr,  # (2, splits, N) float32, base 2
+    merged_ptr,  # (2, N) float32, base 2
+    lse_pos_ptr,  # (N,) float32
+    lse_neg_ptr,  # (N,) float32
+    num_rows,
+    num_splits,
+    BLOCK_ROWS: tl.constexpr,
+):
+    """Merge the splits' log-sum-exps; keep them in base 2 for the backward pass.
+
+    Converting to natural logarithms and back would round twice, and a rounding of a log-sum-exp
+    is a relative error of every gradient of its row.
+    """
+    rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    inside = rows < num_rows
+    for kind in tl.static_range(2):
+        running_max = tl.full((BLOCK_ROWS,), -float("inf"), tl.float32)
+        running_sum = tl.zeros((BLOCK_ROWS,), tl.float32)
+        for split in range(num_splits):
+            offsets = (kind * num_splits + split).to(tl.int64) * num_rows + rows
+            partial = tl.load(partial_ptr + offsets, mask=inside, other=0.0)
+            running_max, running_sum = accumulate_logsumexp(
+                running_max, running_sum, partial[:, None], inside[:, None]
+            )
+        merged = running_max + tl.log2(running_sum)
+        tl.store(merged_ptr + kind * num_rows.to(tl.int64) + rows, merged, mask=inside)
+        tl.store((lse_neg_ptr if kind else lse_pos_ptr) + rows, merged * LN_2, mask=inside)
+
+
+def saved_shape(problem: PairProblem) -> tuple[int, int]:
+    """What the forward pass keeps for the backward: both log-sum-exps in base 2."""
+    return 2, len(problem.embeddings)
+
+
+def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-sum-exps of every row, and the same in base 2."""
     device = problem.embeddings.device
     with on_device(device):
         rows, columns = prepare_sides(problem)
         family = device_family(device)
-        settings = forward_settings(family, rows.operand.dtype)
+        settings = forward_settings(family, rows.operand.dtype, rows.operand.shape[1])
         row_blocks, splits, tiles_per_split = split_columns(
             len(rows), len(columns), settings.block_rows, settings.block_columns, device
         )
-        partial_pos = rows.scales.new_empty(splits, len(rows))
-        partial_neg = torch.empty_like(partial_pos)
+        partial = rows.scales.new_empty(2, splits, len(rows))
         launch_tiles(
             pair_logsumexp_kernel,
             row_blocks * splits,
             {
                 **operand_arguments(rows, columns),
-                "partial_pos_ptr": partial_pos,
-                "partial_neg_ptr": partial_neg,
+                "partial_ptr": partial,
                 "num_row_blocks": row_blocks,
+                "num_splits": splits,
                 "tiles_per_split": tiles_per_split,
                 **formula_arguments(problem.formula),
             },
@@ -147,6 +187,21 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor]:
             },
             settings,
         )
-        if splits == 1:
-            return partial_pos[0], partial_neg[0]
-        return partial_pos.logsumexp(dim=0), partial_neg.logsumexp(dim=0)
+        merged = rows.scales.new_empty(saved_shape(problem))
+        lse_pos, lse_neg = torch.empty_like(rows.scales), torch.empty_like(rows.scales)
+        launch_kernel(
+            merge_splits_kernel,
+            triton.cdiv(len(rows), _MERGE_BLOCK["BLOCK_ROWS"]),
+            {
+                "partial_ptr": partial,
+                "merged_ptr": merged,
+                "lse_pos_ptr": lse_pos,
+                "lse_neg_ptr": lse_neg,
+                "num_rows": len(rows),
+                "num_splits": splits,
+            },
+            _MERGE_BLOCK,
+            num_warps=4,
+            num_stages=1,
+        )
+        return lse_pos, lse_neg, merged

@@ -14,7 +14,7 @@ from torch import Tensor
 from circle_kernels.backends.triton.primitives import load_tile
 from circle_kernels.backends.triton.settings import (
     AMD_FAMILY,
-    SMALL_NVIDIA_FAMILY,
+    INTERPRETER,
     Settings,
     nvidia_family,
 )
@@ -57,7 +57,7 @@ def unusable_reason(device: torch.device, dtype: torch.dtype) -> str | None:
 def device_family(device: torch.device) -> str:
     """The device's row in the settings table."""
     if device.type != "cuda":
-        return SMALL_NVIDIA_FAMILY
+        return INTERPRETER
     if torch.version.hip is not None:
         return AMD_FAMILY
     return nvidia_family(torch.cuda.get_device_capability(device))

@@ -30,6 +30,22 @@ def load_tile(
 
 
 @triton.jit
+def multiply_add(
+    left,  # (R, K)
+    right,  # (K, C)
+    sums,  # (R, C) float32
+    INPUT_PRECISION: tl.constexpr,
+):
+    """Add a matrix product to float32 sums at one of the precisions of ``dot_precision``."""
+    if INPUT_PRECISION == "float64":
+        # sums + product rather than a dot onto the sums, so that the product is rounded once.
+        sums += tl.dot(left.to(tl.float64), right.to(tl.float64)).to(tl.float32)
+    else:
+        sums = tl.dot(left, right, sums, input_precision=INPUT_PRECISION)
+    return sums
+
+
+@triton.jit
 def similarity_tile(
     rows_ptr,
     rows,  # (R,)
@@ -55,10 +71,22 @@ def similarity_tile(
         column_chunk = load_tile(
             columns_ptr, columns, num_columns, column_stride, depths, depth, column_depth_stride
         )
-        products = tl.dot(
-            row_chunk, tl.trans(column_chunk), products, input_precision=INPUT_PRECISION
-        )
-    return products * row_scales[:, None] * column_scales[None, :]
+        products = multiply_add(row_chunk, tl.trans(column_chunk), products, INPUT_PRECISION)
+    return scale_products(products, row_scales, column_scales)
+
+
+@triton.jit
+def scale_products(
+    products,  # (R, C)
+    row_scales,  # (R,)
+    column_scales,  # (C,)
+):
+    """Turn inner products of operands into similarities, the same for (i, j) as for (j, i).
+
+    The scales are multiplied first: a pair whose two roundings differed would have its logit
+    exponentiated against a log-sum-exp that saw another one.
+    """
+    return products * (row_scales[:, None] * column_scales[None, :])
 
 
 @triton.jit
@@ -153,15 +181,15 @@ def accumulate_logsumexp(
 
 @triton.jit
 def load_statistics(
-    statistics_ptr,  # (4, num_anchors): lse_pos, lse_neg, grad_lse_pos, grad_lse_neg
+    statistics_ptr,  # (4, num_anchors): base-2 lse_pos, lse_neg; grad_lse_pos, grad_lse_neg
     anchors,  # (A,)
     num_anchors,
 ):
-    """Load what the backward pass knows of some anchors; log-sum-exps come back in base 2."""
+    """Load what the backward pass knows of some anchors."""
     inside = anchors < num_anchors
-    lse_pos = tl.load(statistics_ptr + anchors, mask=inside, other=0.0) * LOG2_E
+    lse_pos = tl.load(statistics_ptr + anchors, mask=inside, other=0.0)
     statistics_ptr += num_anchors
-    lse_neg = tl.load(statistics_ptr + anchors, mask=inside, other=0.0) * LOG2_E
+    lse_neg = tl.load(statistics_ptr + anchors, mask=inside, other=0.0)
     statistics_ptr += num_anchors
     grad_pos = tl.load(statistics_ptr + anchors, mask=inside, other=0.0)
     statistics_ptr += num_anchors

@@ -7,7 +7,7 @@ the family with the least shared memory.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -24,14 +24,87 @@ class Settings:
 
 
 # Compute capability of NVIDIA devices -> family, named after its first member.
-NVIDIA_FAMILIES = {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_90", (10, 3): "sm_90"}
+NVIDIA_FAMILIES = {
+    (8, 0): "sm_80",
+    (9, 0): "sm_90",
+    (10, 0): "sm_100",
+    (10, 3): "sm_100",
+}
 # 99 KB of shared memory per block: consumer and inference cards (8.6, 8.9, 12.0, ...).
 SMALL_NVIDIA_FAMILY = "sm_86"
 AMD_FAMILY = "gfx942"
+# Not a device: Triton's interpreter, which runs the kernels on CPU tensors.
+INTERPRETER = "interpreter"
+
+# (family, bytes per element) -> settings.
+_FORWARD = {
+    ("sm_80", 2): Settings(128, 64, 64, num_warps=8, num_stages=3),
+    ("sm_80", 4): Settings(128, 32, 32, num_warps=8, num_stages=2),
+    ("sm_86", 2): Settings(128, 64, 64, num_warps=8, num_stages=3),
+    ("sm_86", 4): Settings(128, 32, 32, num_warps=8, num_stages=2),
+    ("sm_90", 2): Settings(128, 128, 64, num_warps=8, num_stages=3),
+    ("sm_90", 4): Settings(128, 64, 32, num_warps=8, num_stages=2),
+    ("sm_100", 2): Settings(128, 64, 64, num_warps=8, num_stages=3),
+    ("sm_100", 4): Settings(128, 64, 32, num_warps=8, num_stages=2),
+    ("gfx942", 2): Settings(128, 64, 64, num_warps=8, num_stages=2),
+    ("gfx942", 4): Settings(128, 64, 32, num_warps=8, num_stages=2),
+    ("interpreter", 2): Settings(64, 64, 64, num_warps=4, num_stages=1),
+    ("interpreter", 4): Settings(64, 64, 64, num_warps=4, num_stages=1),
+}
+_WEIGHTS = {
+    ("sm_80", 2): Settings(128, 64, 64, num_warps=8, num_stages=3),
+    ("sm_80", 4): Settings(64, 32, 32, num_warps=4, num_stages=2),
+    ("sm_86", 2): Settings(128, 64, 64, num_warps=8, num_stages=3),
+    ("sm_86", 4): Settings(64, 32, 32, num_warps=4, num_stages=2),
+    ("sm_90", 2): Settings(128, 64, 64, num_warps=8, num_stages=3),
+    ("sm_90", 4): Settings(64, 64, 32, num_warps=4, num_stages=2),
+    ("sm_100", 2): Settings(128, 64, 64, num_warps=8, num_stages=3),
+    ("sm_100", 4): Settings(64, 32, 32, num_warps=4, num_stages=2),
+    ("gfx942", 2): Settings(64, 64, 64, num_warps=4, num_stages=2),
+    ("gfx942", 4): Settings(64, 64, 32, num_warps=4, num_stages=2),
+    ("interpreter", 2): Settings(64, 64, 64, num_warps=4, num_stages=1),
+    ("interpreter", 4): Settings(64, 64, 64, num_warps=4, num_stages=1),
+}
+# Ascending in depth: an entry serves depths up to its block_depth, which the sums have to cover.
+# Beyond the last one they no longer fit in registers. float32 ends early because tf32x3 holds
+# every operand twice.
+_ACCUMULATE = {
+    ("sm_80", 2): (
+        Settings(64, 64, 128, num_warps=8, num_stages=2),
+        Settings(64, 32, 256, num_warps=8, num_stages=2),
+    ),
+    ("sm_80", 4): (Settings(32, 32, 64, num_warps=4, num_stages=2),),
+    ("sm_86", 2): (
+        Settings(64, 64, 128, num_warps=8, num_stages=2),
+        Settings(64, 32, 256, num_warps=8, num_stages=2),
+    ),
+    ("sm_86", 4): (Settings(32, 32, 64, num_warps=4, num_stages=2),),
+    ("sm_90", 2): (
+        Settings(128, 64, 64, num_warps=8, num_stages=2),
+        Settings(128, 32, 128, num_warps=8, num_stages=2),
+        Settings(64, 32, 256, num_warps=8, num_stages=2),
+    ),
+    ("sm_90", 4): (Settings(64, 32, 64, num_warps=4, num_stages=2),),
+    ("sm_100", 2): (
+        Settings(64, 64, 64, num_warps=4, num_stages=2),
+        Settings(128, 64, 128, num_warps=8, num_stages=2),
+        Settings(64, 32, 256, num_warps=8, num_stages=2),
+    ),
+    ("sm_100", 4): (Settings(64, 32, 64, num_warps=8, num_stages=2),),
+    ("gfx942", 2): (
+        Settings(64, 32, 128, num_warps=4, num_stages=1),
+        Settings(64, 32, 256, num_warps=4, num_stages=1),
+    ),
+    ("gfx942", 4): (Settings(64, 32, 64, num_warps=4, num_stages=1),),
+    ("interpreter", 2): (Settings(64, 64, 256, num_warps=4, num_stages=1),),
+    ("interpreter", 4): (Settings(64, 64, 64, num_warps=4, num_stages=1),),
+}
+# The smallest chunk of the depth that a matrix instruction takes, whatever the dtype.
+_MIN_BLOCK_DEPTH = 16
 
 
 def nvidia_family(capability: tuple[int, int]) -> str:
-    """The row of the table that a device of this compute capability takes."""
+    """The rows of the table that a device of this compute capability takes."""
     return NVIDIA_FAMILIES.get(capability, SMALL_NVIDIA_FAMILY)
 
 
@@ -39,42 +112,37 @@ def dot_precision(family: str, dtype: torch.dtype) -> str:
     """How float32 tiles are multiplied: three tf32 products unless the user allowed fewer bits.
 
     ``torch.set_float32_matmul_precision("high")`` or ``"medium"`` allows plain tf32. AMD's matrix
-    instructions take float32 as it is. Half types ignore the answer.
+    instructions take float32 as it is. The interpreter multiplies with numpy, which adds up in an
+    order that depends on the tile's shape, so that forward and backward would see different
+    similarities of one pair, as they do not on a device; in float64 the order does not show.
+    Half types ignore the answer.
     """
-    if family == AMD_FAMILY or dtype != torch.float32:
+    if dtype != torch.float32 or family == AMD_FAMILY:
         return "ieee"
+    if family == INTERPRETER:
+        return "float64"
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
-# (family, bytes per element) -> settings of the forward kernel and of the workspace kernel.
-_FORWARD = {
-    ("sm_80", 2): Settings(128, 64, 64, num_warps=8, num_stages=3),
-    ("sm_80", 4): Settings(64, 64, 32, num_warps=4, num_stages=2),
-    ("sm_86", 2): Settings(128, 64, 64, num_warps=8, num_stages=3),
-    ("sm_86", 4): Settings(64, 64, 32, num_warps=4, num_stages=2),
-    ("sm_90", 2): Settings(128, 128, 64, num_warps=8, num_stages=3),
-    ("sm_90", 4): Settings(64, 64, 32, num_warps=4, num_stages=2),
-    ("gfx942", 2): Settings(64, 64, 64, num_warps=4, num_stages=2),
-    ("gfx942", 4): Settings(64, 64, 32, num_warps=4, num_stages=2),
-}
-_WEIGHTS = dict(_FORWARD)
-
-
-def max_register_depth(family: str, dtype: torch.dtype) -> int:
-    """Up to which depth the backward pass keeps its sums in registers."""
-    return 256
-
-
-def forward_settings(family: str, dtype: torch.dtype) -> Settings:
+def forward_settings(family: str, dtype: torch.dtype, depth: int) -> Settings:
     """Settings of the forward kernel."""
-    return _FORWARD[family, dtype.itemsize]
+    return _fit_depth(_FORWARD[family, dtype.itemsize], depth)
 
 
-def weights_settings(family: str, dtype: torch.dtype) -> Settings:
+def weights_settings(family: str, dtype: torch.dtype, depth: int) -> Settings:
     """Settings of the kernel that writes weights to the workspace."""
-    return _WEIGHTS[family, dtype.itemsize]
+    return _fit_depth(_WEIGHTS[family, dtype.itemsize], depth)
 
 
-def accumulate_settings(family: str, dtype: torch.dtype, depth: int) -> Settings:
-    """Settings of the backward kernel that keeps its sums in registers."""
-    return Settings(64, 32, max(16, 1 << (depth - 1).bit_length()), num_warps=4, num_stages=2)
+def accumulate_settings(family: str, dtype: torch.dtype, depth: int) -> Settings | None:
+    """Settings of the kernel that keeps its sums in registers; None where they do not fit."""
+    for settings in _ACCUMULATE[family, dtype.itemsize]:
+        if depth <= settings.block_depth:
+            return _fit_depth(settings, depth)
+    return None
+
+
+def _fit_depth(settings: Settings, depth: int) -> Settings:
+    """No chunk larger than the depth needs."""
+    needed = max(_MIN_BLOCK_DEPTH, 1 << (depth - 1).bit_length())
+    return replace(settings, block_depth=min(settings.block_depth, needed))

@@ -16,7 +16,7 @@ from circle_kernels.backends.triton.primitives import (
     similarity_gradient,
     similarity_tile,
 )
-from circle_kernels.backends.triton.settings import weights_settings
+from circle_kernels.backends.triton.settings import Settings
 
 
 @triton.jit(
@@ -131,15 +131,14 @@ def multiply_workspace(
     columns: Side,
     arguments: dict[str, Any],
     constants: dict[str, Any],
-    family: str,
+    settings: Settings,
 ) -> Tensor:  # (1, N, D)
     """Gradient sums of the normalised rows, as one split."""
     num_rows, depth = rows.operand.shape
     dtype = rows.operand.dtype
-    settings = weights_settings(family, dtype)
     chunk_rows, chunk_columns = workspace_shape(num_rows, len(columns), dtype.itemsize)
     workspace = rows.operand.new_empty(chunk_rows, chunk_columns)
-    sums = rows.scales.new_zeros(1, num_rows, depth)
+    sums = rows.scales.new_zeros(num_rows, depth)
     for first_row in range(0, num_rows, chunk_rows):
         last_row = min(first_row + chunk_rows, num_rows)
         row_blocks = triton.cdiv(last_row - first_row, settings.block_rows)
@@ -162,11 +161,11 @@ def multiply_workspace(
                 constants,
                 settings,
             )
-            weights = workspace[: last_row - first_row, : last_column - first_column]
-            sums[0, first_row:last_row] += _product(
-                weights, columns.operand[first_column:last_column]
-            )
-    return sums
+            num_chunk_rows, num_chunk_columns = last_row - first_row, last_column - first_column
+            weights = workspace.narrow(0, 0, num_chunk_rows).narrow(1, 0, num_chunk_columns)
+            chunk = columns.operand.narrow(0, first_column, num_chunk_columns)
+            sums.narrow(0, first_row, num_chunk_rows).add_(_product(weights, chunk))
+    return sums.unsqueeze(0)
 
 
 def workspace_shape(num_rows: int, num_columns: int, itemsize: int) -> tuple[int, int]:

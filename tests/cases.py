@@ -1,0 +1,269 @@
+"""Data regimes and shapes that every backend is tested in, and the yardstick for its error."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from circle_kernels import CircleFormula, UnifiedFormula
+from circle_kernels.formula import PairFormula
+from circle_kernels.reference import pair_logsumexp_reference
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+INT64 = torch.iinfo(torch.int64)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A backend on a device, with the dtypes it is tested in."""
+
+    backend: str
+    device: str
+    dtypes: tuple[torch.dtype, ...]
+
+    def __str__(self) -> str:
+        return self.backend if self.device == "cpu" else f"{self.backend}-{self.device}"
+
+
+def _targets() -> list[object]:
+    if INTERPRETED:
+        # bfloat16 products are wrong in the interpreter of some Triton versions.
+        return [Target("triton", "cpu", (torch.float32, torch.float16))]
+    half = (torch.float16, torch.bfloat16)
+    on_gpu = [
+        pytest.mark.gpu,
+        pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA or ROCm device"),
+    ]
+    return [
+        Target("tiled", "cpu", (torch.float64, torch.float32, *half)),
+        pytest.param(Target("tiled", "cuda", (torch.float64, torch.float32, *half)), marks=on_gpu),
+        pytest.param(Target("triton", "cuda", (torch.float32, *half)), marks=on_gpu),
+    ]
+
+
+TARGETS = _targets()
+for_every_backend = pytest.mark.parametrize("target", TARGETS, ids=str)
+
+
+@functools.cache
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _random(n: int, d: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    return (
+        torch.randn(n, d, generator=generator, dtype=torch.float64),
+        torch.randint(0, max(1, n // 4), (n,), generator=generator),
+    )
+
+
+def _clusters(n: int, d: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Tight and well separated, the state that training aims at."""
+    _, labels = _random(n, d, generator)
+    centres = torch.randn(max(1, n // 4), d, generator=generator, dtype=torch.float64)
+    noise = torch.randn(n, d, generator=generator, dtype=torch.float64)
+    return centres[labels] + 0.05 * noise, labels
+
+
+def _collapsed(n: int, d: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    embeddings, labels = _random(n, d, generator)
+    return embeddings[:1].expand(n, d).clone(), labels
+
+
+def _duplicates_and_antipodes(n: int, d: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Similarities of exactly 1 and -1, within and across classes."""
+    embeddings, labels = _random(n, d, generator)
+    embeddings[n // 3 : 2 * (n // 3)] = embeddings[: n // 3]
+    embeddings[2 * (n // 3) : 3 * (n // 3)] = -embeddings[: n // 3]
+    return embeddings, labels
+
+
+def _one_class(n: int, d: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    return _random(n, d, generator)[0], torch.full((n,), 7)
+
+
+def _distinct_classes(n: int, d: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    return _random(n, d, generator)[0], torch.randperm(n, generator=generator)
+
+
+def _mixed_empty_rows(n: int, d: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Some classes with one member only."""
+    embeddings, labels = _random(n, d, generator)
+    labels[::3] = 1000 + torch.arange(len(labels[::3]))
+    return embeddings, labels
+
+
+def _sorted_labels(n: int, d: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    embeddings, labels = _random(n, d, generator)
+    return embeddings, labels.sort().values
+
+
+def _extreme_labels(n: int, d: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The ends of int64, and labels that are equal in their lower 32 bits."""
+    embeddings, labels = _random(n, d, generator)
+    values = torch.tensor([INT64.min, INT64.max, 0, -1, 2**32, -(2**32), INT64.min + 1])
+    return embeddings, values[labels % len(values)]
+
+
+def _unlike_norms(n: int, d: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Norms from 1e-3 to 1e3, as an unnormalised last layer gives."""
+    embeddings, labels = _random(n, d, generator)
+    return embeddings * torch.logspace(-3, 3, n, dtype=torch.float64)[:, None], labels
+
+
+REGIMES: dict[str, Callable[[int, int, torch.Generator], tuple[Tensor, Tensor]]] = {
+    regime.__name__.removeprefix("_"): regime
+    for regime in (
+        _random,
+        _clusters,
+        _collapsed,
+        _duplicates_and_antipodes,
+        _one_class,
+        _distinct_classes,
+        _mixed_empty_rows,
+        _sorted_labels,
+        _extreme_labels,
+        _unlike_norms,
+    )
+}
+
+
+PAPER = CircleFormula()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem: a regime, a shape and a formula."""
+
+    regime: str
+    n: int = 67
+    m: int | None = None  # references; None for self mode
+    d: int = 24
+    formula: PairFormula = PAPER
+    normalize: bool = True
+
+    def __str__(self) -> str:
+        mode = f"{self.n}" if self.m is None else f"{self.n}x{self.m}"
+        formula = f"{self.formula.name}-m{self.formula.m}-g{self.formula.gamma:g}"
+        flags = "" if self.normalize else "-unnormalised"
+        flags += "" if self.formula.detach_weights else "-undetached"
+        return f"{self.regime}-{mode}-D{self.d}-{formula}{flags}"
+
+    def tensors(self, dtype: torch.dtype, device: str = "cpu") -> list[Tensor | None]:
+        """``[embeddings, labels, ref_emb, ref_labels]``; the embeddings require gradients."""
+        generator = torch.Generator().manual_seed(20020 + self.n + self.d)
+        total = self.n + (self.m or 0)
+        embeddings, labels = REGIMES[self.regime](total, self.d, generator)
+        if not self.normalize:
+            embeddings = embeddings / embeddings.norm(dim=1, keepdim=True)
+        # References from the same draw, interleaved, so that they share the rows' classes.
+        order = torch.randperm(total, generator=generator) if self.m else torch.arange(total)
+        embeddings, labels = embeddings[order].to(dtype), labels[order]
+        result: list[Tensor | None] = [embeddings[: self.n], labels[: self.n], None, None]
+        if self.m is not None:
+            result[2:] = [embeddings[self.n :], labels[self.n :]]
+        return [
+            value if value is None else value.to(device).clone().requires_grad_(index % 2 == 0)
+            for index, value in enumerate(result)
+        ]
+
+
+def _cases() -> list[Case]:
+    cases = [Case(regime) for regime in REGIMES]
+    cases += [Case(regime, m=41) for regime in REGIMES]
+    # Gamma and m over the range that users and the paper's ablations span.
+    for regime in ("random", "clusters"):
+        cases += [
+            Case(regime, formula=CircleFormula(m=m, gamma=gamma))
+            for m, gamma in ((0.25, 1.0), (-0.1, 32.0), (0.25, 256.0), (0.5, 1024.0))
+        ]
+    # Depths tiny, odd and large, on both sides of every switch between kernels.
+    cases += [Case("random", n=35, d=d) for d in (1, 2, 3, 16, 65, 128, 129, 256, 257, 515)]
+    cases += [Case("random", n=19, m=21, d=d) for d in (1, 7, 130, 300)]
+    cases += [Case("random", n=5, d=4096)]
+    # Sizes around tile edges.
+    cases += [Case("random", n=n, d=8) for n in (1, 2, 16, 63, 64, 65, 128, 193)]
+    cases += [Case("random", n=1, m=200, d=8), Case("random", n=200, m=1, d=8)]
+    undetached = CircleFormula(m=0.25, gamma=64.0, detach_weights=False)
+    general = CircleFormula(
+        gamma=32.0, optimum_pos=0.9, optimum_neg=0.1, margin_pos=0.6, margin_neg=0.2
+    )
+    for formula in (undetached, general, UnifiedFormula(m=0.35, gamma=64.0)):
+        cases += [Case("random", formula=formula), Case("clusters", m=41, formula=formula)]
+    cases += [Case("random", normalize=False), Case("random", m=41, normalize=False)]
+    return cases
+
+
+CASES = _cases()
+for_every_case = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+def gradients(lse_pos: Tensor, lse_neg: Tensor, inputs: list[Tensor | None]) -> list[Tensor]:
+    """Gradient of the circle loss, summed, with respect to each of the inputs that require it."""
+    wanted = [value for value in inputs if value is not None and value.requires_grad]
+    loss = torch.nn.functional.softplus(lse_pos + lse_neg, threshold=50.0).sum()
+    return list(torch.autograd.grad(loss, wanted))
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What a result is held to: the float64 truth, and how far same-dtype eager is from it."""
+
+    truth: Tensor
+    eager: Tensor
+
+    def assert_close(self, ours: Tensor, eps: float, gamma: float, scale: float = 0.0) -> None:
+        """Fail where ``ours`` is more than twice as wrong as eager, beyond rounding.
+
+        The allowance ``eps (16 + 2 gamma)`` of the scale is what rounding a stored log-sum-exp of
+        size gamma costs.
+        """
+        truth, eager, result = self.truth, self.eager.double(), ours.detach().cpu().double()
+        assert result.shape == truth.shape
+        finite = truth.isfinite()
+        # Where the truth is -inf (an empty set), so must the result be.
+        assert torch.equal(result[~finite], truth[~finite])
+        if not finite.any():
+            return
+        scale = max(scale, truth[finite].abs().max().item())
+        eager_error = (eager - truth)[finite].abs()
+        allowed = eps * (16 + 2 * gamma) * scale
+        if eager_error.isfinite().all():
+            allowed += 2 * eager_error.max().item()
+        error = (result - truth)[finite].abs().max().item()
+        assert math.isfinite(error)
+        assert error <= allowed, f"error {error:.3g}, allowed {allowed:.3g}, scale {scale:.3g}"
+
+
+def yardsticks(case: Case, dtype: torch.dtype) -> tuple[list[Yardstick], list[Yardstick]]:
+    """For both log-sum-exps, and for each gradient: the truth for these inputs, and eager."""
+    results = []
+    for compute in (torch.float64, dtype):
+        embeddings, labels, ref_emb, ref_labels = (
+            value.detach().to(compute).requires_grad_()
+            if value is not None and value.is_floating_point()
+            else value
+            for value in case.tensors(dtype)
+        )
+        statistics = pair_logsumexp_reference(
+            embeddings,
+            labels,
+            ref_emb,
+            ref_labels,
+            formula=case.formula,
+            normalize=case.normalize,
+        )
+        grads = gradients(statistics[0], statistics[1], [embeddings, ref_emb])
+        results.append(([value.detach() for value in statistics], grads))
+    (truth, truth_grads), (eager, eager_grads) = results
+    return (
+        [Yardstick(a, b) for a, b in zip(truth, eager, strict=True)],
+        [Yardstick(a, b) for a, b in zip(truth_grads, eager_grads, strict=True)],
+    )

@@ -1,0 +1,307 @@
+"""What every backend does with the inputs that break other implementations."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from cases import Case, Target, for_every_backend, gradients
+
+from circle_kernels import CircleFormula, UnifiedFormula, circle_loss, pair_logsumexp, unified_loss
+
+pytestmark = pytest.mark.backends
+
+
+def batch(target: Target, n: int = 12, d: int = 8, dtype: torch.dtype = torch.float32):
+    generator = torch.Generator().manual_seed(n * d)
+    embeddings = torch.randn(n, d, generator=generator).to(target.device, dtype)
+    return embeddings.requires_grad_(), (torch.arange(n) % 3).to(target.device)
+
+
+@for_every_backend
+def test_row_without_positives_has_zero_loss_and_gradient(target: Target) -> None:
+    embeddings, labels = batch(target)
+    references, ref_labels = embeddings.detach()[:5], torch.full((5,), 0, device=target.device)
+    ref_labels[0] = 1
+    losses = circle_loss(
+        embeddings, labels, references, ref_labels, reduction="none", backend=target.backend
+    )
+    losses.sum().backward()
+    without_positives = labels == 2
+    assert (losses[without_positives] == 0).all()
+    assert (embeddings.grad[without_positives] == 0).all()
+    assert (losses[~without_positives] > 0).all()
+    mean = circle_loss(embeddings, labels, references, ref_labels, backend=target.backend)
+    torch.testing.assert_close(mean, losses[~without_positives].mean())
+    mean_all = circle_loss(
+        embeddings, labels, references, ref_labels, reduction="mean_all", backend=target.backend
+    )
+    torch.testing.assert_close(mean_all, losses.mean())
+
+
+@for_every_backend
+def test_row_without_negatives_has_zero_loss_and_gradient(target: Target) -> None:
+    embeddings, labels = batch(target)
+    labels = torch.zeros_like(labels)
+    losses = circle_loss(embeddings, labels, reduction="none", backend=target.backend)
+    losses.sum().backward()
+    assert (losses == 0).all()
+    assert (embeddings.grad == 0).all()
+
+
+@for_every_backend
+@pytest.mark.parametrize("reduction", ["mean", "mean_all", "sum"])
+@pytest.mark.parametrize("scope", ["anchor", "batch"])
+@pytest.mark.parametrize(("n", "m"), [(0, None), (1, None), (2, None), (0, 3), (3, 0), (0, 0)])
+def test_nothing_to_compare_is_zero_attached_to_the_graph(
+    target: Target, n: int, m: int | None, scope: str, reduction: str
+) -> None:
+    embeddings = torch.randn(n, 4, device=target.device, requires_grad=True)
+    labels = torch.arange(n, device=target.device)
+    references = None if m is None else torch.randn(m, 4, device=target.device, requires_grad=True)
+    ref_labels = None if m is None else torch.arange(10, 10 + m, device=target.device)
+    loss = circle_loss(
+        embeddings,
+        labels,
+        references,
+        ref_labels,
+        scope=scope,
+        reduction=reduction,
+        backend=target.backend,
+    )
+    assert loss.shape == ()
+    assert loss == 0
+    loss.backward()
+    assert embeddings.grad.shape == (n, 4)
+    assert (embeddings.grad == 0).all()
+    if references is not None:
+        assert (references.grad == 0).all()
+
+
+@for_every_backend
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("formula", [CircleFormula(), UnifiedFormula(m=0.2)], ids=lambda f: f.name)
+def test_bad_numbers_make_every_loss_that_saw_them_nan(
+    target: Target, bad: float, normalize: bool, formula: CircleFormula | UnifiedFormula
+) -> None:
+    loss = circle_loss if formula.name == "circle" else unified_loss
+    for dtype in target.dtypes:
+        # A width of 1 leaves an infinity no second coordinate to become NaN with.
+        for width in (1, 5):
+            embeddings, labels = batch(target, d=width, dtype=dtype)
+            embeddings = embeddings.detach().clone()
+            embeddings[4, 0] = bad
+            options = {
+                "m": formula.m,
+                "gamma": formula.gamma,
+                "normalize": normalize,
+                "reduction": "none",
+                "backend": target.backend,
+            }
+            assert loss(embeddings, labels, **options).isnan().all()
+            clean, ref_labels = batch(target, n=9, d=width, dtype=dtype)
+            rows = loss(embeddings, labels, clean.detach(), ref_labels, **options)
+            assert rows[4].isnan()
+            assert rows[torch.arange(12) != 4].isfinite().all()
+            assert loss(clean.detach(), ref_labels, embeddings, labels, **options).isnan().all()
+
+
+@for_every_backend
+@pytest.mark.parametrize("m", [None, 9])
+def test_zero_vector_has_similarity_zero_and_a_finite_gradient(
+    target: Target, m: int | None
+) -> None:
+    for dtype in target.dtypes:
+        embeddings, labels = batch(target, dtype=dtype)
+        embeddings = embeddings.detach().clone()
+        embeddings[3] = 0
+        embeddings.requires_grad_()
+        references = (None, None) if m is None else batch(target, n=m, dtype=dtype)
+        losses = circle_loss(
+            embeddings, labels, *references, reduction="none", backend=target.backend
+        )
+        losses.sum().backward()
+        assert embeddings.grad.isfinite().all()
+        truth = circle_loss(
+            embeddings.detach().double(),
+            labels,
+            *(value.double() if value is references[0] and m else value for value in references),
+            reduction="none",
+            backend="reference",
+        )
+        torch.testing.assert_close(losses.double(), truth, rtol=1e-4, atol=1e-3)
+
+
+@for_every_backend
+@pytest.mark.parametrize("layout", ["transposed", "strided", "expanded", "sliced"])
+def test_layout_of_the_inputs_does_not_matter(target: Target, layout: str) -> None:
+    for dtype in target.dtypes:
+        generator = torch.Generator().manual_seed(3)
+        base = torch.randn(48, 48, generator=generator).to(target.device, dtype)
+        embeddings = {
+            "transposed": base.T[:20, :12],
+            "strided": base[::2, ::3][:20, :12],
+            "expanded": base[:1, :12].expand(20, 12),
+            "sliced": base[3:23, 5:17],
+        }[layout]
+        labels = (torch.arange(40, device=target.device) % 5)[::2]
+        results = []
+        for value, value_labels in (
+            (embeddings, labels),
+            (embeddings.contiguous(), labels.contiguous()),
+        ):
+            value = value.detach().requires_grad_()
+            loss = circle_loss(value, value_labels, backend=target.backend)
+            results.append((loss, *torch.autograd.grad(loss, value)))
+        (loss, grad), (expected, expected_grad) = results
+        # Not bitwise: matrix products may add up differently for another layout.
+        eps = 1024 * torch.finfo(dtype).eps
+        torch.testing.assert_close(loss, expected, rtol=eps, atol=0)
+        torch.testing.assert_close(
+            grad, expected_grad, rtol=0, atol=eps * expected_grad.abs().max().item()
+        )
+
+
+@for_every_backend
+@pytest.mark.parametrize("side", ["embeddings", "ref_emb"])
+def test_gradient_to_one_side_only(target: Target, side: str) -> None:
+    inputs = Case("random", n=20, m=14, d=6).tensors(torch.float32, target.device)
+    both = gradients(
+        *pair_logsumexp(*inputs, formula=CircleFormula(), backend=target.backend), inputs
+    )
+    frozen = 2 if side == "embeddings" else 0
+    inputs[frozen] = inputs[frozen].detach()
+    one = gradients(
+        *pair_logsumexp(*inputs, formula=CircleFormula(), backend=target.backend), inputs
+    )
+    assert len(one) == 1
+    assert torch.equal(one[0], both[0 if side == "embeddings" else 1])
+
+
+@for_every_backend
+def test_without_gradients_nothing_is_kept(target: Target) -> None:
+    embeddings, labels = batch(target)
+    with torch.no_grad():
+        loss = circle_loss(embeddings, labels, backend=target.backend)
+    assert not loss.requires_grad
+    torch.testing.assert_close(
+        loss, circle_loss(embeddings, labels, backend=target.backend).detach(), rtol=0, atol=0
+    )
+
+
+@for_every_backend
+def test_second_derivative_is_a_clear_error(target: Target) -> None:
+    embeddings, labels = batch(target)
+    loss = circle_loss(embeddings, labels, backend=target.backend)
+    (grad,) = torch.autograd.grad(loss, embeddings, create_graph=True)
+    with pytest.raises(RuntimeError, match="twice"):
+        grad.sum().backward()
+
+
+@for_every_backend
+@pytest.mark.parametrize("d", [8, 300])
+def test_results_are_bitwise_the_same_from_run_to_run(target: Target, d: int) -> None:
+    for dtype in target.dtypes:
+        embeddings, labels = batch(target, n=150, d=d, dtype=dtype)
+        runs = []
+        for _ in range(3):
+            loss = circle_loss(embeddings, labels, backend=target.backend)
+            runs.append((loss, *torch.autograd.grad(loss, embeddings)))
+        for loss, grad in runs[1:]:
+            assert torch.equal(loss, runs[0][0])
+            assert torch.equal(grad, runs[0][1])
+
+
+@for_every_backend
+@pytest.mark.parametrize("autocast_dtype", [torch.bfloat16, torch.float16])
+def test_autocast_casts_nothing_down(target: Target, autocast_dtype: torch.dtype) -> None:
+    embeddings, labels = batch(target, n=40, d=16)
+    expected = circle_loss(embeddings, labels, backend=target.backend)
+    (expected_grad,) = torch.autograd.grad(expected, embeddings)
+    with torch.autocast(target.device, dtype=autocast_dtype):
+        loss = circle_loss(embeddings, labels, backend=target.backend)
+        assert loss.dtype == torch.float32
+        (grad,) = torch.autograd.grad(loss, embeddings)
+    assert torch.equal(loss, expected)
+    assert torch.equal(grad, expected_grad)
+
+
+@for_every_backend
+def test_loss_scaling_does_not_overflow(target: Target) -> None:
+    """Gradients at a loss scale of 65536 are those without it, times 65536, in range or not."""
+    for dtype in target.dtypes:
+        embeddings, labels = batch(target, n=64, d=16, dtype=dtype)
+        loss = circle_loss(embeddings, labels, gamma=256, m=0.25, backend=target.backend)
+        (grad,) = torch.autograd.grad(loss, embeddings, retain_graph=True)
+        (scaled,) = torch.autograd.grad(loss * 65536, embeddings)
+        expected = (grad.double() * 65536).clamp(-torch.inf, torch.inf)
+        in_range = expected.abs() < torch.finfo(dtype).max / 2
+        assert in_range.any()
+        scale = expected[in_range].abs().max().item()
+        torch.testing.assert_close(
+            scaled[in_range].double(),
+            expected[in_range],
+            rtol=2 * torch.finfo(dtype).eps,
+            atol=8 * torch.finfo(dtype).eps * scale,
+        )
+
+
+@for_every_backend
+def test_labels_of_any_integer_dtype(target: Target) -> None:
+    embeddings, labels = batch(target)
+    expected = circle_loss(embeddings, labels, backend=target.backend)
+    for dtype in (torch.int8, torch.uint8, torch.int16, torch.int32):
+        assert torch.equal(
+            circle_loss(embeddings, labels.to(dtype), backend=target.backend), expected
+        )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA or ROCm device")
+@pytest.mark.parametrize("shape", [(70_000, 32, 40_000), (1_100_000, 2048, None)])
+def test_offsets_beyond_32_bits(shape: tuple[int, int, int | None]) -> None:
+    """N·M, and N·D, beyond 2**31 entries: the last rows are right."""
+    n, d, m = shape
+    generator = torch.Generator("cuda").manual_seed(0)
+    embeddings = torch.randn(n, d, device="cuda", dtype=torch.bfloat16, generator=generator)
+    if m is None:
+        references, rows = embeddings[-512:], embeddings[-4096:]
+        big = torch.arange(n, device="cuda") // 4
+        lse = pair_logsumexp(
+            references, big[-512:], embeddings, big, formula=CircleFormula(), backend="triton"
+        )
+        part = pair_logsumexp(
+            references, big[-512:], rows, big[-4096:], formula=CircleFormula(), backend="triton"
+        )
+        torch.testing.assert_close(lse[0], part[0], rtol=1e-5, atol=1e-3)
+        return
+    references = torch.randn(m, d, device="cuda", dtype=torch.bfloat16, generator=generator)
+    labels, ref_labels = torch.arange(n, device="cuda") // 4, torch.arange(m, device="cuda") // 4
+    whole = pair_logsumexp(
+        embeddings, labels, references, ref_labels, formula=CircleFormula(), backend="triton"
+    )
+    tail = pair_logsumexp(
+        embeddings[-300:].float(),
+        labels[-300:],
+        references.float(),
+        ref_labels,
+        formula=CircleFormula(),
+        backend="reference",
+    )
+    for ours, expected in zip(whole, tail, strict=True):
+        torch.testing.assert_close(ours[-300:], expected, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA or ROCm device")
+def test_no_synchronisation_on_the_device() -> None:
+    embeddings = torch.randn(512, 64, device="cuda", requires_grad=True)
+    labels = torch.arange(512, device="cuda") // 4
+    circle_loss(embeddings, labels).backward()  # compiles the kernels
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        circle_loss(embeddings, labels).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

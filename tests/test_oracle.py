@@ -1,0 +1,32 @@
+"""Every backend against the float64 oracle on the same inputs, in every regime."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import Case, Target, for_every_backend, for_every_case, gradients, yardsticks
+
+from circle_kernels import pair_logsumexp
+
+pytestmark = pytest.mark.backends
+
+
+@for_every_backend
+@for_every_case
+def test_logsumexps_and_gradients_are_as_exact_as_eager(target: Target, case: Case) -> None:
+    for dtype in target.dtypes:
+        inputs = case.tensors(dtype, target.device)
+        lse_pos, lse_neg = pair_logsumexp(
+            *inputs, formula=case.formula, normalize=case.normalize, backend=target.backend
+        )
+        result_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        assert lse_pos.dtype == lse_neg.dtype == result_dtype
+        grads = gradients(lse_pos, lse_neg, inputs)
+
+        lse_yardsticks, grad_yardsticks = yardsticks(case, dtype)
+        for ours, yardstick in zip((lse_pos, lse_neg), lse_yardsticks, strict=True):
+            # Sums are kept in float32 whatever the inputs' dtype.
+            yardstick.assert_close(ours, torch.finfo(result_dtype).eps, case.formula.gamma)
+        for ours, yardstick in zip(grads, grad_yardsticks, strict=True):
+            assert ours.dtype == dtype
+            yardstick.assert_close(ours, torch.finfo(dtype).eps, case.formula.gamma)

@@ -1,0 +1,127 @@
+"""The kernels compiled for real targets with no GPU: no spills, shared memory within limits.
+
+What is compiled is what the package would launch: it plans on fake tensors of a pretended device.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+pytest.importorskip("triton", minversion="3.3")
+
+from bench.offline import DEVICES, Launch, compile_launch, plan_launches
+from circle_kernels import CircleFormula, UnifiedFormula
+from circle_kernels.backends.triton import settings
+from circle_kernels.formula import PairFormula
+
+DEPTHS = (64, 128, 256, 512)
+TILE_KERNELS = ("pair_logsumexp_kernel", "accumulate_gradient_kernel", "write_weights_kernel")
+
+
+@dataclass(frozen=True)
+class Problem:
+    dtype: torch.dtype
+    depth: int
+    self_mode: bool = True
+    formula: PairFormula = CircleFormula()  # noqa: RUF009, a frozen value
+    precision: str = "highest"
+    normalize: bool = True
+
+
+def problems() -> list[Problem]:
+    """Every table entry: all dtypes and depths in both modes, formulas and precisions once each."""
+    chosen = [
+        Problem(dtype, depth, self_mode)
+        for dtype, depth, self_mode in itertools.product(
+            (torch.bfloat16, torch.float32), DEPTHS, (True, False)
+        )
+    ]
+    chosen += [Problem(torch.float16, depth) for depth in DEPTHS]
+    chosen += [Problem(torch.float32, depth, precision="high") for depth in (64, 512)]
+    undetached = CircleFormula(detach_weights=False)
+    for formula in (undetached, UnifiedFormula(m=0.35)):
+        chosen += [
+            Problem(dtype, depth, formula=formula)
+            for dtype in (torch.bfloat16, torch.float32)
+            for depth in (64, 512)
+        ]
+    # A depth that needs masking and has no aligned rows, and the smallest.
+    chosen += [Problem(torch.bfloat16, depth) for depth in (1, 100, 515)]
+    chosen += [Problem(torch.float16, 64, normalize=False)]
+    return chosen
+
+
+@functools.cache
+def launches(target: str) -> tuple[Launch, ...]:
+    """The different launches of all problems on one device."""
+    found: dict[Launch, None] = {}
+    previous = torch.get_float32_matmul_precision()
+    try:
+        for problem in problems():
+            torch.set_float32_matmul_precision(problem.precision)
+            recorded = plan_launches(
+                DEVICES[target],
+                dtype=problem.dtype,
+                num_rows=4096,
+                depth=problem.depth,
+                formula=problem.formula,
+                num_references=None if problem.self_mode else 8192,
+                normalize=problem.normalize,
+            )
+            found.update(dict.fromkeys(recorded))
+    finally:
+        torch.set_float32_matmul_precision(previous)
+    return tuple(found)
+
+
+@pytest.mark.parametrize("kernel", [*TILE_KERNELS, "others"])
+@pytest.mark.parametrize("target", DEVICES)
+def test_kernels_compile_without_spills_within_shared_memory(target: str, kernel: str) -> None:
+    device = DEVICES[target]
+    chosen = [
+        launch
+        for launch in launches(target)
+        if launch.kernel.__name__ == kernel
+        or (kernel == "others" and launch.kernel.__name__ not in TILE_KERNELS)
+    ]
+    assert chosen
+    failures = []
+    for launch in chosen:
+        resources = compile_launch(launch, device)
+        uses_matrix_units = resources.matrix_instructions > 0
+        if (
+            resources.spills
+            or resources.shared_memory > device.shared_memory
+            or uses_matrix_units != (kernel in TILE_KERNELS)
+        ):
+            failures.append(f"{launch}: {resources}")
+    assert not failures, "\n".join(failures)
+
+
+def test_every_settings_entry_is_compiled() -> None:
+    """The problems above reach all rows of the tables, so none goes unchecked."""
+    seen = set()
+    for target in DEVICES:
+        for launch in launches(target):
+            constants, options = dict(launch.constants), dict(launch.options)
+            if launch.kernel.__name__ in TILE_KERNELS:
+                seen.add(
+                    settings.Settings(
+                        constants["BLOCK_ROWS"],
+                        constants["BLOCK_COLUMNS"],
+                        constants["BLOCK_DEPTH"],
+                        options["num_warps"],
+                        options["num_stages"],
+                    )
+                )
+    entries = {**settings._FORWARD, **settings._WEIGHTS}
+    listed = {entry for (family, _), entry in entries.items() if family != settings.INTERPRETER}
+    for (family, _), by_depth in settings._ACCUMULATE.items():
+        if family != settings.INTERPRETER:
+            listed.update(by_depth)
+    assert listed <= seen, f"not compiled: {listed - seen}"

@@ -1,0 +1,56 @@
+"""A kernel that does nothing but evaluate the Triton formula, for comparison with the torch one."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from circle_kernels.backends.triton.launch import formula_arguments
+from circle_kernels.backends.triton.primitives import LN_2, pair_logits, pair_slopes
+from circle_kernels.formula import PairFormula
+
+
+@triton.jit
+def formula_kernel(
+    similarity_ptr,
+    logits_ptr,
+    slopes_ptr,
+    count,
+    gamma,
+    optimum,
+    margin,
+    POSITIVE: tl.constexpr,
+    FORMULA: tl.constexpr,
+    DETACH_WEIGHTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    indices = tl.arange(0, BLOCK)
+    inside = indices < count
+    similarity = tl.load(similarity_ptr + indices, mask=inside, other=0.0)
+    logits = pair_logits(similarity, gamma, optimum, margin, POSITIVE, FORMULA)
+    slopes = pair_slopes(similarity, gamma, optimum, margin, POSITIVE, FORMULA, DETACH_WEIGHTS)
+    tl.store(logits_ptr + indices, logits * LN_2, mask=inside)
+    tl.store(slopes_ptr + indices, slopes, mask=inside)
+
+
+def evaluate(formula: PairFormula, similarity: Tensor, positive: bool) -> tuple[Tensor, Tensor]:
+    """Natural-unit logits and slopes as the kernels compute them."""
+    arguments = formula_arguments(formula)
+    kind = "pos" if positive else "neg"
+    logits, slopes = torch.empty_like(similarity), torch.empty_like(similarity)
+    formula_kernel[(1,)](
+        similarity,
+        logits,
+        slopes,
+        len(similarity),
+        arguments["gamma"],
+        arguments[f"optimum_{kind}"],
+        arguments[f"margin_{kind}"],
+        POSITIVE=positive,
+        FORMULA=formula.name,
+        DETACH_WEIGHTS=formula.detach_weights,
+        BLOCK=triton.next_power_of_2(len(similarity)),
+    )
+    return logits, slopes
