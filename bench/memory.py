@@ -20,9 +20,12 @@ import psutil
 import torch
 
 from bench.cases import Case
-from bench.variants import VARIANTS, Work
+from bench.variants import VARIANTS
 
 _WARM_UP_ROWS = 256
+
+# Enough for the naive path at N = 8192 in float32, and left free by an ordinary laptop.
+_CPU_LIMIT = 4e9
 
 # glibc raises these thresholds as blocks are freed and then keeps blocks of up to 32 MB for later,
 # so that resident memory would also count what is no longer in use. Set, they stay as they are.
@@ -35,6 +38,13 @@ class Peak:
 
     bytes: int
     method: str
+
+
+def default_limit(device: str) -> float:
+    """How many bytes a benchmark may take where nobody says; more is skipped."""
+    if torch.device(device).type == "cuda":
+        return 0.8 * torch.cuda.mem_get_info(device)[0]
+    return min(_CPU_LIMIT, 0.6 * psutil.virtual_memory().available)
 
 
 def measure(variant: str, case: Case) -> Peak:
@@ -74,31 +84,29 @@ def peak_above_baseline(run: Callable[[], Any]) -> Peak:
     return Peak(max(peak - baseline, 0), method)
 
 
-def _step(work: Work) -> None:
-    work.reset()
-    work.backward(work.forward())
-
-
 def _cpu_peak(variant_name: str, case: Case) -> Peak:
     variant = VARIANTS[variant_name]
     function = variant.build()
     work = variant.work(case, function)
     # Libraries and threads start, and where shapes are compiled, the real shape compiles.
-    _step(work if work.compiles else variant.work(replace(case, rows=_WARM_UP_ROWS), function))
+    tiny = replace(case, rows=_WARM_UP_ROWS)
+    (work if work.compiles else variant.work(tiny, function)).step()
     work.reset()
-    return peak_above_baseline(lambda: _step(work))
+    return peak_above_baseline(work.step)
 
 
 def _cuda_peak(variant_name: str, case: Case) -> Peak:
+    # This process has compiled other shapes, and compilers limit how many they take.
+    torch.compiler.reset()
     work = VARIANTS[variant_name].work(case)
-    _step(work)
+    work.step()
     work.reset()
     gc.collect()
     torch.cuda.synchronize(case.device)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(case.device)
     baseline = torch.cuda.memory_allocated(case.device)
-    _step(work)
+    work.step()
     torch.cuda.synchronize(case.device)
     peak = torch.cuda.max_memory_allocated(case.device) - baseline
     return Peak(peak, "max_memory_allocated")

@@ -6,12 +6,31 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from bench.variants import Work
+
+class Step(Protocol):
+    """What can be timed; :class:`bench.variants.Work` is one."""
+
+    @property
+    def has_backward(self) -> bool:
+        """False for a bare product, of which only the forward pass is timed."""
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the first step compiles."""
+
+    def reset(self) -> None:
+        """Drop the last gradient."""
+
+    def forward(self) -> Tensor:
+        """The loss, with its graph."""
+
+    def backward(self, loss: Tensor) -> None:
+        """The gradient."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +92,7 @@ def clock_for(device: str) -> CpuClock | CudaClock:
     return CudaClock() if torch.device(device).type == "cuda" else CpuClock()
 
 
-def take_sample(work: Work, clock: Any, repeats: int) -> tuple[float, float]:
+def take_sample(work: Step, clock: Any, repeats: int) -> tuple[float, float]:
     """Mean seconds of the forward pass and of forward and backward together over some steps.
 
     One step gives both numbers: the forward pass of a training step, and the whole step.
@@ -83,19 +102,19 @@ def take_sample(work: Work, clock: Any, repeats: int) -> tuple[float, float]:
     for _ in range(repeats):
         work.reset()
         start = clock.mark()
-        loss: Tensor | None = work.forward()
+        loss = work.forward()
         middle = clock.mark()
         work.backward(loss)
         marks.append((start, middle, clock.mark()))
         # Free the graph here, between two marks, and not inside the next step's forward pass.
-        loss = None
+        del loss
     clock.wait()
     forward = sum(clock.seconds(start, middle) for start, middle, _ in marks)
     whole = sum(clock.seconds(start, end) for start, _, end in marks)
     return forward / repeats, whole / repeats
 
 
-def warm_up(work: Work, clock: Any) -> float:
+def warm_up(work: Step, clock: Any) -> float:
     """Run a few steps and return the seconds of the last.
 
     A step longer than a second needs no second one, unless what took so long was compiling.
@@ -111,7 +130,7 @@ def warm_up(work: Work, clock: Any) -> float:
 
 
 def time_interleaved(
-    works: Mapping[str, Work],
+    works: Mapping[str, Step],
     step_seconds: Mapping[str, float],
     effort: Effort,
     clock: Any,
@@ -124,9 +143,7 @@ def time_interleaved(
         effort: how many rounds.
         clock: see :func:`clock_for`.
     """
-    samples = {
-        name: Samples(_repeats(step_seconds[name], effort.sample_seconds)) for name in works
-    }
+    samples = {name: Samples(_repeats(step_seconds[name], effort.sample_seconds)) for name in works}
     begin = time.perf_counter()
     for done in range(effort.max_rounds):
         if done >= effort.min_rounds and time.perf_counter() - begin > effort.seconds:

@@ -47,6 +47,11 @@ class Work:
         if self.has_backward:
             loss.backward()
 
+    def step(self) -> None:
+        """One training step, without an optimiser."""
+        self.reset()
+        self.backward(self.forward())
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -84,9 +89,7 @@ class Variant:
         embeddings, labels = make_data(
             case.regime, case.rows, case.dim, dtype=case.torch_dtype, device=case.device
         )
-        return Work(
-            function or self.build(), embeddings, labels, self.has_backward, self.compiles
-        )
+        return Work(function or self.build(), embeddings, labels, self.has_backward, self.compiles)
 
 
 def naive_loss(embeddings: Tensor, labels: Tensor) -> Tensor:
