@@ -21,7 +21,7 @@ TABLES = {"loss": loss_tables.loss_tables}
 PLOTS = {"loss": loss_plot.plot_loss}
 
 # Wide enough for the full table where output goes to a file.
-_WIDTH_WITHOUT_TERMINAL = 160
+_WIDTH_WITHOUT_TERMINAL = 190
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
