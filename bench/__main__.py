@@ -1,0 +1,33 @@
+"""``python -m bench COMMAND``: every number in the README and the docs comes from here."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from bench import loss, report
+from bench.errors import UserError
+
+# A command is a module with HELP, add_arguments(parser) and run(arguments).
+COMMANDS = {"loss": loss, "report": report}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; 0 on success, 1 with a message for what the user can put right."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=command.HELP, description=command.__doc__)
+        command.add_arguments(subparser)
+        subparser.set_defaults(run=command.run)
+    parsed = parser.parse_args(arguments)
+    try:
+        parsed.run(parsed)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""``python -m bench report``: tables and pictures from a results file, nothing measured anew."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from bench import loss_plot, loss_tables, markers
+from bench.errors import UserError
+from bench.results import Results, load
+from bench.tables import Table, environment, markdown_table, print_table
+
+HELP = "print a results file again, rewrite the tables in Markdown files, draw the picture"
+
+# Per command that writes results: its tables, the first of which is the one to print, and its
+# picture.
+TABLES = {"loss": loss_tables.loss_tables}
+PLOTS = {"loss": loss_plot.plot_loss}
+
+# Wide enough for the full table where output goes to a file.
+_WIDTH_WITHOUT_TERMINAL = 190
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of this subcommand."""
+    parser.add_argument("results", type=Path, help="a JSON file that a benchmark wrote")
+    parser.add_argument(
+        "--write",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE.md",
+        help="rewrite what stands between <!-- bench:NAME --> and <!-- /bench:NAME -->; "
+        "NAME is loss-cpu, loss-cpu-times, loss-cpu-memory, loss-cpu-environment and so on",
+    )
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the picture")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print, and rewrite and draw where asked to."""
+    results = load(arguments.results)
+    show(results)
+    for path in arguments.write:
+        written = markers.rewrite(path, blocks(results))
+        print(f"wrote {', '.join(written)} in {path}")
+    if arguments.plot:
+        draw(results, arguments.plot)
+        print(f"wrote {arguments.plot}")
+
+
+def tables(results: Results) -> list[Table]:
+    """All tables of a results file.
+
+    Raises:
+        UserError: the file comes from a command without tables.
+    """
+    if results.command not in TABLES:
+        raise UserError(f"no tables are known for the command {results.command!r}")
+    return TABLES[results.command](results)
+
+
+def blocks(results: Results) -> dict[str, str]:
+    """Markdown by marker name: every table, and the sentence on where the numbers come from."""
+    content = {table.name: markdown_table(table) for table in tables(results)}
+    content[f"{results.command}-{results.device}-environment"] = environment(results)
+    return content
+
+
+def show(results: Results) -> None:
+    """Print the first table and where the numbers come from."""
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL)
+    print_table(tables(results)[0], console)
+    console.print(environment(results), highlight=False, markup=False)
+
+
+def draw(results: Results, path: Path) -> None:
+    """Write the picture of a results file as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PLOTS[results.command](results, path)
