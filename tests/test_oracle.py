@@ -27,6 +27,10 @@ def test_logsumexps_and_gradients_are_as_exact_as_eager(target: Target, case: Ca
         for ours, yardstick in zip((lse_pos, lse_neg), lse_yardsticks, strict=True):
             # Sums are kept in float32 whatever the inputs' dtype.
             yardstick.assert_close(ours, torch.finfo(result_dtype).eps, case.formula.gamma)
+        # In float64 the truth is no better than we are: where the gradient cancels to nothing, what
+        # both leave is rounding of terms of the size gamma / |x|.
+        norms = torch.cat([x.detach().norm(dim=1) for x in inputs[::2] if x is not None])
+        floor = 4 * case.formula.gamma / norms.min().item() if dtype == torch.float64 else 0.0
         for ours, yardstick in zip(grads, grad_yardsticks, strict=True):
             assert ours.dtype == dtype
-            yardstick.assert_close(ours, torch.finfo(dtype).eps, case.formula.gamma)
+            yardstick.assert_close(ours, torch.finfo(dtype).eps, case.formula.gamma, scale=floor)

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from circle_kernels.backends.triton.launch import WORKSPACE_BYTES, launch_tiles, split_columns
-from circle_kernels.backends.triton.normalization import Side
+from circle_kernels.backends.triton.operands import Side
 from circle_kernels.backends.triton.primitives import (
     label_masks,
     load_tile,
@@ -35,9 +35,7 @@ def accumulate_gradient_kernel(
     num_columns,
     depth,
     row_stride,
-    row_depth_stride,
     column_stride,
-    column_depth_stride,
     num_row_blocks,
     tiles_per_split,
     gamma,
@@ -63,7 +61,7 @@ def accumulate_gradient_kernel(
     depths = tl.arange(0, BLOCK_DEPTH)
     row_labels = tl.load(row_labels_ptr + rows, mask=row_inside, other=0)
     row_scales = tl.load(row_scales_ptr + rows, mask=row_inside, other=0.0)
-    row_tile = load_tile(rows_ptr, rows, num_rows, row_stride, depths, depth, row_depth_stride)
+    row_tile = load_tile(rows_ptr, rows, num_rows, row_stride, depths, depth)
 
     sums = tl.zeros((BLOCK_ROWS, BLOCK_DEPTH), tl.float32)
     first = split * tiles_per_split * BLOCK_COLUMNS
@@ -73,9 +71,7 @@ def accumulate_gradient_kernel(
         column_inside = columns < num_columns
         column_labels = tl.load(column_labels_ptr + columns, mask=column_inside, other=0)
         column_scales = tl.load(column_scales_ptr + columns, mask=column_inside, other=0.0)
-        column_tile = load_tile(
-            columns_ptr, columns, num_columns, column_stride, depths, depth, column_depth_stride
-        )
+        column_tile = load_tile(columns_ptr, columns, num_columns, column_stride, depths, depth)
         products = multiply_add(
             row_tile,
             tl.trans(column_tile),

@@ -14,12 +14,8 @@ from torch import Tensor
 from circle_kernels.backends.interface import PairProblem
 from circle_kernels.backends.triton.accumulate import accumulate_in_registers
 from circle_kernels.backends.triton.launch import device_family, formula_arguments, on_device
-from circle_kernels.backends.triton.normalization import (
-    Side,
-    finish_gradient,
-    operand_arguments,
-    prepare_sides,
-)
+from circle_kernels.backends.triton.normalization import finish_gradient
+from circle_kernels.backends.triton.operands import Side, operand_arguments, prepare_sides
 from circle_kernels.backends.triton.settings import (
     accumulate_settings,
     dot_precision,

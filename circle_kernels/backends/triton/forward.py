@@ -20,7 +20,7 @@ from circle_kernels.backends.triton.launch import (
     on_device,
     split_columns,
 )
-from circle_kernels.backends.triton.normalization import operand_arguments, prepare_sides
+from circle_kernels.backends.triton.operands import operand_arguments, prepare_sides
 from circle_kernels.backends.triton.primitives import (
     LN_2,
     accumulate_logsumexp,
@@ -54,9 +54,7 @@ def pair_logsumexp_kernel(
     num_columns,
     depth,
     row_stride,
-    row_depth_stride,
     column_stride,
-    column_depth_stride,
     num_row_blocks,
     num_splits,
     tiles_per_split,
@@ -96,12 +94,10 @@ def pair_logsumexp_kernel(
             rows,
             num_rows,
             row_stride,
-            row_depth_stride,
             columns_ptr,
             columns,
             num_columns,
             column_stride,
-            column_depth_stride,
             depth,
             row_scales,
             column_scales,

@@ -15,16 +15,15 @@ LN_2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def load_tile(
-    matrix_ptr,  # (num_rows, depth)
+    matrix_ptr,  # (num_rows, depth), unit stride along the depth
     rows,  # (R,)
     num_rows,
     row_stride,
     depths,  # (K,)
     depth,
-    depth_stride,
 ):
     """Load (R, K) entries, zero outside the matrix; offsets are 64-bit."""
-    offsets = rows.to(tl.int64)[:, None] * row_stride + depths.to(tl.int64)[None, :] * depth_stride
+    offsets = rows.to(tl.int64)[:, None] * row_stride + depths[None, :]
     inside = (rows < num_rows)[:, None] & (depths < depth)[None, :]
     return tl.load(matrix_ptr + offsets, mask=inside, other=0.0)
 
@@ -51,12 +50,10 @@ def similarity_tile(
     rows,  # (R,)
     num_rows,
     row_stride,
-    row_depth_stride,
     columns_ptr,
     columns,  # (C,)
     num_columns,
     column_stride,
-    column_depth_stride,
     depth,
     row_scales,  # (R,)
     column_scales,  # (C,)
@@ -67,10 +64,8 @@ def similarity_tile(
     products = tl.zeros((rows.shape[0], columns.shape[0]), dtype=tl.float32)
     for start in range(0, depth, BLOCK_DEPTH):
         depths = start + tl.arange(0, BLOCK_DEPTH)
-        row_chunk = load_tile(rows_ptr, rows, num_rows, row_stride, depths, depth, row_depth_stride)
-        column_chunk = load_tile(
-            columns_ptr, columns, num_columns, column_stride, depths, depth, column_depth_stride
-        )
+        row_chunk = load_tile(rows_ptr, rows, num_rows, row_stride, depths, depth)
+        column_chunk = load_tile(columns_ptr, columns, num_columns, column_stride, depths, depth)
         products = multiply_add(row_chunk, tl.trans(column_chunk), products, INPUT_PRECISION)
     return scale_products(products, row_scales, column_scales)
 

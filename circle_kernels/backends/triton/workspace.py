@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from circle_kernels.backends.triton.launch import WORKSPACE_BYTES, launch_tiles
-from circle_kernels.backends.triton.normalization import Side
+from circle_kernels.backends.triton.operands import Side
 from circle_kernels.backends.triton.primitives import (
     label_masks,
     similarity_gradient,
@@ -44,9 +44,7 @@ def write_weights_kernel(
     num_columns,
     depth,
     row_stride,
-    row_depth_stride,
     column_stride,
-    column_depth_stride,
     weights_stride,
     first_row,
     last_row,
@@ -85,12 +83,10 @@ def write_weights_kernel(
         rows,
         num_rows,
         row_stride,
-        row_depth_stride,
         columns_ptr,
         columns,
         num_columns,
         column_stride,
-        column_depth_stride,
         depth,
         row_scales,
         column_scales,
