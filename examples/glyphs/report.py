@@ -33,27 +33,27 @@ def mean_milliseconds(seconds: Sequence[float]) -> float:
 def time_table(steps: Sequence[Step], name: str, compared_name: str | None = None) -> Table:
     """Mean time of each loss, and its share of a step that uses it and not the other."""
     rest = mean_milliseconds([step.rest_seconds for step in steps])
-    table = Table(title=f"Time per step, mean of {len(steps)} steps")
+    table = Table(title=f"Mean time of a loss, forward and backward, over {len(steps)} steps")
     table.add_column("loss")
-    for column in ("loss (ms)", "rest of the step (ms)", "loss' share of the step"):
+    for column in ("loss", "rest of step", "share of step"):
         table.add_column(column, justify="right")
 
     def add_row(label: str, seconds: Sequence[float]) -> None:
         loss = mean_milliseconds(seconds)
-        table.add_row(label, f"{loss:.2f}", f"{rest:.2f}", f"{loss / (loss + rest):.1%}")
+        table.add_row(label, f"{loss:.2f} ms", f"{rest:.2f} ms", f"{loss / (loss + rest):.1%}")
 
-    add_row(f"{name}, drove the training", [step.seconds for step in steps])
+    add_row(f"{name} (drove the training)", [step.seconds for step in steps])
     if compared_name is not None:
         compared_seconds = [step.compared_seconds or 0.0 for step in steps]
-        add_row(f"{compared_name}, same embeddings", compared_seconds)
+        add_row(f"{compared_name} (same embeddings)", compared_seconds)
     return table
 
 
 def agreement_table(steps: Sequence[Step], name: str, compared_name: str, rows: int = 8) -> Table:
     """Both losses and their largest differences over consecutive ranges that cover every step."""
-    table = Table(title="Agreement of the two losses: means, and the largest relative differences")
+    table = Table(title="Both losses at every step: means and largest relative differences")
     table.add_column("steps", justify="right")
-    for column in (name, compared_name, "of the loss", "of its gradient"):
+    for column in (name, compared_name, "loss differs by", "gradient differs by"):
         table.add_column(column, justify="right")
     length = -(-len(steps) // rows)
 
