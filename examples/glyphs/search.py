@@ -10,8 +10,8 @@ from glyphs.data import ClassSplit
 from glyphs.metrics import RetrievalMetrics
 from glyphs.training import Settings, new_network, train
 
-MARGINS = (0.25, 0.4)
-SCALES = (16.0, 32.0, 64.0)
+MARGINS = (0.25, 0.4, 0.55)
+SCALES = (8.0, 16.0, 32.0)
 LEARNING_RATES = (1e-3, 2e-3, 4e-3)
 STEP_COUNTS = (150, 300, 600)  # what about a minute allows
 FIRST_TRY = Settings(m=0.25, gamma=32.0, steps=300, learning_rate=2e-3)
