@@ -284,7 +284,7 @@ def test_search_takes_the_best_of_each_stage() -> None:
     chosen, results = search.choose_settings(score)
     assert (chosen.m, chosen.gamma, chosen.steps, chosen.learning_rate) == (0.4, 16.0, 600, 4e-3)
     assert chosen in results
-    assert len(results) == 13
+    assert len(results) == 12
 
 
 def test_search_does_not_look_at_the_test_classes(small_split: data.ClassSplit) -> None:
