@@ -96,7 +96,7 @@ def _plot_validation(axes: Axes, history: History) -> None:
     for name, values, color in curves:
         axes.plot(steps, values, "o-", color=color, markersize=4, label=name)
     axes.set_ylim(0, 1.02)
-    axes.set_title("Retrieval on the validation classes")
+    axes.set_title("Retrieval on the validation classes (a smaller gallery)")
     axes.set_xlabel("training step")
     axes.set_ylabel("metric")
     axes.legend(frameon=False, loc="lower right")
