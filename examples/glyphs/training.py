@@ -1,0 +1,150 @@
+"""Train the network with one loss and, on the same embeddings, compare it with another."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from glyphs.batches import pk_batch
+from glyphs.data import GlyphSet
+from glyphs.metrics import RetrievalMetrics, retrieval_metrics
+from glyphs.network import GlyphNetwork, embed
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The hyper-parameters of a run."""
+
+    m: float
+    gamma: float
+    steps: int
+    learning_rate: float
+    classes_per_batch: int = 64
+    pictures_per_class: int = 4
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LossResult:
+    """A loss, its gradient with respect to the embeddings, and how long both took."""
+
+    value: float
+    gradient: Tensor  # (N, D)
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training step: the loss that drove it and, if asked for, the compared loss."""
+
+    value: float
+    seconds: float  # of the loss, forward and backward to the embeddings
+    rest_seconds: float  # of the rest: batch, network, optimizer
+    compared_value: float | None = None
+    compared_seconds: float | None = None
+    value_difference: float | None = None  # relative
+    gradient_difference: float | None = None  # relative, in the Euclidean norm
+
+
+@dataclass
+class History:
+    """What happened in a run."""
+
+    steps: list[Step] = field(default_factory=list)
+    # (steps done, metrics on the validation classes)
+    validations: list[tuple[int, RetrievalMetrics]] = field(default_factory=list)
+
+
+def new_network(seed: int) -> GlyphNetwork:
+    """An untrained network, always the same one for the same seed."""
+    torch.manual_seed(seed)
+    return GlyphNetwork()
+
+
+def evaluate(network: nn.Module, glyphs: GlyphSet) -> RetrievalMetrics:
+    """Retrieval metrics of the network's embeddings of all pictures, undistorted."""
+    images, labels = glyphs.images_and_labels()
+    return retrieval_metrics(embed(network, images), labels)
+
+
+def timed_loss(criterion: nn.Module, embeddings: Tensor, labels: Tensor) -> LossResult:
+    """Loss and gradient of (N, D) embeddings, cut off from the network, and the time they take."""
+    leaf = embeddings.detach().requires_grad_()
+    start = time.perf_counter()
+    value = criterion(leaf, labels)
+    (gradient,) = torch.autograd.grad(value, leaf)
+    seconds = time.perf_counter() - start
+    return LossResult(value.item(), gradient, seconds)
+
+
+def train(
+    network: nn.Module,
+    train_glyphs: GlyphSet,
+    validation_glyphs: GlyphSet,
+    settings: Settings,
+    criterion: nn.Module,
+    *,
+    compared: nn.Module | None = None,
+    validations: int = 10,
+    title: str = "training",
+) -> History:
+    """Train ``network`` in place with ``criterion``: Adam, its rate falling to 0 along a cosine.
+
+    Args:
+        network: (N, 1, 32, 32) images to (N, D) embeddings.
+        train_glyphs: the classes that the batches are drawn from.
+        validation_glyphs: other classes, evaluated now and then.
+        settings: the hyper-parameters; those of the loss are not read here.
+        criterion: (embeddings, labels) to the scalar loss that drives the training.
+        compared: a second loss, evaluated on each step's embeddings without any effect on the run.
+        validations: number of evaluations, evenly spaced, after the one before the first step.
+        title: name of the progress bar.
+    """
+    generator = torch.Generator().manual_seed(settings.seed)
+    optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
+    interval = max(settings.steps // validations, 1)
+    history = History()
+    history.validations.append((0, evaluate(network, validation_glyphs)))
+    network.train()
+    progress = tqdm(range(1, settings.steps + 1), desc=title, unit="step")
+    for done in progress:
+        start = time.perf_counter()
+        images, labels = pk_batch(
+            train_glyphs, settings.classes_per_batch, settings.pictures_per_class, generator
+        )
+        embeddings = network(images)
+        result = timed_loss(criterion, embeddings, labels)
+        optimizer.zero_grad()
+        embeddings.backward(result.gradient)
+        optimizer.step()
+        schedule.step()
+        rest_seconds = time.perf_counter() - start - result.seconds
+        if compared is None:
+            history.steps.append(Step(result.value, result.seconds, rest_seconds))
+        else:
+            other = timed_loss(compared, embeddings, labels)
+            history.steps.append(_compare(result, other, rest_seconds))
+        if done % interval == 0 or done == settings.steps:
+            metrics = evaluate(network, validation_glyphs)
+            history.validations.append((done, metrics))
+            progress.set_postfix(loss=f"{result.value:.2f}", val_map=f"{metrics.map_at_r:.3f}")
+    return history
+
+
+def _compare(result: LossResult, other: LossResult, rest_seconds: float) -> Step:
+    tiny = torch.finfo(torch.float32).tiny  # a loss of 0 has no relative difference
+    gradient_difference = (result.gradient - other.gradient).norm()
+    return Step(
+        value=result.value,
+        seconds=result.seconds,
+        rest_seconds=rest_seconds,
+        compared_value=other.value,
+        compared_seconds=other.seconds,
+        value_difference=abs(result.value - other.value) / max(abs(result.value), tiny),
+        gradient_difference=float(gradient_difference / result.gradient.norm().clamp_min(tiny)),
+    )
