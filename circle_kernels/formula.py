@@ -19,7 +19,8 @@ from torch import Tensor
 def _check_finite(name: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a real number, got {type(value).__name__}: {value!r}")
-    if not math.isfinite(value):
+    # Not math.isfinite: compilers with symbolic floats cannot trace it.
+    if not -math.inf < value < math.inf:
         raise ValueError(f"{name} must be finite, got {value!r}")
 
 

@@ -1,0 +1,98 @@
+"""The operation under torch.compile and as registered ops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from circle_kernels import CircleFormula, CircleLoss, circle_loss, unified_loss
+
+
+def inputs(n: int, m: int | None = None) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(n)
+    result = [torch.randn(n, 8, generator=generator).requires_grad_(), torch.arange(n) % 5]
+    if m is not None:
+        result += [torch.randn(m, 8, generator=generator).requires_grad_(), torch.arange(m) % 5]
+    return result
+
+
+def loss_and_gradients(function, tensors: list[Tensor]) -> list[Tensor]:
+    loss = function(*tensors)
+    return [loss.detach(), *torch.autograd.grad(loss, tensors[::2])]
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+LOSSES = {
+    "circle": lambda *tensors: circle_loss(*tensors),
+    "unified": lambda *tensors: unified_loss(*tensors, m=0.2, gamma=16),
+    "batch": lambda *tensors: circle_loss(*tensors, scope="batch", detach_weights=False),
+    "module": CircleLoss(m=0.25, gamma=256),
+}
+
+
+@pytest.mark.parametrize("m", [None, 14])
+@pytest.mark.parametrize("name", LOSSES)
+def test_compiled_in_one_graph_gives_the_same_loss_and_gradients(name: str, m: int | None) -> None:
+    function = LOSSES[name]
+    compiled = torch.compile(function, fullgraph=True)
+    tensors = inputs(24, m)
+    for ours, expected in zip(
+        loss_and_gradients(compiled, tensors), loss_and_gradients(function, tensors), strict=True
+    ):
+        torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_dynamic_batch_sizes_do_not_recompile() -> None:
+    compiled = torch.compile(circle_loss, fullgraph=True, dynamic=True)
+    for n in (24, 31, 40, 77):
+        tensors = inputs(n)
+        for ours, expected in zip(
+            loss_and_gradients(compiled, tensors),
+            loss_and_gradients(circle_loss, tensors),
+            strict=True,
+        ):
+            torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("m", [None, 14])
+@pytest.mark.parametrize("backend", ["tiled"])
+def test_registered_ops_are_well_formed(backend: str, m: int | None) -> None:
+    tensors = [value.detach() for value in inputs(24, m)]
+    if m is None:
+        tensors += [None, None]
+    formula = CircleFormula()
+    encoded = (formula.name, formula.parameters(), formula.detach_weights)
+    forward = torch.ops.circle_kernels.pair_logsumexp_forward
+    torch.library.opcheck(forward.default, (*tensors, *encoded, True, backend))
+    statistics = forward(*tensors, *encoded, True, backend)
+    grads = (torch.rand(24), torch.rand(24))
+    for needs in ((True, m is not None), (True, False), (False, m is not None)):
+        torch.library.opcheck(
+            torch.ops.circle_kernels.pair_logsumexp_backward.default,
+            (*tensors, *statistics, *grads, *encoded, True, backend, *needs),
+        )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA or ROCm device")
+def test_compiled_on_the_device() -> None:
+    tensors = [
+        value.detach().cuda().requires_grad_(value.is_floating_point()) for value in inputs(48)
+    ]
+    compiled = torch.compile(circle_loss, fullgraph=True)
+    for ours, expected in zip(
+        loss_and_gradients(compiled, tensors),
+        loss_and_gradients(circle_loss, tensors),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
