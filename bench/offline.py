@@ -186,7 +186,7 @@ class Resources:
     """What a compiled kernel uses, per thread and per block."""
 
     registers: int
-    spills: int  # instructions (NVIDIA) or registers (AMD) that go to local memory
+    spills: int  # to local memory: instructions (NVIDIA), registers and bytes (AMD)
     shared_memory: int  # bytes per block
     matrix_instructions: int
     exponentials: int
@@ -216,7 +216,8 @@ def _read_amd(assembly: str, shared_memory: int) -> Resources:
 
     return Resources(
         registers=number("vgpr_count"),
-        spills=number("vgpr_spill_count") + number("sgpr_spill_count"),
+        # Scalar registers spill to lanes of vector registers, not to memory.
+        spills=number("vgpr_spill_count") + number("private_segment_fixed_size"),
         shared_memory=shared_memory,
         matrix_instructions=len(re.findall(r"\bv_mfma_", assembly)),
         exponentials=len(re.findall(r"\bv_exp_f32", assembly)),
