@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from circle_kernels.arguments import check_choice, check_similarities, check_skip_below
+from circle_kernels.arguments import (
+    check_choice,
+    check_pair_inputs,
+    check_similarities,
+    check_skip_below,
+)
 from circle_kernels.autograd import pair_logsumexp
+from circle_kernels.distributed import gather_batch
 from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
 from circle_kernels.logsumexp import present_logsumexp
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 SCOPES = ("anchor", "batch")
 REDUCTIONS = ("mean", "mean_all", "sum", "none")
@@ -29,6 +39,7 @@ def circle_loss(
     detach_weights: bool = True,
     normalize: bool = True,
     skip_below: float = 0.0,
+    group: ProcessGroup | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Circle loss with pair-wise labels (Sun et al., CVPR 2020, arXiv 2002.10857, Eq. 6).
@@ -55,6 +66,10 @@ def circle_loss(
         normalize: ``False`` takes plain inner products; normalise the embeddings yourself.
         skip_below: share of a row's total weight that a backend may drop to save work, in [0, 1).
             The backends of this version never drop anything, so their result is exact.
+        group: a process group whose processes share one batch: everybody's embeddings (and
+            references, where given) are gathered, every process returns the loss of the whole
+            batch, and averaging the processes' gradients, as DDP does, gives its gradient. A
+            collective call; batch sizes may differ. ``None`` is this process alone.
         backend: see :func:`circle_kernels.available_backends`.
 
     Returns:
@@ -76,6 +91,7 @@ def circle_loss(
         reduction=reduction,
         normalize=normalize,
         skip_below=skip_below,
+        group=group,
         backend=backend,
     )
 
@@ -92,6 +108,7 @@ def unified_loss(
     reduction: str = "mean",
     normalize: bool = True,
     skip_below: float = 0.0,
+    group: ProcessGroup | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """The paper's unified loss (Eq. 1): ``log(1 + sum sum exp(gamma (s_n - s_p + m)))`` per row.
@@ -109,6 +126,7 @@ def unified_loss(
         reduction=reduction,
         normalize=normalize,
         skip_below=skip_below,
+        group=group,
         backend=backend,
     )
 
@@ -154,11 +172,22 @@ def _pair_loss(
     reduction: str,
     normalize: bool,
     skip_below: float,
+    group: ProcessGroup | None,
     backend: str,
 ) -> Tensor:
     check_choice("scope", scope, SCOPES)
     check_choice("reduction", reduction, REDUCTIONS)
     check_skip_below(skip_below)
+    if group is not None:
+        if reduction == "none":
+            raise ValueError(
+                "reduction='none' cannot be combined with group: the losses of other processes' "
+                "rows would have no gradient here; reduce with 'mean', 'mean_all' or 'sum'"
+            )
+        check_pair_inputs(embeddings, labels, ref_emb, ref_labels)
+        embeddings, labels = gather_batch(embeddings, labels, group)
+        if ref_emb is not None and ref_labels is not None:
+            ref_emb, ref_labels = gather_batch(ref_emb, ref_labels, group)
     lse_pos, lse_neg = pair_logsumexp(
         embeddings,
         labels,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
 from circle_kernels.arguments import check_choice, check_skip_below
 from circle_kernels.autograd import BACKENDS
 from circle_kernels.formula import CircleFormula
 from circle_kernels.functional import REDUCTIONS, SCOPES, circle_loss
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class CircleLoss(nn.Module):
@@ -28,6 +33,7 @@ class CircleLoss(nn.Module):
         detach_weights: bool = True,
         normalize: bool = True,
         skip_below: float = 0.0,
+        group: ProcessGroup | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -44,6 +50,7 @@ class CircleLoss(nn.Module):
         self.detach_weights = detach_weights
         self.normalize = normalize
         self.skip_below = skip_below
+        self.group = group
         self.backend = backend
 
     def forward(
@@ -65,6 +72,7 @@ class CircleLoss(nn.Module):
             detach_weights=self.detach_weights,
             normalize=self.normalize,
             skip_below=self.skip_below,
+            group=self.group,
             backend=self.backend,
         )
 
