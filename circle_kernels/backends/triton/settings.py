@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+import triton
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ SMALL_NVIDIA_FAMILY = "sm_86"
 AMD_FAMILY = "gfx942"
 # Not a device: Triton's interpreter, which runs the kernels on CPU tensors.
 INTERPRETER = "interpreter"
+
+_INTERPRETS_FLOAT64_DOT = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 6)
 
 # (family, bytes per element) -> settings.
 _FORWARD = {
@@ -84,7 +87,7 @@ _ACCUMULATE = {
         Settings(128, 32, 128, num_warps=8, num_stages=2),
         Settings(64, 32, 256, num_warps=8, num_stages=2),
     ),
-    ("sm_90", 4): (Settings(64, 32, 64, num_warps=4, num_stages=2),),
+    ("sm_90", 4): (Settings(64, 32, 64, num_warps=8, num_stages=2),),
     ("sm_100", 2): (
         Settings(64, 64, 64, num_warps=4, num_stages=2),
         Settings(128, 64, 128, num_warps=8, num_stages=2),
@@ -120,7 +123,7 @@ def dot_precision(family: str, dtype: torch.dtype) -> str:
     if dtype != torch.float32 or family == AMD_FAMILY:
         return "ieee"
     if family == INTERPRETER:
-        return "float64"
+        return "float64" if _INTERPRETS_FLOAT64_DOT else "ieee"
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
