@@ -6,6 +6,7 @@ backend's two functions (see backends/interface.py).
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 from typing import Any
@@ -37,8 +38,13 @@ def available_backends() -> dict[str, str]:
     }
 
 
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
 def _triton_status() -> str:
-    if importlib.util.find_spec("triton") is None:
+    if not _has_triton():
         return "not usable: the package triton is not installed (pip install 'triton>=3.3', Linux)"
     from circle_kernels.backends.triton import launch
 
@@ -49,7 +55,7 @@ def _unusable_reason(backend: str, device: torch.device, dtype: torch.dtype) -> 
     """Why a backend cannot take tensors of this device and dtype; None where it can."""
     if backend in ("tiled", "reference"):
         return None
-    if backend == "triton" and importlib.util.find_spec("triton") is not None:
+    if backend == "triton" and _has_triton():
         from circle_kernels.backends.triton import launch
 
         return launch.unusable_reason(device, dtype)
@@ -62,10 +68,8 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> s
     ``"auto"`` is triton for CUDA and ROCm tensors, and tiled where triton cannot serve.
 
     Raises:
-        ValueError: an unknown name.
         RuntimeError: a backend asked for by name that cannot serve, with the reason.
     """
-    check_choice("backend", backend, BACKENDS)
     if backend == "auto":
         if device.type == "cuda" and _unusable_reason("triton", device, dtype) is None:
             return "triton"
@@ -123,7 +127,7 @@ def pair_logsumexp(
     if type(formula) not in FORMULAS.values():
         wanted = " or ".join(known.__name__ for known in FORMULAS.values())
         raise TypeError(f"formula must be a {wanted}, got {type(formula).__name__} {formula!r}")
-    backend = resolve_backend(backend, embeddings.device, embeddings.dtype)
+    check_choice("backend", backend, BACKENDS)
     if backend == "reference":
         dtype = result_dtype(embeddings.dtype)
         with torch.autocast(embeddings.device.type, enabled=False):
@@ -195,8 +199,13 @@ def _encode(formula: PairFormula) -> tuple[str, list[float], bool]:
     return formula.name, formula.parameters(), formula.detach_weights
 
 
-def _load_backend(backend: str) -> Any:
-    if backend == "triton":
+def _load_backend(backend: str, problem: PairProblem) -> Any:
+    """The module that serves a problem.
+
+    Asked for inside the ops and not above them, so that compilers do not have to trace imports.
+    """
+    embeddings = problem.embeddings
+    if resolve_backend(backend, embeddings.device, embeddings.dtype) == "triton":
         from circle_kernels.backends import triton
 
         return triton
@@ -234,15 +243,15 @@ def _forward(
     problem = _problem(
         embeddings, labels, ref_emb, ref_labels, formula, parameters, detach_weights, normalize
     )
+    implementation = _load_backend(backend, problem)
     if len(problem.embeddings) == 0 or len(problem.columns) == 0:
         rows = len(problem.embeddings)
         lse_pos, lse_neg = (
             embeddings.new_full((rows,), -math.inf, dtype=problem.result_dtype) for _ in range(2)
         )
-        saved_shape = _load_backend(backend).saved_shape(problem)
-        return lse_pos, lse_neg, lse_pos.new_empty(saved_shape)
+        return lse_pos, lse_neg, lse_pos.new_empty(implementation.saved_shape(problem))
     with torch.autocast(embeddings.device.type, enabled=False):
-        return _load_backend(backend).forward(problem)
+        return implementation.forward(problem)
 
 
 def _backward(
@@ -274,7 +283,7 @@ def _backward(
         grad_references = None if ref_emb is None else ref_emb.new_zeros(ref_emb.shape)
     else:
         with torch.autocast(embeddings.device.type, enabled=False):
-            grad_embeddings, grad_references = _load_backend(backend).backward(
+            grad_embeddings, grad_references = _load_backend(backend, problem).backward(
                 problem,
                 lse_pos,
                 lse_neg,
@@ -315,7 +324,7 @@ def _forward_fake(
     )
     rows = embeddings.shape[0]
     lse_pos, lse_neg = (embeddings.new_empty(rows, dtype=problem.result_dtype) for _ in range(2))
-    return lse_pos, lse_neg, lse_pos.new_empty(_load_backend(backend).saved_shape(problem))
+    return lse_pos, lse_neg, lse_pos.new_empty(_load_backend(backend, problem).saved_shape(problem))
 
 
 @_backward_op.register_fake
