@@ -22,7 +22,7 @@ from circle_kernels.logsumexp import masked_logsumexp
 # Rows and columns of a tile. On the CPU some ten temporaries of a tile have to share the cache;
 # elsewhere a launch costs more than the memory does.
 _CPU_TILE = 512
-_ACCELERATOR_TILE = 4096
+_ACCELERATOR_TILE = 2048
 
 
 @dataclass(frozen=True)

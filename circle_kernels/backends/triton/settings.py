@@ -87,7 +87,7 @@ _ACCUMULATE = {
         Settings(128, 32, 128, num_warps=8, num_stages=2),
         Settings(64, 32, 256, num_warps=8, num_stages=2),
     ),
-    ("sm_90", 4): (Settings(64, 32, 64, num_warps=8, num_stages=2),),
+    ("sm_90", 4): (Settings(32, 32, 64, num_warps=4, num_stages=2),),
     ("sm_100", 2): (
         Settings(64, 64, 64, num_warps=4, num_stages=2),
         Settings(128, 64, 128, num_warps=8, num_stages=2),
