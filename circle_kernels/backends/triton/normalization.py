@@ -17,8 +17,8 @@ from circle_kernels.backends.triton.primitives import load_tile
 def finish_gradient_kernel(
     partial_ptr,  # (splits, N, padded depth) float32: with respect to the normalised rows
     operand_ptr,  # (N, padded depth)
-    scales_ptr,  # (N,) float32
-    inverse_norms_ptr,  # (N,) float32
+    operand_norms_ptr,  # (N,) float32
+    norms_ptr,  # (N,) float32
     unit_ptr,  # (1,) float32: what the upstream gradients were divided by, if HAS_UNIT
     gradient_ptr,  # (N, D) contiguous, the dtype of the embeddings
     num_rows,
@@ -26,7 +26,7 @@ def finish_gradient_kernel(
     depth,
     padded_depth,
     row_stride,
-    inverse_eps,
+    norm_eps,
     largest,
     NORMALIZE: tl.constexpr,
     HAS_UNIT: tl.constexpr,
@@ -36,28 +36,28 @@ def finish_gradient_kernel(
     """Merge the splits, project out the row's own direction and divide by its norm."""
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     inside = rows < num_rows
-    scales = tl.load(scales_ptr + rows, mask=inside, other=0.0)
-    inverse_norms = tl.load(inverse_norms_ptr + rows, mask=inside, other=0.0)
+    operand_norms = tl.load(operand_norms_ptr + rows, mask=inside, other=1.0)
+    norms = tl.load(norms_ptr + rows, mask=inside, other=1.0)
     along = tl.zeros((BLOCK_ROWS,), tl.float32)
     # At or below eps the divisor is the constant eps.
-    at_zero = inverse_norms >= inverse_eps
+    at_zero = norms <= norm_eps
     if NORMALIZE:
         for start in range(0, depth, BLOCK_DEPTH):
             depths = start + tl.arange(0, BLOCK_DEPTH)
             sums = merge_splits(partial_ptr, rows, num_rows, num_splits, depths, padded_depth)
             chunk = load_tile(operand_ptr, rows, num_rows, row_stride, depths, padded_depth)
-            along += tl.sum(sums * chunk.to(tl.float32) * scales[:, None], axis=1)
+            along += tl.sum(sums * unit_rows(chunk, operand_norms), axis=1)
         along = tl.where(at_zero, 0.0, along)
-    factors = inverse_norms
+    unit = 1.0
     if HAS_UNIT:
-        factors = factors * tl.load(unit_ptr)
+        unit = tl.load(unit_ptr)
     for start in range(0, depth, BLOCK_DEPTH):
         depths = start + tl.arange(0, BLOCK_DEPTH)
         sums = merge_splits(partial_ptr, rows, num_rows, num_splits, depths, padded_depth)
         if NORMALIZE:
             chunk = load_tile(operand_ptr, rows, num_rows, row_stride, depths, padded_depth)
-            sums -= along[:, None] * chunk.to(tl.float32) * scales[:, None]
-        gradient = sums * factors[:, None]
+            sums -= along[:, None] * unit_rows(chunk, operand_norms)
+        gradient = sums / norms[:, None] * unit
         # A zero vector's gradient is of the order of 1 / eps, more than float16 can hold.
         limited = tl.minimum(tl.maximum(gradient, -largest), largest)
         gradient = tl.where(at_zero[:, None], limited, gradient)
@@ -67,6 +67,18 @@ def finish_gradient_kernel(
             gradient.to(gradient_ptr.dtype.element_ty),
             mask=inside[:, None] & (depths < depth)[None, :],
         )
+
+
+@triton.jit
+def unit_rows(
+    operand,  # (R, K)
+    operand_norms,  # (R,)
+):
+    """Normalise exactly as the naive path does: divide, rounded once.
+
+    Where a gradient points along its row, what the projection leaves is the rounding here.
+    """
+    return tl.div_rn(operand.to(tl.float32), tl.broadcast_to(operand_norms[:, None], operand.shape))
 
 
 @triton.jit
@@ -102,8 +114,8 @@ def finish_gradient(
         {
             "partial_ptr": partial,
             "operand_ptr": side.operand,
-            "scales_ptr": side.scales,
-            "inverse_norms_ptr": side.inverse_norms,
+            "operand_norms_ptr": side.operand_norms,
+            "norms_ptr": side.norms,
             # A pointer that is never followed still has to be a tensor.
             "unit_ptr": side.scales if unit is None else unit,
             "gradient_ptr": gradient,
@@ -112,8 +124,7 @@ def finish_gradient(
             "depth": side.depth,
             "padded_depth": side.operand.shape[1],
             "row_stride": side.operand.stride(0),
-            # Slightly below 1 / eps: rounding must not make a zero vector look longer than eps.
-            "inverse_eps": 0.999 / NORM_EPS,
+            "norm_eps": NORM_EPS,
             "largest": torch.finfo(side.dtype).max,
         },
         {"NORMALIZE": normalize, "HAS_UNIT": unit is not None, **ROW_BLOCK},

@@ -30,7 +30,8 @@ def load_any_layout(rows_ptr, rows, num_rows, row_stride, depths, depth, depth_s
 @triton.jit(do_not_specialize=["num_rows"])
 def prepare_operand_kernel(
     rows_ptr,  # (N, D), any strides
-    inverse_norms_ptr,  # (N,) float32: 1 / max(|x|, eps), or 1; NaN for a non-finite row
+    norms_ptr,  # (N,) float32: max(|x|, eps), or 1; NaN for a non-finite row
+    operand_norms_ptr,  # (N,) float32: the same for the rows of the operand, if EQUILIBRATE
     scales_ptr,  # (N,) float32: what turns a row of the operand into the normalised row
     operand_ptr,  # (N, padded depth) contiguous, if WRITE_OPERAND
     num_rows,
@@ -45,7 +46,7 @@ def prepare_operand_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
 ):
-    """Compute inverse norms; where needed write an aligned copy, padded with zeros.
+    """Compute norms and scales; where needed write an aligned copy, padded with zeros.
 
     For float16 the copy is brought to norms in [1, 2). Dividing by a power of two is exact (down
     to float16's subnormals beside a norm of 1) and puts the scales in (0.5, 1], so that a float16
@@ -62,14 +63,16 @@ def prepare_operand_kernel(
     # False for NaN and for infinity, which make every similarity of the row NaN.
     finite = norms < float("inf")
     divisors = tl.maximum(norms, norm_eps) if NORMALIZE else tl.full(norms.shape, 1.0, tl.float32)
-    inverse_norms = tl.where(finite, tl.div_rn(1.0, divisors), float("nan"))
-    tl.store(inverse_norms_ptr + rows, inverse_norms, mask=inside)
+    divisors = tl.where(finite, divisors, float("nan"))
+    tl.store(norms_ptr + rows, divisors, mask=inside)
     powers = tl.full(norms.shape, 1.0, tl.float32)
     if EQUILIBRATE:
-        # Keeping only the exponent bits rounds down to a power of two.
+        # Keeping only the exponent bits rounds down to a power of two; NaN gives infinity, and
+        # its row NaN all the same.
         powers = (divisors.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
-        scales = tl.where(finite, tl.div_rn(powers, divisors), float("nan"))
-        tl.store(scales_ptr + rows, scales, mask=inside)
+        divisors = divisors / powers
+        tl.store(operand_norms_ptr + rows, divisors, mask=inside)
+    tl.store(scales_ptr + rows, tl.div_rn(1.0, divisors), mask=inside)
     if WRITE_OPERAND:
         for start in range(0, padded_depth, BLOCK_DEPTH):
             depths = start + tl.arange(0, BLOCK_DEPTH)
@@ -90,13 +93,14 @@ def prepare_operand_kernel(
 class Side:
     """The embeddings or the references, ready for the kernels.
 
-    ``operand * scales`` are the normalised rows. The operand is the input itself where its layout
-    allows wide loads; otherwise, and for float16, it is a copy with the depth padded by zeros.
+    ``operand / operand_norms`` are the normalised rows. The operand is the input itself where its
+    layout allows wide loads; otherwise, and for float16, it is a copy, the depth padded by zeros.
     """
 
     operand: Tensor  # (N, padded depth), unit stride along the depth
-    scales: Tensor  # (N,) float32
-    inverse_norms: Tensor  # (N,) float32
+    scales: Tensor  # (N,) float32, 1 / operand_norms
+    operand_norms: Tensor  # (N,) float32
+    norms: Tensor  # (N,) float32, of the input
     labels: Tensor  # (N,) int64
     depth: int  # of the input
     dtype: torch.dtype  # of the input, and so of its gradient
@@ -118,8 +122,9 @@ def _prepare_side(embeddings: Tensor, labels: Tensor, normalize: bool) -> Side:
     dtype = embeddings.dtype
     padded_depth = triton.cdiv(depth, _ALIGNMENT) * _ALIGNMENT
     equilibrate = dtype == torch.float16 and normalize
-    inverse_norms = embeddings.new_empty(num_rows, dtype=torch.float32)
-    scales = torch.empty_like(inverse_norms) if equilibrate else inverse_norms
+    norms = embeddings.new_empty(num_rows, dtype=torch.float32)
+    operand_norms = torch.empty_like(norms) if equilibrate else norms
+    scales = torch.empty_like(norms)
     operand = embeddings
     write_operand = dtype == torch.float16 or not _loads_wide(embeddings)
     if write_operand:
@@ -133,7 +138,8 @@ def _prepare_side(embeddings: Tensor, labels: Tensor, normalize: bool) -> Side:
         triton.cdiv(num_rows, ROW_BLOCK["BLOCK_ROWS"]),
         {
             "rows_ptr": embeddings,
-            "inverse_norms_ptr": inverse_norms,
+            "norms_ptr": norms,
+            "operand_norms_ptr": operand_norms,
             "scales_ptr": scales,
             "operand_ptr": operand,
             "num_rows": num_rows,
@@ -152,7 +158,7 @@ def _prepare_side(embeddings: Tensor, labels: Tensor, normalize: bool) -> Side:
         num_warps=4,
         num_stages=2,
     )
-    return Side(operand, scales, inverse_norms, labels.contiguous(), depth, dtype)
+    return Side(operand, scales, operand_norms, norms, labels.contiguous(), depth, dtype)
 
 
 def _loads_wide(embeddings: Tensor) -> bool:

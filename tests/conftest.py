@@ -1,0 +1,17 @@
+"""Fixtures that every test file shares."""
+
+from __future__ import annotations
+
+import pytest
+from cases import Target
+
+from circle_kernels.backends import tiled
+
+
+@pytest.fixture(autouse=True)
+def _tile_size_of_the_target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """Small tiles make small problems cross many tile borders."""
+    callspec = getattr(request.node, "callspec", None)
+    target = callspec.params.get("target") if callspec is not None else None
+    if isinstance(target, Target) and target.tile is not None:
+        monkeypatch.setattr(tiled, "_CPU_TILE", target.tile)
