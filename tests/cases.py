@@ -187,6 +187,8 @@ def _cases() -> list[Case]:
             Case(regime, formula=CircleFormula(m=m, gamma=gamma))
             for m, gamma in ((0.25, 1.0), (-0.1, 32.0), (0.25, 256.0), (0.5, 1024.0))
         ]
+    # Every logit clamped: the truth is exactly 0, and nothing allows for an error.
+    cases += [Case("collapsed", m=m, formula=CircleFormula(m=-0.1, gamma=16.0)) for m in (None, 9)]
     # Depths tiny, odd and large, on both sides of every switch between kernels.
     cases += [Case("random", n=35, d=d) for d in (1, 2, 3, 16, 65, 128, 129, 256, 257, 515)]
     cases += [Case("random", n=19, m=21, d=d) for d in (1, 7, 130, 300)]

@@ -121,14 +121,15 @@ def pair_logits(
     else:
         vertex = 0.5 * (optimum + margin)
         half_width = 0.5 * (optimum - margin)
-        # The clamp must let NaN through, or a NaN embedding would end in a finite loss.
+        # The optimum lies half a width from the vertex: a clamped pair's logit is exactly 0. The
+        # clamp must let NaN through, or a NaN embedding would end in a finite loss.
         if POSITIVE:
             distance = tl.maximum(
-                vertex - similarity, vertex - optimum, propagate_nan=tl.PropagateNan.ALL
+                vertex - similarity, -half_width, propagate_nan=tl.PropagateNan.ALL
             )
         else:
             distance = tl.maximum(
-                similarity - vertex, optimum - vertex, propagate_nan=tl.PropagateNan.ALL
+                similarity - vertex, half_width, propagate_nan=tl.PropagateNan.ALL
             )
         logits = scale * distance * distance - scale * half_width * half_width
     return logits
