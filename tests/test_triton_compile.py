@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -101,6 +101,26 @@ def test_kernels_compile_without_spills_within_shared_memory(target: str, kernel
         ):
             failures.append(f"{launch}: {resources}")
     assert not failures, "\n".join(failures)
+
+
+@pytest.mark.parametrize("depth", [64, 100, 600])
+def test_batch_sizes_share_compiled_kernels(depth: int) -> None:
+    """N and M are run-time values: no batch size compiles anything of its own, not even 1."""
+
+    def kernels(num_rows: int, num_references: int) -> set[Launch]:
+        launches = plan_launches(
+            DEVICES["sm_90"],
+            dtype=torch.bfloat16,
+            num_rows=num_rows,
+            depth=depth,
+            formula=CircleFormula(),
+            num_references=num_references,
+        )
+        return {replace(launch, programs=0) for launch in launches}
+
+    expected = kernels(1000, 3001)
+    for num_rows, num_references in ((1, 1), (16, 16), (4096, 17), (3, 100_000)):
+        assert kernels(num_rows, num_references) == expected
 
 
 def test_every_settings_entry_is_compiled() -> None:

@@ -58,9 +58,10 @@ def finish_gradient_kernel(
             chunk = load_tile(operand_ptr, rows, num_rows, row_stride, depths, padded_depth)
             sums -= along[:, None] * unit_rows(chunk, operand_norms)
         gradient = sums / norms[:, None] * unit
-        # A zero vector's gradient is of the order of 1 / eps, more than float16 can hold.
-        limited = tl.minimum(tl.maximum(gradient, -largest), largest)
-        gradient = tl.where(at_zero[:, None], limited, gradient)
+        # A zero vector's gradient is of the order of 1 / eps, more than float16 can hold. NaN
+        # fails both comparisons and stays.
+        gradient = tl.where(at_zero[:, None] & (gradient > largest), largest, gradient)
+        gradient = tl.where(at_zero[:, None] & (gradient < -largest), -largest, gradient)
         offsets = rows.to(tl.int64)[:, None] * depth + depths[None, :]
         tl.store(
             gradient_ptr + offsets,

@@ -47,7 +47,7 @@ _FORWARD = {
     ("sm_86", 4): Settings(128, 32, 32, num_warps=8, num_stages=2),
     ("sm_90", 2): Settings(128, 64, 64, num_warps=8, num_stages=3),
     ("sm_90", 4): Settings(128, 64, 32, num_warps=8, num_stages=2),
-    ("sm_100", 2): Settings(64, 64, 64, num_warps=4, num_stages=3),
+    ("sm_100", 2): Settings(128, 32, 64, num_warps=8, num_stages=3),
     ("sm_100", 4): Settings(128, 64, 32, num_warps=8, num_stages=2),
     ("gfx942", 2): Settings(128, 64, 64, num_warps=8, num_stages=2),
     ("gfx942", 4): Settings(128, 64, 32, num_warps=8, num_stages=2),
