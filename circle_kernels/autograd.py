@@ -141,7 +141,7 @@ def pair_logsumexp(
 
 
 class _PairLogSumExp(torch.autograd.Function):
-    """Ties a backend's forward to its backward; keeps the inputs and two vectors, no matrix."""
+    """Ties a backend's forward to its backward; keeps the inputs and vectors, no matrix."""
 
     @staticmethod
     def forward(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 from collections.abc import Callable
@@ -53,11 +52,6 @@ def _targets() -> list[object]:
 
 TARGETS = _targets()
 for_every_backend = pytest.mark.parametrize("target", TARGETS, ids=str)
-
-
-@functools.cache
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def _random(n: int, d: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
