@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+KERNEL_SOURCES := CMakeLists.txt $(shell find csrc -type f)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help demo test test-main test-compile test-interpreter lint format bench clean
@@ -14,11 +15,15 @@ help:
 	@echo "make bench   time every backend beside mm, eager, torch.compile and"
 	@echo "             pytorch-metric-learning (about ten minutes; leave the machine alone)"
 
-# One environment with everything; rebuilt when the requirements change. constraints.txt pins
-# PyTorch, so that nothing larger is fetched.
-$(VENV)/installed: pyproject.toml constraints.txt
+# One environment with everything. constraints.txt pins PyTorch, so that nothing larger is fetched;
+# PyTorch comes first, so that nothing else asks for another.
+$(VENV)/torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	@touch $@
+
+# Rebuilt when the requirements or the C++ kernel change.
+$(VENV)/installed: $(VENV)/torch pyproject.toml setup.py $(KERNEL_SOURCES)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
 		--editable '.[test,examples,bench,lint]'
 	@touch $@

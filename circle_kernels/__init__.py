@@ -1,5 +1,7 @@
 """Circle loss for PyTorch without the similarity matrix: fused forward and backward kernels."""
 
+# First, since it says what to do where torch is missing.
+from circle_kernels import _requirements as _requirements
 from circle_kernels._version import __version__
 from circle_kernels.autograd import available_backends, pair_logsumexp
 from circle_kernels.formula import CircleFormula, UnifiedFormula

@@ -14,8 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import Parameter
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from circle_kernels.arguments import check_choice, check_pair_inputs
+from circle_kernels.arguments import check_choice, check_pair_inputs, check_skip_below
+from circle_kernels.backends import cpu
 from circle_kernels.backends.interface import PairProblem, result_dtype
 from circle_kernels.formula import FORMULAS, PairFormula, formula_from_parameters
 from circle_kernels.reference import pair_logsumexp_reference
@@ -31,8 +34,7 @@ def available_backends() -> dict[str, str]:
     """
     return {
         "triton": _triton_status(),
-        "cpu": "not usable: this version of circle_kernels has no C++ kernel; "
-        "CPU tensors take 'tiled'",
+        "cpu": cpu.status(),
         "tiled": "usable: pure PyTorch in tiles, every device and dtype",
         "reference": "usable: naive PyTorch with the whole similarity matrix, for comparison",
     }
@@ -59,21 +61,23 @@ def _unusable_reason(backend: str, device: torch.device, dtype: torch.dtype) -> 
         from circle_kernels.backends.triton import launch
 
         return launch.unusable_reason(device, dtype)
+    if backend == "cpu":
+        return cpu.unusable_reason(device, dtype)
     return available_backends()[backend].removeprefix("not usable: ")
 
 
 def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
     """The backend that serves tensors of this device and dtype.
 
-    ``"auto"`` is triton for CUDA and ROCm tensors, and tiled where triton cannot serve.
+    ``"auto"`` is triton for CUDA and ROCm tensors, cpu for CPU tensors, and tiled for others and
+    where those cannot serve.
 
     Raises:
         RuntimeError: a backend asked for by name that cannot serve, with the reason.
     """
     if backend == "auto":
-        if device.type == "cuda" and _unusable_reason("triton", device, dtype) is None:
-            return "triton"
-        return "tiled"
+        best = {"cuda": "triton", "cpu": "cpu"}.get(device.type, "tiled")
+        return best if _unusable_reason(best, device, dtype) is None else "tiled"
     reason = _unusable_reason(backend, device, dtype)
     if reason is not None:
         raise RuntimeError(
@@ -90,6 +94,7 @@ def pair_logsumexp(
     *,
     formula: PairFormula,
     normalize: bool = True,
+    skip_below: float = 0.0,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Log-sum-exp of the pair logits of each row, over its positives and over its negatives.
@@ -110,7 +115,9 @@ def pair_logsumexp(
         ref_labels: (M,) integers.
         formula: the pair logits, for example :class:`circle_kernels.CircleFormula`.
         normalize: ``False`` takes plain inner products instead of cosines.
-        backend: ``"auto"``, ``"triton"``, ``"tiled"`` or ``"reference"``; see
+        skip_below: share of a row's total weight that a backend may leave out of the gradient to
+            save work, in [0, 1); 0 is exact. See :func:`circle_kernels.circle_loss`.
+        backend: ``"auto"``, ``"triton"``, ``"cpu"``, ``"tiled"`` or ``"reference"``; see
             :func:`available_backends`.
 
     Returns:
@@ -127,6 +134,7 @@ def pair_logsumexp(
     if type(formula) not in FORMULAS.values():
         wanted = " or ".join(known.__name__ for known in FORMULAS.values())
         raise TypeError(f"formula must be a {wanted}, got {type(formula).__name__} {formula!r}")
+    check_skip_below(skip_below)
     check_choice("backend", backend, BACKENDS)
     if backend == "reference":
         dtype = result_dtype(embeddings.dtype)
@@ -136,7 +144,14 @@ def pair_logsumexp(
             )
         return lse_pos.to(dtype), lse_neg.to(dtype)
     return _PairLogSumExp.apply(
-        embeddings, labels, ref_emb, ref_labels, formula, bool(normalize), backend
+        embeddings,
+        labels,
+        ref_emb,
+        ref_labels,
+        formula,
+        bool(normalize),
+        float(skip_below),
+        backend,
     )
 
 
@@ -152,16 +167,24 @@ class _PairLogSumExp(torch.autograd.Function):
         ref_labels: Tensor | None,
         formula: PairFormula,
         normalize: bool,
+        skip_below: float,
         backend: str,
     ) -> tuple[Tensor, Tensor]:
-        # Compilers must not look inside the kernels, so there the operation is one registered op.
-        # In eager mode a registered op would only add tens of microseconds to each call.
-        forward = _forward_op if torch.compiler.is_compiling() else _forward
+        forward = _forward_op if _is_traced(embeddings, backend) else _forward
         lse_pos, lse_neg, saved = forward(
-            embeddings, labels, ref_emb, ref_labels, *_encode(formula), normalize, backend
+            embeddings,
+            labels,
+            ref_emb,
+            ref_labels,
+            *_encode(formula),
+            normalize,
+            skip_below,
+            backend,
+            ctx.needs_input_grad[0] or ctx.needs_input_grad[2],
         )
         ctx.save_for_backward(embeddings, labels, ref_emb, ref_labels, lse_pos, lse_neg, saved)
-        ctx.formula, ctx.normalize, ctx.backend = formula, normalize, backend
+        ctx.formula, ctx.normalize = formula, normalize
+        ctx.skip_below, ctx.backend = skip_below, backend
         return lse_pos, lse_neg
 
     @staticmethod
@@ -169,7 +192,7 @@ class _PairLogSumExp(torch.autograd.Function):
     def backward(ctx: Any, grad_lse_pos: Tensor, grad_lse_neg: Tensor) -> tuple[Any, ...]:
         embeddings, labels, ref_emb, ref_labels, lse_pos, lse_neg, saved = ctx.saved_tensors
         needs_embeddings, needs_references = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
-        backward = _backward_op if torch.compiler.is_compiling() else _backward
+        backward = _backward_op if _is_traced(embeddings, ctx.backend) else _backward
         grad_embeddings, grad_references = backward(
             embeddings,
             labels,
@@ -182,6 +205,7 @@ class _PairLogSumExp(torch.autograd.Function):
             grad_lse_neg,
             *_encode(ctx.formula),
             ctx.normalize,
+            ctx.skip_below,
             ctx.backend,
             needs_embeddings,
             needs_references,
@@ -190,8 +214,21 @@ class _PairLogSumExp(torch.autograd.Function):
             grad_embeddings if needs_embeddings else None,
             None,
             grad_references if needs_references else None,
-            *(None,) * 4,
+            *(None,) * 5,
         )
+
+
+def _is_traced(embeddings: Tensor, backend: str) -> bool:
+    """Whether the operation has to be one registered op.
+
+    Compilers must not look inside the kernels; and the C++ kernel reads memory, which fake tensors
+    do not have and of which tracers see nothing. In eager mode a registered op would only add tens
+    of microseconds to each call.
+    """
+    if torch.compiler.is_compiling():
+        return True
+    plain = type(embeddings) in (Tensor, Parameter) and not is_in_torch_dispatch_mode()
+    return not plain and resolve_backend(backend, embeddings.device, embeddings.dtype) == "cpu"
 
 
 def _encode(formula: PairFormula) -> tuple[str, list[float], bool]:
@@ -205,10 +242,13 @@ def _load_backend(backend: str, problem: PairProblem) -> Any:
     Asked for inside the ops and not above them, so that compilers do not have to trace imports.
     """
     embeddings = problem.embeddings
-    if resolve_backend(backend, embeddings.device, embeddings.dtype) == "triton":
+    resolved = resolve_backend(backend, embeddings.device, embeddings.dtype)
+    if resolved == "triton":
         from circle_kernels.backends import triton
 
         return triton
+    if resolved == "cpu":
+        return cpu
     from circle_kernels.backends import tiled
 
     return tiled
@@ -223,10 +263,14 @@ def _problem(
     parameters: list[float],
     detach_weights: bool,
     normalize: bool,
+    skip_below: float,
+    keep_for_backward: bool = True,
 ) -> PairProblem:
-    """The problem that the leading arguments of both ops describe."""
+    """The problem that the arguments of both ops describe."""
     rebuilt = formula_from_parameters(formula, parameters, detach_weights)
-    return PairProblem(embeddings, labels, ref_emb, ref_labels, rebuilt, normalize)
+    return PairProblem(
+        embeddings, labels, ref_emb, ref_labels, rebuilt, normalize, skip_below, keep_for_backward
+    )
 
 
 def _forward(
@@ -238,10 +282,21 @@ def _forward(
     parameters: list[float],
     detach_weights: bool,
     normalize: bool,
+    skip_below: float,
     backend: str,
+    keep_for_backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     problem = _problem(
-        embeddings, labels, ref_emb, ref_labels, formula, parameters, detach_weights, normalize
+        embeddings,
+        labels,
+        ref_emb,
+        ref_labels,
+        formula,
+        parameters,
+        detach_weights,
+        normalize,
+        skip_below,
+        keep_for_backward,
     )
     implementation = _load_backend(backend, problem)
     if len(problem.embeddings) == 0 or len(problem.columns) == 0:
@@ -268,13 +323,22 @@ def _backward(
     parameters: list[float],
     detach_weights: bool,
     normalize: bool,
+    skip_below: float,
     backend: str,
     needs_embeddings: bool,
     needs_references: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients for both sides; an empty tensor stands for one that is not needed."""
     problem = _problem(
-        embeddings, labels, ref_emb, ref_labels, formula, parameters, detach_weights, normalize
+        embeddings,
+        labels,
+        ref_emb,
+        ref_labels,
+        formula,
+        parameters,
+        detach_weights,
+        normalize,
+        skip_below,
     )
     grad_embeddings: Tensor | None
     grad_references: Tensor | None
@@ -317,10 +381,21 @@ def _forward_fake(
     parameters: list[float],
     detach_weights: bool,
     normalize: bool,
+    skip_below: float,
     backend: str,
+    keep_for_backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     problem = _problem(
-        embeddings, labels, ref_emb, ref_labels, formula, parameters, detach_weights, normalize
+        embeddings,
+        labels,
+        ref_emb,
+        ref_labels,
+        formula,
+        parameters,
+        detach_weights,
+        normalize,
+        skip_below,
+        keep_for_backward,
     )
     rows = embeddings.shape[0]
     lse_pos, lse_neg = (embeddings.new_empty(rows, dtype=problem.result_dtype) for _ in range(2))

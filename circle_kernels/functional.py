@@ -195,6 +195,7 @@ def _pair_loss(
         ref_labels,
         formula=formula,
         normalize=normalize,
+        skip_below=skip_below,
         backend=backend,
     )
     if scope == "batch":

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from circle_kernels import CircleFormula, UnifiedFormula
+from circle_kernels.backends import cpu
 from circle_kernels.formula import PairFormula
 from circle_kernels.reference import pair_logsumexp_reference
 
@@ -27,9 +28,11 @@ class Target:
     device: str
     dtypes: tuple[torch.dtype, ...]
     tile: int | None = None  # rows and columns of the tiled backend's tiles; None as it chooses
+    level: str = ""  # instruction set of the C++ kernel; "" as it chooses
 
     def __str__(self) -> str:
-        parts = (self.backend, self.device if self.device != "cpu" else "", self.tile or "")
+        device = self.device if self.device != self.backend and self.device != "cpu" else ""
+        parts = (self.backend, device, self.tile or "", self.level)
         return "-".join(str(part) for part in parts if part)
 
 
@@ -38,14 +41,16 @@ def _targets() -> list[object]:
         # bfloat16 products are wrong in the interpreter of some Triton versions.
         return [Target("triton", "cpu", (torch.float32, torch.float16))]
     half = (torch.float16, torch.bfloat16)
+    every = (torch.float64, torch.float32, *half)
     on_gpu = [
         pytest.mark.gpu,
         pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA or ROCm device"),
     ]
     return [
-        Target("tiled", "cpu", (torch.float64, torch.float32, *half)),
-        Target("tiled", "cpu", (torch.float64, torch.float32, *half), tile=16),
-        pytest.param(Target("tiled", "cuda", (torch.float64, torch.float32, *half)), marks=on_gpu),
+        *(Target("cpu", "cpu", every, level=level) for level in cpu.supported_levels()),
+        Target("tiled", "cpu", every),
+        Target("tiled", "cpu", every, tile=16),
+        pytest.param(Target("tiled", "cuda", every), marks=on_gpu),
         pytest.param(Target("triton", "cuda", (torch.float32, *half)), marks=on_gpu),
     ]
 

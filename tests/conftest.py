@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 from cases import Target
 
-from circle_kernels.backends import tiled
+from circle_kernels.backends import cpu, tiled
 
 
 @pytest.fixture(autouse=True)
-def _tile_size_of_the_target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
-    """Small tiles make small problems cross many tile borders."""
+def _settings_of_the_target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """Small tiles make small problems cross many tile borders; levels are instruction sets."""
     callspec = getattr(request.node, "callspec", None)
     target = callspec.params.get("target") if callspec is not None else None
     if isinstance(target, Target) and target.tile is not None:
         monkeypatch.setattr(tiled, "_CPU_TILE", target.tile)
+    if isinstance(target, Target) and target.level:
+        monkeypatch.setenv(cpu.LEVEL_VARIABLE, target.level)

@@ -219,14 +219,13 @@ def test_available_backends_says_what_can_be_used_and_why_not() -> None:
     for reason in status.values():
         assert reason.startswith(("usable: ", "not usable: "))
     assert status["tiled"].startswith("usable")
-    assert status["cpu"].startswith("not usable")
+    assert status["cpu"].startswith("usable: C++ kernel for CPU tensors, instruction set ")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="triton serves this machine")
-@pytest.mark.parametrize("backend", ["triton", "cpu"])
-def test_backend_that_cannot_serve_raises_with_the_reason(backend: str) -> None:
-    with pytest.raises(RuntimeError, match=f"backend='{backend}' cannot serve .* on cpu: "):
-        circle_loss(torch.randn(4, 2), torch.arange(4), backend=backend)
+def test_backend_that_cannot_serve_raises_with_the_reason() -> None:
+    with pytest.raises(RuntimeError, match=r"backend='triton' cannot serve .* on cpu: "):
+        circle_loss(torch.randn(4, 2), torch.arange(4), backend="triton")
 
 
 def test_pair_logsumexp_over_hand_counted_pairs() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from circle_kernels import CircleFormula, CircleLoss, circle_loss, unified_loss
 
@@ -65,7 +67,7 @@ def test_dynamic_batch_sizes_do_not_recompile() -> None:
 
 
 @pytest.mark.parametrize("m", [None, 14])
-@pytest.mark.parametrize("backend", ["tiled"])
+@pytest.mark.parametrize("backend", ["cpu", "tiled"])
 def test_registered_ops_are_well_formed(backend: str, m: int | None) -> None:
     tensors = [value.detach() for value in inputs(24, m)]
     if m is None:
@@ -73,14 +75,37 @@ def test_registered_ops_are_well_formed(backend: str, m: int | None) -> None:
     formula = CircleFormula()
     encoded = (formula.name, formula.parameters(), formula.detach_weights)
     forward = torch.ops.circle_kernels.pair_logsumexp_forward
-    torch.library.opcheck(forward.default, (*tensors, *encoded, True, backend))
-    statistics = forward(*tensors, *encoded, True, backend)
+    for skip_below, keep in ((0.0, True), (0.25, True), (0.0, False)):
+        torch.library.opcheck(
+            forward.default, (*tensors, *encoded, True, skip_below, backend, keep)
+        )
+    statistics = forward(*tensors, *encoded, True, 0.0, backend, True)
     grads = (torch.rand(24), torch.rand(24))
     for needs in ((True, m is not None), (True, False), (False, m is not None)):
         torch.library.opcheck(
             torch.ops.circle_kernels.pair_logsumexp_backward.default,
-            (*tensors, *statistics, *grads, *encoded, True, backend, *needs),
+            (*tensors, *statistics, *grads, *encoded, True, 0.0, backend, *needs),
         )
+
+
+def test_traced_without_a_compiler_keeps_the_operation() -> None:
+    """A tracer that saw only the C++ kernel's empty outputs would return what lies in memory."""
+    tensors = [value.detach() for value in inputs(24)]
+    graph = make_fx(lambda x, labels: circle_loss(x, labels))(*tensors)
+    assert "circle_kernels.pair_logsumexp_forward" in graph.code
+    other = torch.randn(24, 8)
+    torch.testing.assert_close(graph(other, tensors[1]), circle_loss(other, tensors[1]))
+
+
+def test_fake_tensors_give_shapes() -> None:
+    with FakeTensorMode() as mode:
+        tensors = [mode.from_tensor(value.detach()) for value in inputs(24)]
+    tensors[0].requires_grad_()
+    losses = circle_loss(*tensors, reduction="none")
+    losses.sum().backward()
+    assert losses.shape == (24,)
+    assert tensors[0].grad is not None
+    assert tensors[0].grad.shape == (24, 8)
 
 
 @pytest.mark.gpu

@@ -41,6 +41,10 @@ class PairProblem:
     ref_labels: Tensor | None  # (M,) int64
     formula: PairFormula
     normalize: bool
+    # Share of a row's total weight that the backward pass may drop to save work; 0 is exact.
+    skip_below: float = 0.0
+    # Whether a backward pass can follow, so that keeping something for it pays.
+    keep_for_backward: bool = True
 
     @property
     def self_mode(self) -> bool:

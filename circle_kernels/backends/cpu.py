@@ -1,0 +1,202 @@
+"""The C++ kernel in csrc/: one pass over tiles that stay in cache, on CPU tensors.
+
+This module checks nothing that arguments.py has checked; it allocates, and hands addresses to the
+extension ``circle_kernels._cpu``, which knows nothing of torch. The instruction set is chosen at
+run time; ``CIRCLE_KERNELS_CPU_LEVEL`` forces a lower one.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from circle_kernels.backends.interface import PairProblem
+
+LEVEL_VARIABLE = "CIRCLE_KERNELS_CPU_LEVEL"
+
+# Similarities that a forward pass may keep, so that the backward pass need not compute them again.
+KEPT_BYTES = 64 * 2**20
+
+
+@functools.cache
+def _extension() -> ModuleType | str:
+    """The compiled module, or why there is none."""
+    try:
+        from circle_kernels import _cpu
+    except ImportError as error:
+        return (
+            f"the C++ kernel was not built or does not load ({error}); install with "
+            "'pip install .', which compiles it, and see the compiler's messages there"
+        )
+    return _cpu
+
+
+def status() -> str:
+    """A sentence that begins with ``"usable"`` or ``"not usable"``."""
+    extension = _extension()
+    if isinstance(extension, str):
+        return f"not usable: {extension}"
+    try:
+        level = extension.level(_level_name())
+    except ValueError as error:
+        return f"not usable: {LEVEL_VARIABLE}: {error}"
+    return f"usable: C++ kernel for CPU tensors, instruction set {level}"
+
+
+def supported_levels() -> list[str]:
+    """Instruction sets that this machine runs, the lowest first; none without the extension."""
+    extension = _extension()
+    return [] if isinstance(extension, str) else extension.supported_levels()
+
+
+def unusable_reason(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the kernel cannot take tensors of this device and dtype; None where it can."""
+    if not status().startswith("usable"):
+        return status().removeprefix("not usable: ")
+    if device.type != "cpu":
+        return "the C++ kernel takes CPU tensors"
+    return None
+
+
+def saved_shape(problem: PairProblem) -> tuple[int]:
+    """``SavedLayout`` of csrc/problem.h; sizes may be symbolic.
+
+    As many tiles of similarities as the budget allows, both log-sum-exps in base 2, and with
+    ``skip_below`` every tile's highest logit.
+    """
+    if not problem.keep_for_backward:
+        return (0,)
+    panel = _loaded().PANEL
+    tiles, row_panels = _tiles(problem, panel)
+    highest = tiles if problem.skip_below > 0 else 0
+    return (_kept_tiles(problem, panel) * panel * panel + 2 * row_panels * panel + highest,)
+
+
+def _tiles(problem: PairProblem, panel: int) -> tuple[int, int]:
+    """Tiles that are visited, and panels of rows."""
+    row_panels = (problem.embeddings.shape[0] + panel - 1) // panel
+    column_panels = (problem.columns.shape[0] + panel - 1) // panel
+    if problem.self_mode:
+        return row_panels * (row_panels + 1) // 2, row_panels
+    return row_panels * column_panels, row_panels
+
+
+def _kept_tiles(problem: PairProblem, panel: int) -> int:
+    """Tiles of similarities kept for the backward pass, which recomputes the others."""
+    if not problem.keep_for_backward:
+        return 0
+    tiles, _ = _tiles(problem, panel)
+    return torch.sym_min(tiles, KEPT_BYTES // (panel**2 * problem.result_dtype.itemsize))
+
+
+def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
+    """Both log-sum-exps of every row, and what the backward pass can use."""
+    extension = _loaded()
+    rows = len(problem.embeddings)
+    lse_pos, lse_neg = (
+        torch.empty(rows, dtype=problem.result_dtype, device="cpu") for _ in range(2)
+    )
+    saved = lse_pos.new_empty(saved_shape(problem))
+    extension.forward(
+        _level_name(),
+        _describe(extension, problem),
+        lse_pos=lse_pos.data_ptr(),
+        lse_neg=lse_neg.data_ptr(),
+        saved=saved.data_ptr() if problem.keep_for_backward else 0,
+    )
+    return lse_pos, lse_neg, saved
+
+
+def backward(
+    problem: PairProblem,
+    lse_pos: Tensor,
+    lse_neg: Tensor,
+    saved: Tensor,
+    grad_lse_pos: Tensor,
+    grad_lse_neg: Tensor,
+    *,
+    needs_embeddings: bool,
+    needs_references: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of both sides."""
+    extension = _loaded()
+    grad_embeddings = _empty_like(problem.embeddings) if needs_embeddings else None
+    grad_references = (
+        _empty_like(problem.ref_emb) if needs_references and problem.ref_emb is not None else None
+    )
+    # Bound to names: the extension sees addresses only, which do not keep a tensor alive.
+    grad_lse_pos, grad_lse_neg = grad_lse_pos.contiguous(), grad_lse_neg.contiguous()
+    extension.backward(
+        _level_name(),
+        _describe(extension, problem),
+        saved=saved.data_ptr(),
+        grad_lse_pos=grad_lse_pos.data_ptr(),
+        grad_lse_neg=grad_lse_neg.data_ptr(),
+        grad_rows=0 if grad_embeddings is None else grad_embeddings.data_ptr(),
+        grad_columns=0 if grad_references is None else grad_references.data_ptr(),
+    )
+    return grad_embeddings, grad_references
+
+
+def _empty_like(embeddings: Tensor) -> Tensor:
+    return torch.empty(embeddings.shape, dtype=embeddings.dtype, device="cpu")
+
+
+def _loaded() -> ModuleType:
+    extension = _extension()
+    if isinstance(extension, str):
+        raise RuntimeError(extension)
+    return extension
+
+
+def _level_name() -> str:
+    return os.environ.get(LEVEL_VARIABLE, "")
+
+
+_SCALARS = {
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    torch.float32: "float32",
+    torch.float64: "float64",
+}
+
+
+def _describe(extension: ModuleType, problem: PairProblem) -> object:
+    """The problem as the extension's structs. It points into the problem's tensors."""
+
+    def side(values: Tensor, labels: Tensor) -> object:
+        return extension.Embeddings(
+            values=values.data_ptr(),
+            count=values.shape[0],
+            dim=values.shape[1],
+            row_stride=values.stride(0),
+            dim_stride=values.stride(1),
+            labels=labels.data_ptr(),
+            label_stride=labels.stride(0),
+        )
+
+    formula = problem.formula
+    optimum_pos, optimum_neg, margin_pos, margin_neg = formula.constants
+    references, labels = problem.ref_emb, problem.ref_labels
+    return extension.Problem(
+        scalar=getattr(extension.Scalar, _SCALARS[problem.embeddings.dtype]),
+        rows=side(problem.embeddings, problem.labels),
+        columns=None if references is None or labels is None else side(references, labels),
+        formula=extension.Formula(
+            kind=getattr(extension.FormulaKind, formula.name),
+            gamma=formula.gamma,
+            optimum_pos=optimum_pos,
+            optimum_neg=optimum_neg,
+            margin_pos=margin_pos,
+            margin_neg=margin_neg,
+            detach_weights=formula.detach_weights,
+        ),
+        normalize=problem.normalize,
+        skip_below=problem.skip_below,
+        kept_tiles=_kept_tiles(problem, extension.PANEL),
+        threads=torch.get_num_threads(),
+    )

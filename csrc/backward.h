@@ -1,0 +1,269 @@
+// The backward pass: gradients from recomputed (or kept) tiles.
+//
+// A chunk of tiles at a time, G = dL/ds is computed into a bounded buffer, in self mode G + G^T,
+// since there s_ij and s_ji are one number. Then each panel of the gradient takes what the chunk
+// has for it: nobody else writes that panel, so there are no atomics, and the order of its sums is
+// fixed.
+#pragma once
+
+#include "exp2.h"
+#include "memory.h"
+#include "product.h"
+#include "tiles.h"
+
+namespace circle_kernels {
+namespace {
+
+// What the backward pass knows of each row of one kind of pair, in panel order.
+template <class T>
+struct RowStatistics {
+  T* lse;       // (panels, PANEL) base 2
+  T* gradient;  // (panels, PANEL) upstream gradient times gamma; 0 for an empty set and for padding
+  T* lowest;    // (panels,) smallest lse among rows with a gradient; +inf if there are none
+};
+
+template <class T>
+struct Statistics {
+  RowStatistics<T> positive, negative;
+
+  // Whether any row of the panel has a gradient.
+  bool active(int64_t panel) const {
+    return positive.lowest[panel] != INFINITE<T> || negative.lowest[panel] != INFINITE<T>;
+  }
+};
+
+// Which rows and columns of a tile of G hold a weight worth a product. With skip_below = 0 all do.
+struct TileShare {
+  bool any;
+  bool all;
+  uint8_t rows[PANEL], columns[PANEL];
+};
+
+// 2^(shift - lse) times the upstream gradient, for the rows or the columns of a tile: what one
+// exponential 2^(z - shift) has to be multiplied by. And without the gradient: the pair's share.
+template <class T>
+struct Factors {
+  alignas(64) T gradient[PANEL];
+  alignas(64) T share[PANEL];
+};
+
+template <class T>
+void fill_factors(const RowStatistics<T>& statistics, int64_t panel, T shift, Factors<T>& factors) {
+  for (int64_t row = 0; row < PANEL; row += LANES<T>) {
+    const Vec<T> gradient = load(statistics.gradient + panel * PANEL + row);
+    const Vec<T> lse = load(statistics.lse + panel * PANEL + row);
+    const Vec<T> share = select<T>(gradient == 0, Vec<T>{}, exp2<T>(shift - lse));
+    store(factors.share + row, share);
+    store(factors.gradient + row, share * gradient);
+  }
+}
+
+// The shift with which one exponential serves every row of a tile: exponentials and factors stay
+// inside the exponent's range, and what falls out of it is no more than 2^-56 of a row's weight.
+template <class T>
+struct SharedShift {
+  T shift;
+  bool possible;
+};
+
+template <class T>
+SharedShift<T> shared_shift(T highest, T lowest_lse) {
+  constexpr T ROOM = Exp2<T>::HIGHEST / 2;
+  const T distance = highest - lowest_lse;
+  // No row has a gradient (the distance is -inf): any shift will do.
+  if (distance <= ROOM) return {highest, true};
+  if (distance <= 2 * ROOM) return {highest - ROOM, true};
+  return {0, false};
+}
+
+template <class T>
+T smaller(T a, T b) {
+  return a < b ? a : b;
+}
+
+// G of one tile, in self mode G + G^T. `exact` takes an exponential for each row and each column.
+template <class T, bool mixed, bool columns_too, bool exact, bool skipping, class Logits>
+void similarity_gradient(const Tile<T>& tile, const T* similarities, const Logits& logits,
+                         const Statistics<T>& statistics, T shift_positive, T shift_negative,
+                         T negligible, T* gradient, TileShare& share) {
+  Factors<T> row_negative, row_positive, column_negative, column_positive;
+  const RowStatistics<T>&positive = statistics.positive, &negative = statistics.negative;
+  if constexpr (!exact) {
+    fill_factors(negative, tile.row, shift_negative, row_negative);
+    if constexpr (mixed) fill_factors(positive, tile.row, shift_positive, row_positive);
+    if constexpr (columns_too) {
+      fill_factors(negative, tile.column, shift_negative, column_negative);
+      if constexpr (mixed) fill_factors(positive, tile.column, shift_positive, column_positive);
+    }
+  }
+  Vec<T> column_shares[PANEL_VECTORS<T>] = {};
+  const int64_t live = tile.live_rows();
+  for (int64_t row = 0; row < live; ++row) {
+    Vec<T> row_shares{};
+    CIRCLE_UNROLL_PAIRS
+    for (int vector = 0; vector < PANEL_VECTORS<T>; ++vector) {
+      const int64_t column = vector * LANES<T>;
+      const Vec<T> similarity = load(similarities + row * PANEL + column);
+      PairMasks<T> masks{};
+      if constexpr (mixed) masks = pair_masks(tile, row, column);
+      // Of the pair's kind: the positive's value or the negative's.
+      const auto of_kind = [&](auto of_positive, auto of_negative) {
+        if constexpr (!mixed) {
+          return of_negative();
+        } else {
+          return select<T>(masks.positive, of_positive(), of_negative());
+        }
+      };
+      const auto at = [&](const T* values) { return load(values + column); };
+
+      Vec<T> weight, largest_share;
+      const Vec<T> slope = of_kind([&] { return logits.positive_slope(similarity); },
+                                   [&] { return logits.negative_slope(similarity); });
+      if constexpr (exact) {
+        const Vec<T> logit = of_kind([&] { return logits.positive(similarity); },
+                                     [&] { return logits.negative(similarity); });
+        const int64_t i = tile.row * PANEL + row, j = tile.column * PANEL;
+        const Vec<T> row_gradient = of_kind([&] { return splat(positive.gradient[i]); },
+                                            [&] { return splat(negative.gradient[i]); });
+        const Vec<T> row_share =
+            select<T>(row_gradient == 0, Vec<T>{},
+                      exp2<T>(logit - of_kind([&] { return splat(positive.lse[i]); },
+                                              [&] { return splat(negative.lse[i]); })));
+        weight = row_share * row_gradient;
+        largest_share = row_share;
+        if constexpr (columns_too) {
+          const Vec<T> column_gradient = of_kind([&] { return at(positive.gradient + j); },
+                                                 [&] { return at(negative.gradient + j); });
+          const Vec<T> column_share =
+              select<T>(column_gradient == 0, Vec<T>{},
+                        exp2<T>(logit - of_kind([&] { return at(positive.lse + j); },
+                                                [&] { return at(negative.lse + j); })));
+          weight += column_share * column_gradient;
+          largest_share = at_least(column_share, largest_share);
+        }
+      } else {
+        const Vec<T> exponential =
+            exp2<T>(of_kind([&] { return logits.positive(similarity) - shift_positive; },
+                            [&] { return logits.negative(similarity) - shift_negative; }));
+        Vec<T> factor = of_kind([&] { return splat(row_positive.gradient[row]); },
+                                [&] { return splat(row_negative.gradient[row]); });
+        if constexpr (columns_too) {
+          factor += of_kind([&] { return at(column_positive.gradient); },
+                            [&] { return at(column_negative.gradient); });
+        }
+        weight = exponential * factor;
+        if constexpr (skipping) {
+          Vec<T> shares = of_kind([&] { return splat(row_positive.share[row]); },
+                                  [&] { return splat(row_negative.share[row]); });
+          if constexpr (columns_too) {
+            shares = at_least(of_kind([&] { return at(column_positive.share); },
+                                      [&] { return at(column_negative.share); }),
+                              shares);
+          }
+          largest_share = exponential * shares;
+        }
+      }
+      Vec<T> result = weight * slope;
+      if constexpr (mixed) result = select<T>(masks.positive | masks.negative, result, Vec<T>{});
+      store(gradient + row * PANEL + column, result);
+      if constexpr (skipping) {
+        if constexpr (mixed) {
+          largest_share = select<T>(masks.positive | masks.negative, largest_share, Vec<T>{});
+        }
+        row_shares = at_least(row_shares, largest_share);
+        column_shares[vector] = at_least(column_shares[vector], largest_share);
+      }
+    }
+    // Not "greater than": NaN is never negligible.
+    if constexpr (skipping) share.rows[row] = !(largest<T>(row_shares) <= negligible);
+  }
+  if constexpr (skipping) {
+    alignas(64) T shares[PANEL];
+    std::memcpy(shares, column_shares, sizeof shares);
+    share.any = false;
+    for (int64_t row = live; row < PANEL; ++row) share.rows[row] = false;
+    for (int64_t column = 0; column < PANEL; ++column) {
+      share.columns[column] = !(shares[column] <= negligible);
+      share.any |= share.columns[column] != 0;
+    }
+  }
+}
+
+// Chooses the body that a tile needs.
+template <class T, bool columns_too, bool skipping, class Logits>
+void tile_gradient(const Tile<T>& tile, const T* similarities, const Logits& logits,
+                   const Statistics<T>& statistics, T negligible, T* gradient, TileShare& share) {
+  const bool mixed = !tile.only_negatives();
+  const TileRanges<T> ranges = mixed ? similarity_ranges<T, true>(tile, similarities)
+                                     : similarity_ranges<T, false>(tile, similarities);
+  const auto lowest = [&](const RowStatistics<T>& kind) {
+    return columns_too ? smaller(kind.lowest[tile.row], kind.lowest[tile.column])
+                       : kind.lowest[tile.row];
+  };
+  const SharedShift<T> negative =
+      shared_shift(negative_range(logits, ranges.negative).highest, lowest(statistics.negative));
+  const SharedShift<T> positive =
+      shared_shift(positive_range(logits, ranges.positive).highest, lowest(statistics.positive));
+  const auto run = [&](auto body) {
+    body(tile, similarities, logits, statistics, positive.shift, negative.shift, negligible,
+         gradient, share);
+  };
+  share.any = share.all = true;
+  if (skipping) share.all = false;
+  if (!negative.possible || (mixed && !positive.possible)) {
+    run(similarity_gradient<T, true, columns_too, true, skipping, Logits>);
+  } else if (mixed) {
+    run(similarity_gradient<T, true, columns_too, false, skipping, Logits>);
+  } else {
+    run(similarity_gradient<T, false, columns_too, false, skipping, Logits>);
+  }
+}
+
+// weights(j, i) = tile(i, j)
+template <class T>
+void transpose_tile(const T* tile, T* weights) {
+  for (int64_t row = 0; row < PANEL; row += LANES<T>) {
+    for (int64_t column = 0; column < PANEL; column += LANES<T>) {
+      transpose_block(tile + row * PANEL + column, PANEL, weights + column * PANEL + row, PANEL);
+    }
+  }
+}
+
+// Adds what one tile of G has for one panel of the gradient, for d in [first_dim, last_dim).
+//
+// The tile's columns are the other side's embeddings when the panel is one of its rows, and the
+// other way round; `transposed` says which.
+template <class T>
+void accumulate_tile(const T* other_panel, const T* tile, const TileShare& share, bool transposed,
+                     int64_t live_others, int64_t live_outputs, int64_t first_dim, int64_t last_dim,
+                     T* scratch, T* gradient) {
+  if (!share.any) return;
+  const uint8_t* wanted = transposed ? share.columns : share.rows;
+  int32_t indices[PANEL];
+  int64_t depth = 0;
+  if (!share.all) {
+    for (int64_t k = 0; k < live_others; ++k) {
+      if (wanted[k]) indices[depth++] = static_cast<int32_t>(k);
+    }
+    if (depth == 0) return;
+  }
+  const T* weights = tile;
+  if (transposed) {
+    transpose_tile(tile, scratch);
+    weights = scratch;
+  }
+  // Gathering a line costs less than multiplying with it; taking all as they are costs nothing.
+  if (share.all || depth > PANEL * 3 / 4) {
+    accumulate_gradient(other_panel, weights, live_others, first_dim, last_dim, live_outputs,
+                        gradient);
+    return;
+  }
+  for (int64_t k = 0; k < depth; ++k) {
+    std::memmove(scratch + k * PANEL, weights + indices[k] * PANEL, PANEL * sizeof(T));
+  }
+  accumulate_gradient_of(other_panel, indices, scratch, depth, first_dim, last_dim, live_outputs,
+                         gradient);
+}
+
+}  // namespace
+}  // namespace circle_kernels

@@ -1,0 +1,245 @@
+// The forward pass: both log-sum-exps of every row, from tiles that are never all in memory.
+//
+// A tile's sums are taken relative to one value for the whole tile, so that one exponential per
+// pair serves the tile's rows and, in self mode, its columns. Where that would lose a row or a
+// column whose logits lie far below the tile's highest, the tile is summed again, exactly. Partial
+// sums of a chunk of tiles are then merged in a fixed order: results do not depend on the number of
+// threads.
+#pragma once
+
+#include "exp2.h"
+#include "memory.h"
+#include "product.h"
+#include "tiles.h"
+
+namespace circle_kernels {
+namespace {
+
+// sum_j 2^(z_j - shift) over one kind of pair.
+template <class T>
+struct PartialSums {
+  alignas(64) T shift[PANEL];
+  alignas(64) T sum[PANEL];
+};
+
+// What one tile gives to its rows, or to its columns.
+template <class T>
+struct TilePartial {
+  PartialSums<T> positive, negative;
+  bool has_positives;
+};
+
+template <class T>
+constexpr T NO_SHIFT = -std::numeric_limits<T>::max();  // of an empty sum
+
+// Below this, a sum may have lost terms to the lower end of exp2's range, 36 octaves away.
+template <class T>
+constexpr T SMALLEST_SUM = sizeof(T) == sizeof(float) ? T(0x1p-90) : T(0x1p-940);
+
+// Relative to the highest logit sums are most precise. A wide spread is worth some of that: raising
+// the exponentials towards the end of the exponent range makes room below.
+template <class T>
+T shift_of(const LogitRange<T>& range) {
+  constexpr T ROOM_BELOW = Exp2<T>::HIGHEST * T(0.65), ROOM_ABOVE = Exp2<T>::HIGHEST / 2;
+  const T excess = range.spread - ROOM_BELOW;
+  return range.highest - (excess > 0 ? (excess < ROOM_ABOVE ? excess : ROOM_ABOVE) : T(0));
+}
+
+template <class T>
+void set_all(T (&values)[PANEL], T value) {
+  for (T& each : values) each = value;
+}
+
+// Whether every sum is empty or large enough to have lost nothing. False for NaN.
+template <class T>
+bool all_kept(const T (&sums)[PANEL]) {
+  bool kept = true;
+  for (const T each : sums) kept &= each == 0 || each >= SMALLEST_SUM<T>;
+  return kept;
+}
+
+// An empty sum must not raise the shift that it is merged with.
+template <class T>
+void mark_empty(PartialSums<T>& partial) {
+  for (int64_t row = 0; row < PANEL; ++row) {
+    if (partial.sum[row] == 0) partial.shift[row] = NO_SHIFT<T>;
+  }
+}
+
+// Sums of a tile relative to one shift for each kind of pair; false where that is not exact.
+template <class T, bool mixed, bool mirrored, class Logits>
+bool sum_tile(const Tile<T>& tile, const T* similarities, const Logits& logits,
+              TilePartial<T>& rows, TilePartial<T>* columns) {
+  const TileRanges<T> ranges = similarity_ranges<T, mixed>(tile, similarities);
+  const T shift_negative = shift_of(negative_range(logits, ranges.negative));
+  const T shift_positive = mixed ? shift_of(positive_range(logits, ranges.positive)) : T(0);
+  if (!(shift_negative - shift_negative == 0 && shift_positive - shift_positive == 0)) return false;
+
+  Vec<T> column_negative[PANEL_VECTORS<T>] = {}, column_positive[PANEL_VECTORS<T>] = {};
+  const int64_t live = tile.live_rows();
+  for (int64_t row = 0; row < live; ++row) {
+    Vec<T> row_negative{}, row_positive{};
+    CIRCLE_UNROLL_PAIRS
+    for (int vector = 0; vector < PANEL_VECTORS<T>; ++vector) {
+      const Vec<T> similarity = load(similarities + row * PANEL + vector * LANES<T>);
+      if constexpr (mixed) {
+        const PairMasks<T> masks = pair_masks(tile, row, vector * LANES<T>);
+        const Vec<T> exponential =
+            exp2<T>(select<T>(masks.positive, logits.positive(similarity) - shift_positive,
+                              logits.negative(similarity) - shift_negative));
+        const Vec<T> positive = select<T>(masks.positive, exponential, Vec<T>{});
+        const Vec<T> negative = select<T>(masks.negative, exponential, Vec<T>{});
+        row_positive += positive;
+        row_negative += negative;
+        if constexpr (mirrored) {
+          column_positive[vector] += positive;
+          column_negative[vector] += negative;
+        }
+      } else {
+        const Vec<T> exponential = exp2<T>(logits.negative(similarity) - shift_negative);
+        row_negative += exponential;
+        if constexpr (mirrored) column_negative[vector] += exponential;
+      }
+    }
+    rows.negative.sum[row] = sum<T>(row_negative);
+    if constexpr (mixed) rows.positive.sum[row] = sum<T>(row_positive);
+  }
+  for (int64_t row = live; row < PANEL; ++row) rows.negative.sum[row] = rows.positive.sum[row] = 0;
+
+  set_all(rows.negative.shift, shift_negative);
+  bool kept = all_kept(rows.negative.sum);
+  if constexpr (mirrored) {
+    std::memcpy(columns->negative.sum, column_negative, sizeof column_negative);
+    set_all(columns->negative.shift, shift_negative);
+    kept &= all_kept(columns->negative.sum);
+  }
+  if constexpr (mixed) {
+    set_all(rows.positive.shift, shift_positive);
+    kept &= all_kept(rows.positive.sum);
+    mark_empty(rows.positive);
+    mark_empty(rows.negative);
+    if constexpr (mirrored) {
+      std::memcpy(columns->positive.sum, column_positive, sizeof column_positive);
+      set_all(columns->positive.shift, shift_positive);
+      kept &= all_kept(columns->positive.sum);
+      mark_empty(columns->positive);
+      mark_empty(columns->negative);
+    }
+  }
+  return kept;
+}
+
+// Sums of a tile relative to each row's and each column's own highest logit: exact whatever the
+// range, at one exponential more per pair in self mode.
+template <class T, bool mirrored, class Logits>
+void sum_tile_exactly(const Tile<T>& tile, const T* similarities, const Logits& logits,
+                      TilePartial<T>& rows, TilePartial<T>* columns) {
+  const int64_t live = tile.live_rows();
+  const auto logit = [&](int64_t row, int vector, const PairMasks<T>& masks) {
+    const Vec<T> similarity = load(similarities + row * PANEL + vector * LANES<T>);
+    return select<T>(masks.positive, logits.positive(similarity), logits.negative(similarity));
+  };
+  const auto only = [](Vec<Int<T>> mask, Vec<T> value, T otherwise) {
+    return select<T>(mask, value, splat(otherwise));
+  };
+
+  Vec<T> highest_positive[PANEL_VECTORS<T>], highest_negative[PANEL_VECTORS<T>];
+  for (int vector = 0; vector < PANEL_VECTORS<T>; ++vector) {
+    highest_positive[vector] = highest_negative[vector] = splat(NO_SHIFT<T>);
+  }
+  for (int64_t row = 0; row < PANEL; ++row) {
+    Vec<T> row_positive = splat(NO_SHIFT<T>), row_negative = row_positive;
+    Vec<T> sum_positive{}, sum_negative{};
+    if (row < live) {
+      for (int vector = 0; vector < PANEL_VECTORS<T>; ++vector) {
+        const PairMasks<T> masks = pair_masks(tile, row, vector * LANES<T>);
+        const Vec<T> value = logit(row, vector, masks);
+        const Vec<T> positive = only(masks.positive, value, NO_SHIFT<T>);
+        const Vec<T> negative = only(masks.negative, value, NO_SHIFT<T>);
+        row_positive = at_least(positive, row_positive);
+        row_negative = at_least(negative, row_negative);
+        highest_positive[vector] = at_least(positive, highest_positive[vector]);
+        highest_negative[vector] = at_least(negative, highest_negative[vector]);
+      }
+      const T shift_positive = largest<T>(row_positive), shift_negative = largest<T>(row_negative);
+      for (int vector = 0; vector < PANEL_VECTORS<T>; ++vector) {
+        const PairMasks<T> masks = pair_masks(tile, row, vector * LANES<T>);
+        const Vec<T> value = logit(row, vector, masks);
+        sum_positive += only(masks.positive, exp2<T>(value - shift_positive), 0);
+        sum_negative += only(masks.negative, exp2<T>(value - shift_negative), 0);
+      }
+      rows.positive.shift[row] = shift_positive;
+      rows.negative.shift[row] = shift_negative;
+    }
+    rows.positive.sum[row] = sum<T>(sum_positive);
+    rows.negative.sum[row] = sum<T>(sum_negative);
+  }
+  mark_empty(rows.positive);
+  mark_empty(rows.negative);
+  if constexpr (mirrored) {
+    for (int vector = 0; vector < PANEL_VECTORS<T>; ++vector) {
+      Vec<T> sum_positive{}, sum_negative{};
+      for (int64_t row = 0; row < live; ++row) {
+        const PairMasks<T> masks = pair_masks(tile, row, vector * LANES<T>);
+        const Vec<T> value = logit(row, vector, masks);
+        sum_positive += only(masks.positive, exp2<T>(value - highest_positive[vector]), 0);
+        sum_negative += only(masks.negative, exp2<T>(value - highest_negative[vector]), 0);
+      }
+      store(columns->positive.shift + vector * LANES<T>, highest_positive[vector]);
+      store(columns->negative.shift + vector * LANES<T>, highest_negative[vector]);
+      store(columns->positive.sum + vector * LANES<T>, sum_positive);
+      store(columns->negative.sum + vector * LANES<T>, sum_negative);
+    }
+    mark_empty(columns->positive);
+    mark_empty(columns->negative);
+  }
+}
+
+// Both partials of one tile; `columns` is null unless the tile is mirrored.
+template <class T, class Logits>
+void tile_partials(const Tile<T>& tile, const T* similarities, const Logits& logits,
+                   TilePartial<T>& rows, TilePartial<T>* columns) {
+  const bool mixed = !tile.only_negatives();
+  bool exact;
+  if (columns != nullptr) {
+    exact = mixed ? sum_tile<T, true, true>(tile, similarities, logits, rows, columns)
+                  : sum_tile<T, false, true>(tile, similarities, logits, rows, columns);
+    if (!exact) sum_tile_exactly<T, true>(tile, similarities, logits, rows, columns);
+    columns->has_positives = mixed;
+  } else {
+    exact = mixed ? sum_tile<T, true, false>(tile, similarities, logits, rows, columns)
+                  : sum_tile<T, false, false>(tile, similarities, logits, rows, columns);
+    if (!exact) sum_tile_exactly<T, false>(tile, similarities, logits, rows, columns);
+  }
+  rows.has_positives = mixed;
+}
+
+// total += partial, whatever their shifts.
+template <class T>
+void merge(const PartialSums<T>& partial, PartialSums<T>& total) {
+  // As exp2, but 0 far below: a sum may itself be small.
+  const auto scale = [](Vec<T> exponent) {
+    return select<T>(exponent < Exp2<T>::LOWEST, Vec<T>{}, exp2<T>(exponent));
+  };
+  for (int64_t row = 0; row < PANEL; row += LANES<T>) {
+    const Vec<T> old_shift = load(total.shift + row), new_shift = load(partial.shift + row);
+    const Vec<T> shift = at_least(old_shift, new_shift);
+    store(total.sum + row, load(total.sum + row) * scale(old_shift - shift) +
+                               load(partial.sum + row) * scale(new_shift - shift));
+    store(total.shift + row, shift);
+  }
+}
+
+// Base-2 log-sum-exps; -inf for an empty sum. In double: near 0 they are a difference of two
+// numbers of the size of the shift.
+template <class T>
+void finish(const PartialSums<T>& total, int64_t live, T* lse) {
+  for (int64_t row = 0; row < PANEL; ++row) {
+    lse[row] = row < live && total.sum[row] != 0
+                   ? static_cast<T>(total.shift[row] + std::log2(double{total.sum[row]}))
+                   : -INFINITE<T>;
+  }
+}
+
+}  // namespace
+}  // namespace circle_kernels

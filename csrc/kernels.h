@@ -1,0 +1,37 @@
+// The kernels of each instruction set, and which of them this machine runs.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "classes.h"
+#include "memory.h"
+#include "problem.h"
+
+namespace circle_kernels {
+
+// Both passes for one instruction set. Arguments are checked before.
+struct Kernels {
+  void (*forward)(const Problem&, const Classes&, Arena&, const ForwardResult&);
+  void (*backward)(const Problem&, const Classes&, Arena&, const BackwardInput&, const Gradients&);
+};
+
+// An instruction set by name. Later levels are faster where they are supported.
+struct Level {
+  const char* name;
+  const Kernels* kernels;
+  bool supported;  // by this machine and its operating system
+};
+
+// All levels that were compiled, the baseline first.
+const std::vector<Level>& levels();
+
+// A level by name, or the best one that is supported for an empty name.
+// Throws std::invalid_argument for a name that is unknown or not supported here.
+const Level& choose_level(const std::string& name);
+
+void run_forward(const Level& level, const Problem& problem, const ForwardResult& result);
+void run_backward(const Level& level, const Problem& problem, const BackwardInput& input,
+                  const Gradients& gradients);
+
+}  // namespace circle_kernels

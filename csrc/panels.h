@@ -1,0 +1,199 @@
+// Embeddings in panels: 96 rows side by side, so that kernels read vectors of rows.
+//
+// One layout serves every product. In panel[d][row] the similarity product reads 8 rows (as
+// scalars) against vectors of rows, depth d; the gradient product reads 8 values of d against
+// vectors of rows of G, depth row, and its result is a panel again.
+#pragma once
+
+#include <cmath>
+
+#include "classes.h"
+#include "problem.h"
+#include "scalars.h"
+#include "transpose.h"
+
+namespace circle_kernels {
+namespace {
+
+constexpr double NORM_EPS = 1e-12;  // as torch.nn.functional.normalize
+
+template <class T>
+struct Panels {
+  int64_t count;  // embeddings, without padding
+  int64_t dim;
+  const int64_t* order;     // (count,) panel row -> row as given
+  T* values;                // (panels, dim, PANEL), over their norms; 0 for padding
+  T* divisors;              // (panels, PANEL) max(|x|, eps), or 1; NaN for a row that is not finite
+  const Int<T>* class_ids;  // (panels, PANEL) ascending; NO_CLASS for padding
+
+  int64_t panels() const { return panels_of(count); }
+  const T* panel(int64_t index) const { return values + index * dim * PANEL; }
+  // Rows of a panel that are not padding.
+  int64_t live(int64_t index) const {
+    const int64_t left = count - index * PANEL;
+    return left < PANEL ? left : PANEL;
+  }
+  bool padded(int64_t index) const { return live(index) < PANEL; }
+  Int<T> first_class(int64_t index) const { return class_ids[index * PANEL]; }
+  Int<T> last_class(int64_t index) const { return class_ids[index * PANEL + live(index) - 1]; }
+};
+
+// Values of d handled at a time: a strip of LANES rows stays in the first-level cache.
+constexpr int64_t STRIP = 64;
+
+template <class T, class S>
+CIRCLE_INLINE void widen_row(const S* from, int64_t stride, int64_t count, T* to) {
+  if (stride == 1) {
+    for (int64_t d = 0; d < count; ++d) to[d] = widen(from[d]);
+  } else {
+    for (int64_t d = 0; d < count; ++d) to[d] = widen(from[d * stride]);
+  }
+}
+
+// The Euclidean norm. Squares are summed in double, so those of float inputs cannot overflow; in
+// eight sums, which the compiler may vectorise, in an order that never changes.
+template <class T, class S>
+double norm(const S* row, int64_t stride, int64_t dim) {
+  constexpr int SUMS = 8;
+  double squares[SUMS] = {};
+  T strip[STRIP];
+  for (int64_t begin = 0; begin < dim; begin += STRIP) {
+    const int64_t count = dim - begin < STRIP ? dim - begin : STRIP;
+    widen_row(row + begin * stride, stride, count, strip);
+    for (int64_t d = count; d % SUMS != 0; ++d) strip[d] = 0;
+    for (int64_t d = 0; d < count; d += SUMS) {
+      for (int lane = 0; lane < SUMS; ++lane) {
+        squares[lane] += static_cast<double>(strip[d + lane]) * strip[d + lane];
+      }
+    }
+  }
+  double total = 0;
+  for (const double square : squares) total += square;
+  return std::sqrt(total);
+}
+
+// Fills one panel. A row with a NaN or an infinity becomes zeros with the divisor NaN: results that
+// saw it are made NaN afterwards, and tiles need not look for it.
+template <class T, class S>
+void pack_panel(const Embeddings& side, bool normalize, int64_t index, Panels<T>& panels) {
+  const S* values = static_cast<const S*>(side.values);
+  const int64_t dim = panels.dim, live = panels.live(index);
+  T* panel = panels.values + index * dim * PANEL;
+  T* divisors = panels.divisors + index * PANEL;
+
+  const S* rows[PANEL];
+  for (int64_t row = 0; row < PANEL; ++row) {
+    rows[row] = nullptr;
+    divisors[row] = 1;
+    if (row >= live) continue;
+    const S* from = values + panels.order[index * PANEL + row] * side.row_stride;
+    const double length = norm<T>(from, side.dim_stride, dim);
+    if (!(length <= std::numeric_limits<double>::max())) {
+      divisors[row] = std::numeric_limits<T>::quiet_NaN();
+      continue;
+    }
+    if (normalize) divisors[row] = static_cast<T>(length > NORM_EPS ? length : NORM_EPS);
+    rows[row] = from;
+  }
+
+  T strip[LANES<T>][STRIP];
+  T block[LANES<T>][LANES<T>];
+  for (int64_t row = 0; row < PANEL; row += LANES<T>) {
+    for (int64_t begin = 0; begin < dim; begin += STRIP) {
+      const int64_t count = dim - begin < STRIP ? dim - begin : STRIP;
+      for (int lane = 0; lane < LANES<T>; ++lane) {
+        if (rows[row + lane] == nullptr) {
+          for (int64_t d = 0; d < STRIP; ++d) strip[lane][d] = 0;
+          continue;
+        }
+        widen_row(rows[row + lane] + begin * side.dim_stride, side.dim_stride, count, strip[lane]);
+        if (!normalize) continue;
+        const T divisor = divisors[row + lane];
+        for (int64_t d = 0; d < count; ++d) strip[lane][d] /= divisor;
+      }
+      for (int64_t d = 0; d < count; d += LANES<T>) {
+        T* to = panel + (begin + d) * PANEL + row;
+        if (count - d >= LANES<T>) {
+          transpose_block(&strip[0][d], STRIP, to, PANEL);
+          continue;
+        }
+        transpose_block(&strip[0][d], STRIP, &block[0][0], LANES<T>);
+        for (int64_t rest = 0; rest < count - d; ++rest) {
+          store(to + rest * PANEL, load(block[rest]));
+        }
+      }
+    }
+  }
+}
+
+// One panel of the gradient with respect to the embeddings as given, from the one with respect to
+// the normalised embeddings: dx = (g - x <x, g>) / |x|. `gradient` is overwritten.
+template <class T, class S>
+void unpack_gradient(const Panels<T>& panels, bool normalize, int64_t index,
+                     T* gradient,  // (dim, PANEL)
+                     S* output) {  // (count, dim), contiguous
+  constexpr int VECTORS = PANEL / LANES<T>;
+  const int64_t dim = panels.dim, live = panels.live(index);
+  const T* panel = panels.panel(index);
+  const T* divisors = panels.divisors + index * PANEL;
+
+  if (normalize) {
+    for (int vector = 0; vector < VECTORS; ++vector) {
+      const int64_t offset = vector * LANES<T>;
+      // Over <x, x>, which rounding has made only nearly 1: so what is left has no part along x,
+      // also where it is small against what is taken away.
+      Vec<T> along{}, square{};
+      for (int64_t d = 0; d < dim; ++d) {
+        const Vec<T> value = load(panel + d * PANEL + offset);
+        along += value * load(gradient + d * PANEL + offset);
+        square += value * value;
+      }
+      const Vec<T> divisor = load(divisors + offset);
+      // Below eps the divisor is a constant and there is nothing to project out.
+      along = select<T>(divisor <= static_cast<T>(NORM_EPS), Vec<T>{}, along / square);
+      for (int64_t d = 0; d < dim; ++d) {
+        T* values = gradient + d * PANEL + offset;
+        store(values, (load(values) - load(panel + d * PANEL + offset) * along) / divisor);
+      }
+    }
+  }
+
+  T strip[LANES<T>][STRIP];
+  for (int64_t row = 0; row < live; row += LANES<T>) {
+    for (int64_t begin = 0; begin < dim; begin += STRIP) {
+      const int64_t count = dim - begin < STRIP ? dim - begin : STRIP;
+      for (int64_t d = 0; d < count; d += LANES<T>) {
+        const T* from = gradient + (begin + d) * PANEL + row;
+        if (count - d >= LANES<T>) {
+          transpose_block(from, PANEL, &strip[0][d], STRIP);
+          continue;
+        }
+        for (int64_t rest = 0; rest < count - d; ++rest) {
+          for (int lane = 0; lane < LANES<T>; ++lane) {
+            strip[lane][d + rest] = from[rest * PANEL + lane];
+          }
+        }
+      }
+      for (int64_t lane = 0; lane < LANES<T> && row + lane < live; ++lane) {
+        const int64_t given = panels.order[index * PANEL + row + lane];
+        S* to = output + given * dim + begin;
+        T* values = strip[lane];
+        const T divisor = divisors[row + lane];
+        if (normalize && divisor <= static_cast<T>(NORM_EPS)) {
+          // The gradient of a zero vector is huge; a narrow type must not make it infinite.
+          for (int64_t d = 0; d < count; ++d) {
+            values[d] = values[d] > Largest<S>::value    ? Largest<S>::value
+                        : values[d] < -Largest<S>::value ? -Largest<S>::value
+                                                         : values[d];
+          }
+        } else if (!(divisor == divisor)) {
+          for (int64_t d = 0; d < count; ++d) values[d] = divisor;
+        }
+        for (int64_t d = 0; d < count; ++d) narrow(values[d], to[d]);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace circle_kernels

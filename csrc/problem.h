@@ -1,0 +1,93 @@
+// What the kernels are given: plain structs over the caller's memory. Nothing here depends on an
+// instruction set, on Python or on torch.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace circle_kernels {
+
+enum class Scalar { float16, bfloat16, float32, float64 };
+
+enum class FormulaKind { circle, unified };
+
+// The pair formula and its numbers; circle_kernels/formula.py says what they mean.
+struct Formula {
+  FormulaKind kind;
+  double gamma;
+  double optimum_pos, optimum_neg;  // O_p, O_n; unused by the unified formula
+  double margin_pos, margin_neg;    // Delta_p, Delta_n; the unified formula's m is -Delta_n
+  bool detach_weights;
+};
+
+// One set of embeddings with its labels, as the caller holds it. Strides count elements.
+struct Embeddings {
+  const void* values;  // (count, dim)
+  int64_t count, dim;
+  int64_t row_stride, dim_stride;
+  const int64_t* labels;  // (count,)
+  int64_t label_stride;
+};
+
+// One call of the fused operation. With `self_mode` the columns are the rows, and the pair of an
+// embedding with itself is neither positive nor negative.
+struct Problem {
+  Scalar scalar;
+  Embeddings rows;     // (N, D)
+  Embeddings columns;  // (M, D); the rows again in self mode
+  bool self_mode;
+  Formula formula;
+  bool normalize;
+  double skip_below;   // share of a row's weight that the backward pass may drop
+  int64_t kept_tiles;  // tiles of similarities that the forward pass leaves for the backward pass
+  int threads;         // at least 1
+};
+
+// Vectors of the forward pass. T is double for float64 inputs and float for all others; pointers
+// are untyped so that one struct serves both.
+struct ForwardResult {
+  void* lse_pos;  // T (N,), natural logarithm, -inf where the set is empty
+  void* lse_neg;  // T (N,)
+  void* saved;    // T (SavedLayout::size(),), for the backward pass; null if there will be none
+};
+
+struct BackwardInput {
+  const void* saved;         // T, what the forward pass left there
+  const void* grad_lse_pos;  // T (N,)
+  const void* grad_lse_neg;  // T (N,)
+};
+
+// Contiguous, in the embeddings' scalar type; null where it is not needed.
+struct Gradients {
+  void* rows;     // (N, D)
+  void* columns;  // (M, D); always null in self mode
+};
+
+// Rows of a panel, and rows and columns of a tile: a multiple of every instruction set's register
+// tile. A float tile of similarities (36 KB) stays in the second-level cache.
+constexpr int64_t PANEL = 96;
+
+constexpr int64_t panels_of(int64_t rows) { return (rows + PANEL - 1) / PANEL; }
+
+constexpr int64_t tiles_of(int64_t rows, int64_t columns, bool self_mode) {
+  return self_mode ? panels_of(rows) * (panels_of(rows) + 1) / 2
+                   : panels_of(rows) * panels_of(columns);
+}
+
+// What the forward pass leaves for the backward pass, in elements of T, one part after the other.
+struct SavedLayout {
+  int64_t kept_tiles;  // similarities of the first so many tiles, PANEL * PANEL each
+  int64_t statistics;  // of each base-2 log-sum-exp, positive then negative, in panel order
+  int64_t highest;     // each tile's highest logit, where skip_below can use it
+
+  explicit SavedLayout(const Problem& problem)
+      : kept_tiles(problem.kept_tiles),
+        statistics(panels_of(problem.rows.count) * PANEL),
+        highest(problem.skip_below > 0
+                    ? tiles_of(problem.rows.count, problem.columns.count, problem.self_mode)
+                    : 0) {}
+
+  int64_t size() const { return kept_tiles * PANEL * PANEL + 2 * statistics + highest; }
+};
+
+}  // namespace circle_kernels

@@ -1,0 +1,165 @@
+// Tiles of the similarity matrix: which pairs of a tile are positive or negative, how far its
+// similarities range, and the order in which tiles are visited.
+#pragma once
+
+#include "formula.h"
+#include "panels.h"
+
+namespace circle_kernels {
+namespace {
+
+template <class T>
+constexpr int PANEL_VECTORS = PANEL / LANES<T>;
+
+// One tile: panel `row` of the rows against panel `column` of the columns.
+template <class T>
+struct Tile {
+  const Panels<T>& rows;
+  const Panels<T>& columns;
+  int64_t row, column;
+  bool self_mode;
+
+  int64_t live_rows() const { return rows.live(row); }
+  int64_t live_columns() const { return columns.live(column); }
+  const Int<T>* row_classes() const { return rows.class_ids + row * PANEL; }
+  const Int<T>* column_classes() const { return columns.class_ids + column * PANEL; }
+  bool on_diagonal() const { return self_mode && row == column; }
+  // Whether the tile also stands for its transpose, which is not visited.
+  bool mirrored() const { return self_mode && row != column; }
+  // Whether every pair of the tile is a negative one: label ranges that do not meet, no padding
+  // among the columns, no embedding against itself. Most tiles, since panels are in label order.
+  bool only_negatives() const {
+    return !columns.padded(column) && (rows.last_class(row) < columns.first_class(column) ||
+                                       columns.last_class(column) < rows.first_class(row));
+  }
+};
+
+// Which of a vector of pairs are positive and which negative.
+template <class T>
+struct PairMasks {
+  Vec<Int<T>> positive, negative;
+};
+
+template <class T>
+CIRCLE_INLINE PairMasks<T> pair_masks(const Tile<T>& tile, int64_t row, int64_t first_column) {
+  const Vec<Int<T>> classes = load(tile.column_classes() + first_column);
+  const Vec<Int<T>> same = classes == tile.row_classes()[row];
+  const Vec<Int<T>> present = classes != static_cast<Int<T>>(NO_CLASS);
+  PairMasks<T> masks{same & present, ~same & present};
+  if (tile.on_diagonal() && row >= first_column && row < first_column + LANES<T>) {
+    masks.positive[row - first_column] = 0;
+  }
+  return masks;
+}
+
+// The smallest and the largest similarity among one kind of pair of a tile.
+template <class T>
+struct Range {
+  T low, high;
+  bool empty() const { return low > high; }
+};
+
+template <class T>
+struct TileRanges {
+  Range<T> positive, negative;
+};
+
+template <class T>
+constexpr T INFINITE = std::numeric_limits<T>::infinity();
+
+template <class T, bool mixed>
+TileRanges<T> similarity_ranges(const Tile<T>& tile, const T* similarities) {
+  Vec<T> low_positive = splat(INFINITE<T>), high_positive = -low_positive;
+  Vec<T> low_negative = low_positive, high_negative = high_positive;
+  for (int64_t row = 0; row < tile.live_rows(); ++row) {
+    for (int vector = 0; vector < PANEL_VECTORS<T>; ++vector) {
+      const int64_t column = vector * LANES<T>;
+      const Vec<T> similarity = load(similarities + row * PANEL + column);
+      if constexpr (mixed) {
+        const PairMasks<T> masks = pair_masks(tile, row, column);
+        const Vec<T> none = splat(INFINITE<T>);
+        low_positive = at_most(low_positive, select<T>(masks.positive, similarity, none));
+        high_positive = at_least(high_positive, select<T>(masks.positive, similarity, -none));
+        low_negative = at_most(low_negative, select<T>(masks.negative, similarity, none));
+        high_negative = at_least(high_negative, select<T>(masks.negative, similarity, -none));
+      } else {
+        low_negative = at_most(low_negative, similarity);
+        high_negative = at_least(high_negative, similarity);
+      }
+    }
+  }
+  return {{smallest<T>(low_positive), largest<T>(high_positive)},
+          {smallest<T>(low_negative), largest<T>(high_negative)}};
+}
+
+// The exact largest logits of a tile, base 2, and how far below them the others may lie.
+template <class T>
+struct LogitRange {
+  T highest;
+  T spread;
+};
+
+// Of a function of similarity whose largest value on a range lies at one of its ends, as is so for
+// both logits: where the weight is not 0 they are convex, and where it is 0 so is the logit, which
+// is also what the convex part begins with.
+template <class T, class Function>
+LogitRange<T> logit_range(const Range<T>& range, Function logit) {
+  if (range.empty()) return {0, 0};
+  const auto at = [&](T similarity) { return logit(splat(similarity))[0]; };
+  const T low = at(range.low), high = at(range.high);
+  // A vertex lies between the ends, if anywhere; the middle is near enough for a spread.
+  const T middle = at((range.low + range.high) / 2);
+  const T highest = low > high ? low : high;
+  const T end = low < high ? low : high;
+  return {highest, highest - (middle < end ? middle : end)};
+}
+
+template <class T, class Logits>
+LogitRange<T> positive_range(const Logits& logits, const Range<T>& range) {
+  return logit_range<T>(range, [&](Vec<T> similarity) { return logits.positive(similarity); });
+}
+
+template <class T, class Logits>
+LogitRange<T> negative_range(const Logits& logits, const Range<T>& range) {
+  return logit_range<T>(range, [&](Vec<T> similarity) { return logits.negative(similarity); });
+}
+
+// Tiles are visited in square chunks of panels; in self mode chunks and tiles from the diagonal on.
+struct Chunk {
+  int64_t first_row, last_row, first_column, last_column;  // panels, [first, last)
+  bool on_diagonal;                                        // in self mode
+
+  int64_t rows() const { return last_row - first_row; }
+  int64_t columns() const { return last_column - first_column; }
+  // Candidates for tiles; on the diagonal about half of them are none.
+  int64_t size() const { return rows() * columns(); }
+  int64_t row(int64_t index) const { return first_row + index / columns(); }
+  int64_t column(int64_t index) const { return first_column + index % columns(); }
+  bool visits(int64_t row, int64_t column) const { return !on_diagonal || row <= column; }
+  // Where a tile's entry lies in a buffer of `size` entries.
+  int64_t slot(int64_t row, int64_t column) const {
+    return (row - first_row) * columns() + (column - first_column);
+  }
+};
+
+// Calls `visit` with every chunk, rows outermost.
+template <class Visit>
+CIRCLE_INLINE void for_each_chunk(int64_t row_panels, int64_t column_panels, int64_t edge,
+                                  bool self_mode, Visit visit) {
+  for (int64_t row = 0; row < row_panels; row += edge) {
+    for (int64_t column = self_mode ? row : 0; column < column_panels; column += edge) {
+      visit(Chunk{row, row + edge < row_panels ? row + edge : row_panels, column,
+                  column + edge < column_panels ? column + edge : column_panels,
+                  self_mode && row == column});
+    }
+  }
+}
+
+// The place of a tile among all tiles, row by row.
+inline int64_t tile_index(int64_t row, int64_t column, int64_t column_panels, bool self_mode) {
+  return self_mode ? row * column_panels - row * (row - 1) / 2 + (column - row)
+                   : row * column_panels + column;
+}
+
+}  // namespace
+}  // namespace circle_kernels
