@@ -132,28 +132,31 @@ template <class T, class S>
 void unpack_gradient(const Panels<T>& panels, bool normalize, int64_t index,
                      T* gradient,  // (dim, PANEL)
                      S* output) {  // (count, dim), contiguous
-  constexpr int VECTORS = PANEL / LANES<T>;
   const int64_t dim = panels.dim, live = panels.live(index);
   const T* panel = panels.panel(index);
   const T* divisors = panels.divisors + index * PANEL;
 
   if (normalize) {
-    for (int vector = 0; vector < VECTORS; ++vector) {
-      const int64_t offset = vector * LANES<T>;
-      // Over <x, x>, which rounding has made only nearly 1: so what is left has no part along x,
-      // also where it is small against what is taken away.
-      Vec<T> along{}, square{};
-      for (int64_t d = 0; d < dim; ++d) {
-        const Vec<T> value = load(panel + d * PANEL + offset);
-        along += value * load(gradient + d * PANEL + offset);
-        square += value * value;
+    // In double, and over <x, x>, which rounding has made only nearly 1: so what is left has no
+    // part along x, also where it is small against what is taken away.
+    double along[PANEL] = {}, square[PANEL] = {};
+    for (int64_t d = 0; d < dim; ++d) {
+      for (int64_t row = 0; row < PANEL; ++row) {
+        const double value = panel[d * PANEL + row];
+        along[row] += value * gradient[d * PANEL + row];
+        square[row] += value * value;
       }
-      const Vec<T> divisor = load(divisors + offset);
+    }
+    double inverse[PANEL];
+    for (int64_t row = 0; row < PANEL; ++row) {
+      inverse[row] = 1 / static_cast<double>(divisors[row]);
       // Below eps the divisor is a constant and there is nothing to project out.
-      along = select<T>(divisor <= static_cast<T>(NORM_EPS), Vec<T>{}, along / square);
-      for (int64_t d = 0; d < dim; ++d) {
-        T* values = gradient + d * PANEL + offset;
-        store(values, (load(values) - load(panel + d * PANEL + offset) * along) / divisor);
+      along[row] = divisors[row] <= static_cast<T>(NORM_EPS) ? 0 : along[row] / square[row];
+    }
+    for (int64_t d = 0; d < dim; ++d) {
+      for (int64_t row = 0; row < PANEL; ++row) {
+        const int64_t at = d * PANEL + row;
+        gradient[at] = static_cast<T>((gradient[at] - panel[at] * along[row]) * inverse[row]);
       }
     }
   }
