@@ -170,18 +170,15 @@ class _PairLogSumExp(torch.autograd.Function):
         skip_below: float,
         backend: str,
     ) -> tuple[Tensor, Tensor]:
-        forward = _forward_op if _is_traced(embeddings, backend) else _forward
-        lse_pos, lse_neg, saved = forward(
-            embeddings,
-            labels,
-            ref_emb,
-            ref_labels,
-            *_encode(formula),
-            normalize,
-            skip_below,
-            backend,
-            ctx.needs_input_grad[0] or ctx.needs_input_grad[2],
-        )
+        inputs = (embeddings, labels, ref_emb, ref_labels)
+        keep = ctx.needs_input_grad[0] or ctx.needs_input_grad[2]
+        if _is_traced(embeddings, backend):
+            lse_pos, lse_neg, saved = _forward_op(
+                *inputs, *_encode(formula), normalize, skip_below, backend, keep
+            )
+        else:
+            problem = PairProblem(*inputs, formula, normalize, skip_below, keep)
+            lse_pos, lse_neg, saved = _run_forward(problem, backend)
         ctx.save_for_backward(embeddings, labels, ref_emb, ref_labels, lse_pos, lse_neg, saved)
         ctx.formula, ctx.normalize = formula, normalize
         ctx.skip_below, ctx.backend = skip_below, backend
@@ -192,24 +189,19 @@ class _PairLogSumExp(torch.autograd.Function):
     def backward(ctx: Any, grad_lse_pos: Tensor, grad_lse_neg: Tensor) -> tuple[Any, ...]:
         embeddings, labels, ref_emb, ref_labels, lse_pos, lse_neg, saved = ctx.saved_tensors
         needs_embeddings, needs_references = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
-        backward = _backward_op if _is_traced(embeddings, ctx.backend) else _backward
-        grad_embeddings, grad_references = backward(
-            embeddings,
-            labels,
-            ref_emb,
-            ref_labels,
-            lse_pos,
-            lse_neg,
-            saved,
-            grad_lse_pos,
-            grad_lse_neg,
-            *_encode(ctx.formula),
-            ctx.normalize,
-            ctx.skip_below,
-            ctx.backend,
-            needs_embeddings,
-            needs_references,
-        )
+        inputs = (embeddings, labels, ref_emb, ref_labels)
+        statistics = (lse_pos, lse_neg, saved, grad_lse_pos, grad_lse_neg)
+        needs = (needs_embeddings, needs_references)
+        grad_embeddings: Tensor | None
+        grad_references: Tensor | None
+        if _is_traced(embeddings, ctx.backend):
+            encoded = (*_encode(ctx.formula), ctx.normalize, ctx.skip_below, ctx.backend)
+            grad_embeddings, grad_references = _backward_op(*inputs, *statistics, *encoded, *needs)
+        else:
+            problem = PairProblem(*inputs, ctx.formula, ctx.normalize, ctx.skip_below)
+            grad_embeddings, grad_references = _run_backward(
+                problem, *statistics, ctx.backend, *needs
+            )
         return (
             grad_embeddings if needs_embeddings else None,
             None,
@@ -252,6 +244,51 @@ def _load_backend(backend: str, problem: PairProblem) -> Any:
     from circle_kernels.backends import tiled
 
     return tiled
+
+
+def _run_forward(problem: PairProblem, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Both log-sum-exps, and what the backend saves for its backward."""
+    embeddings = problem.embeddings
+    implementation = _load_backend(backend, problem)
+    if len(embeddings) == 0 or len(problem.columns) == 0:
+        lse_pos, lse_neg = (
+            embeddings.new_full((len(embeddings),), -math.inf, dtype=problem.result_dtype)
+            for _ in range(2)
+        )
+        return lse_pos, lse_neg, lse_pos.new_empty(implementation.saved_shape(problem))
+    with torch.autocast(embeddings.device.type, enabled=False):
+        return implementation.forward(problem)
+
+
+def _run_backward(
+    problem: PairProblem,
+    lse_pos: Tensor,
+    lse_neg: Tensor,
+    saved: Tensor,
+    grad_lse_pos: Tensor,
+    grad_lse_neg: Tensor,
+    backend: str,
+    needs_embeddings: bool,
+    needs_references: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients for both sides; None for one that is not needed."""
+    embeddings, ref_emb = problem.embeddings, problem.ref_emb
+    if len(embeddings) == 0 or len(problem.columns) == 0:
+        return (
+            embeddings.new_zeros(embeddings.shape),
+            None if ref_emb is None else ref_emb.new_zeros(ref_emb.shape),
+        )
+    with torch.autocast(embeddings.device.type, enabled=False):
+        return _load_backend(backend, problem).backward(
+            problem,
+            lse_pos,
+            lse_neg,
+            saved,
+            grad_lse_pos,
+            grad_lse_neg,
+            needs_embeddings=needs_embeddings,
+            needs_references=needs_references,
+        )
 
 
 def _problem(
@@ -298,15 +335,7 @@ def _forward(
         skip_below,
         keep_for_backward,
     )
-    implementation = _load_backend(backend, problem)
-    if len(problem.embeddings) == 0 or len(problem.columns) == 0:
-        rows = len(problem.embeddings)
-        lse_pos, lse_neg = (
-            embeddings.new_full((rows,), -math.inf, dtype=problem.result_dtype) for _ in range(2)
-        )
-        return lse_pos, lse_neg, lse_pos.new_empty(implementation.saved_shape(problem))
-    with torch.autocast(embeddings.device.type, enabled=False):
-        return implementation.forward(problem)
+    return _run_forward(problem, backend)
 
 
 def _backward(
@@ -340,23 +369,17 @@ def _backward(
         normalize,
         skip_below,
     )
-    grad_embeddings: Tensor | None
-    grad_references: Tensor | None
-    if len(problem.embeddings) == 0 or len(problem.columns) == 0:
-        grad_embeddings = embeddings.new_zeros(embeddings.shape)
-        grad_references = None if ref_emb is None else ref_emb.new_zeros(ref_emb.shape)
-    else:
-        with torch.autocast(embeddings.device.type, enabled=False):
-            grad_embeddings, grad_references = _load_backend(backend, problem).backward(
-                problem,
-                lse_pos,
-                lse_neg,
-                saved,
-                grad_lse_pos,
-                grad_lse_neg,
-                needs_embeddings=needs_embeddings,
-                needs_references=needs_references,
-            )
+    grad_embeddings, grad_references = _run_backward(
+        problem,
+        lse_pos,
+        lse_neg,
+        saved,
+        grad_lse_pos,
+        grad_lse_neg,
+        backend,
+        needs_embeddings,
+        needs_references,
+    )
     return (
         embeddings.new_empty(0) if grad_embeddings is None else grad_embeddings,
         embeddings.new_empty(0) if grad_references is None else grad_references,

@@ -187,14 +187,14 @@ void forward_with(const Problem& problem, const Classes& classes, const Logits& 
 
 #pragma omp parallel num_threads(problem.threads)
   {
-    pack_all(problem, operands);
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int64_t panel = 0; panel < row_panels; ++panel) {
       for (PartialSums<T>* total : {&totals[panel].positive, &totals[panel].negative}) {
         set_all(total->shift, NO_SHIFT<T>);
         set_all(total->sum, T(0));
       }
     }
+    pack_all(problem, operands);
 
     for_each_chunk(row_panels, column_panels, edge, problem.self_mode, [&](const Chunk& chunk) {
 #pragma omp for schedule(dynamic)
@@ -340,14 +340,14 @@ void backward_with(const Problem& problem, const Classes& classes, const Logits&
 #pragma omp parallel num_threads(problem.threads)
   {
     T* own_scratch = scratch + thread_index() * PANEL * PANEL;
-    pack_all(problem, operands);
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int64_t panel = 0; panel < row_panels + column_panels; ++panel) {
       T* gradient = panel < row_panels ? row_gradient : column_gradient;
       const int64_t index = panel < row_panels ? panel : panel - row_panels;
       if (gradient == nullptr) continue;
       std::memset(gradient + index * dim * PANEL, 0, dim * PANEL * sizeof(T));
     }
+    pack_all(problem, operands);
 
     for_each_chunk(row_panels, column_panels, edge, problem.self_mode, [&](const Chunk& chunk) {
 #pragma omp for schedule(dynamic)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from circle_kernels.backends.interface import PairProblem
+from circle_kernels.formula import PairFormula
 
 LEVEL_VARIABLE = "CIRCLE_KERNELS_CPU_LEVEL"
 
@@ -179,24 +180,28 @@ def _describe(extension: ModuleType, problem: PairProblem) -> object:
             label_stride=labels.stride(0),
         )
 
-    formula = problem.formula
-    optimum_pos, optimum_neg, margin_pos, margin_neg = formula.constants
     references, labels = problem.ref_emb, problem.ref_labels
     return extension.Problem(
         scalar=getattr(extension.Scalar, _SCALARS[problem.embeddings.dtype]),
         rows=side(problem.embeddings, problem.labels),
         columns=None if references is None or labels is None else side(references, labels),
-        formula=extension.Formula(
-            kind=getattr(extension.FormulaKind, formula.name),
-            gamma=formula.gamma,
-            optimum_pos=optimum_pos,
-            optimum_neg=optimum_neg,
-            margin_pos=margin_pos,
-            margin_neg=margin_neg,
-            detach_weights=formula.detach_weights,
-        ),
+        formula=_describe_formula(extension, problem.formula),
         normalize=problem.normalize,
         skip_below=problem.skip_below,
         kept_tiles=_kept_tiles(problem, extension.PANEL),
         threads=torch.get_num_threads(),
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _describe_formula(extension: ModuleType, formula: PairFormula) -> object:
+    optimum_pos, optimum_neg, margin_pos, margin_neg = formula.constants
+    return extension.Formula(
+        kind=getattr(extension.FormulaKind, formula.name),
+        gamma=formula.gamma,
+        optimum_pos=optimum_pos,
+        optimum_neg=optimum_neg,
+        margin_pos=margin_pos,
+        margin_neg=margin_neg,
+        detach_weights=formula.detach_weights,
     )
