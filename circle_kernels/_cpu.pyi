@@ -52,6 +52,7 @@ class Problem:
         skip_below: float,
         kept_tiles: int,
         threads: int,
+        bfloat_terms: int,
     ) -> None: ...
 
 def level(name: str) -> str: ...

@@ -8,7 +8,7 @@
 
 #include "exp2.h"
 #include "memory.h"
-#include "product.h"
+#include "tile_product.h"
 #include "tiles.h"
 
 namespace circle_kernels {
@@ -30,13 +30,6 @@ struct Statistics {
   bool active(int64_t panel) const {
     return positive.lowest[panel] != INFINITE<T> || negative.lowest[panel] != INFINITE<T>;
   }
-};
-
-// Which rows and columns of a tile of G hold a weight worth a product. With skip_below = 0 all do.
-struct TileShare {
-  bool any;
-  bool all;
-  uint8_t rows[PANEL], columns[PANEL];
 };
 
 // 2^(shift - lse) times the upstream gradient, for the rows or the columns of a tile: what one
@@ -177,6 +170,8 @@ void similarity_gradient(const Tile<T>& tile, const T* similarities, const Logit
     // Not "greater than": NaN is never negligible.
     if constexpr (skipping) share.rows[row] = !(largest<T>(row_shares) <= negligible);
   }
+  // Products may take a tile as a whole.
+  std::memset(gradient + live * PANEL, 0, (PANEL - live) * PANEL * sizeof(T));
   if constexpr (skipping) {
     alignas(64) T shares[PANEL];
     std::memcpy(shares, column_shares, sizeof shares);
@@ -217,52 +212,6 @@ void tile_gradient(const Tile<T>& tile, const T* similarities, const Logits& log
   } else {
     run(similarity_gradient<T, false, columns_too, false, skipping, Logits>);
   }
-}
-
-// weights(j, i) = tile(i, j)
-template <class T>
-void transpose_tile(const T* tile, T* weights) {
-  for (int64_t row = 0; row < PANEL; row += LANES<T>) {
-    for (int64_t column = 0; column < PANEL; column += LANES<T>) {
-      transpose_block(tile + row * PANEL + column, PANEL, weights + column * PANEL + row, PANEL);
-    }
-  }
-}
-
-// Adds what one tile of G has for one panel of the gradient, for d in [first_dim, last_dim).
-//
-// The tile's columns are the other side's embeddings when the panel is one of its rows, and the
-// other way round; `transposed` says which.
-template <class T>
-void accumulate_tile(const T* other_panel, const T* tile, const TileShare& share, bool transposed,
-                     int64_t live_others, int64_t live_outputs, int64_t first_dim, int64_t last_dim,
-                     T* scratch, T* gradient) {
-  if (!share.any) return;
-  const uint8_t* wanted = transposed ? share.columns : share.rows;
-  int32_t indices[PANEL];
-  int64_t depth = 0;
-  if (!share.all) {
-    for (int64_t k = 0; k < live_others; ++k) {
-      if (wanted[k]) indices[depth++] = static_cast<int32_t>(k);
-    }
-    if (depth == 0) return;
-  }
-  const T* weights = tile;
-  if (transposed) {
-    transpose_tile(tile, scratch);
-    weights = scratch;
-  }
-  // Gathering a line costs less than multiplying with it; taking all as they are costs nothing.
-  if (share.all || depth > PANEL * 3 / 4) {
-    accumulate_gradient(other_panel, weights, live_others, first_dim, last_dim, live_outputs,
-                        gradient);
-    return;
-  }
-  for (int64_t k = 0; k < depth; ++k) {
-    std::memmove(scratch + k * PANEL, weights + indices[k] * PANEL, PANEL * sizeof(T));
-  }
-  accumulate_gradient_of(other_panel, indices, scratch, depth, first_dim, last_dim, live_outputs,
-                         gradient);
 }
 
 }  // namespace

@@ -20,7 +20,7 @@ Embeddings make_embeddings(Address values, int64_t count, int64_t dim, int64_t r
 
 Problem make_problem(Scalar scalar, const Embeddings& rows, const Embeddings* columns,
                      const Formula& formula, bool normalize, double skip_below, int64_t kept_tiles,
-                     int threads) {
+                     int threads, int bfloat_terms) {
   return {scalar,
           rows,
           columns != nullptr ? *columns : rows,
@@ -29,7 +29,8 @@ Problem make_problem(Scalar scalar, const Embeddings& rows, const Embeddings* co
           normalize,
           skip_below,
           kept_tiles,
-          threads};
+          threads,
+          bfloat_terms};
 }
 
 void forward(const std::string& level, const Problem& problem, Address lse_pos, Address lse_neg,
@@ -74,7 +75,8 @@ PYBIND11_MODULE(_cpu, module) {
   py::class_<Problem>(module, "Problem")
       .def(py::init(&make_problem), py::kw_only(), py::arg("scalar"), py::arg("rows"),
            py::arg("columns").none(true), py::arg("formula"), py::arg("normalize"),
-           py::arg("skip_below"), py::arg("kept_tiles"), py::arg("threads"));
+           py::arg("skip_below"), py::arg("kept_tiles"), py::arg("threads"),
+           py::arg("bfloat_terms"));
   module.attr("PANEL") = PANEL;
 
   module.def(

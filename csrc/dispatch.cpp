@@ -3,6 +3,12 @@
 
 #include "kernels.h"
 
+#if defined(CIRCLE_X86) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace circle_kernels {
 
 namespace baseline {
@@ -15,20 +21,51 @@ extern const Kernels kernels;
 namespace avx512 {
 extern const Kernels kernels;
 }
+namespace avx512_bf16 {
+extern const BFloatProducts products;
+}
+namespace amx {
+extern const BFloatProducts products;
+}
 #endif
 
 namespace {
 
+#if defined(CIRCLE_X86)
+// AMX' tiles are memory that Linux gives to a process only when asked, once.
+bool may_use_amx() {
+#if defined(CIRCLE_IMITATE_AMX)
+  return true;
+#elif defined(CIRCLE_AMX) && defined(__linux__)
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
+  constexpr unsigned AMX_BF16 = 1u << 22, AMX_TILE = 1u << 24;
+  if ((edx & AMX_BF16) == 0 || (edx & AMX_TILE) == 0) return false;
+  constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
+  return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 std::vector<Level> compiled_levels() {
-  std::vector<Level> all{{"baseline", &baseline::kernels, true}};
+  std::vector<Level> all{{"baseline", &baseline::kernels, nullptr, true}};
 #if defined(CIRCLE_X86)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
-  all.push_back({"avx2", &avx2::kernels, avx2});
-  all.push_back({"avx512", &avx512::kernels, avx512});
+  all.push_back({"avx2", &avx2::kernels, nullptr, avx2});
+  all.push_back({"avx512", &avx512::kernels, nullptr, avx512});
+#if defined(CIRCLE_AVX512_BF16)
+  all.push_back({"avx512_bf16", &avx512::kernels, &avx512_bf16::products,
+                 avx512 && __builtin_cpu_supports("avx512bf16")});
+#endif
+#if defined(CIRCLE_AMX)
+  all.push_back({"amx", &avx512::kernels, &amx::products, avx512 && may_use_amx()});
+#endif
 #endif
   return all;
 }
@@ -44,11 +81,17 @@ std::string supported_names() {
 // Waking threads takes longer than a problem as small as this.
 constexpr double SMALLEST_PARALLEL_WORK = 1 << 18;  // multiply-adds of the similarities
 
-Problem with_useful_threads(Problem problem) {
+// The problem with as many threads as are of use and the bfloat16 products that this level has.
+Problem adapted(Problem problem, const Level& level) {
   const double work = static_cast<double>(problem.rows.count) *
                       static_cast<double>(problem.columns.count) *
                       static_cast<double>(problem.rows.dim);
   if (work < SMALLEST_PARALLEL_WORK) problem.threads = 1;
+  if (problem.scalar == Scalar::bfloat16) problem.bfloat_terms = 1;
+  const bool of_use = level.products != nullptr &&
+                      (problem.bfloat_terms < 3 || level.products->three_terms_pay) &&
+                      (problem.scalar == Scalar::bfloat16 || problem.scalar == Scalar::float32);
+  if (!of_use) problem.bfloat_terms = 0;
   return problem;
 }
 
@@ -75,20 +118,23 @@ const Level& choose_level(const std::string& name) {
 }
 
 void run_forward(const Level& level, const Problem& problem, const ForwardResult& result) {
-  const Problem sized = with_useful_threads(problem);
+  const Problem adapted_problem = adapted(problem, level);
   if (result.saved != nullptr) {
-    const std::size_t element = sized.scalar == Scalar::float64 ? sizeof(double) : sizeof(float);
-    prefer_huge_pages(result.saved, SavedLayout(sized).size() * element);
+    const std::size_t element =
+        adapted_problem.scalar == Scalar::float64 ? sizeof(double) : sizeof(float);
+    prefer_huge_pages(result.saved, SavedLayout(adapted_problem).size() * element);
   }
   Arena arena;
-  level.kernels->forward(sized, order_by_class(sized), arena, result);
+  level.kernels->forward(adapted_problem, order_by_class(adapted_problem), level.products, arena,
+                         result);
 }
 
 void run_backward(const Level& level, const Problem& problem, const BackwardInput& input,
                   const Gradients& gradients) {
-  const Problem sized = with_useful_threads(problem);
+  const Problem adapted_problem = adapted(problem, level);
   Arena arena;
-  level.kernels->backward(sized, order_by_class(sized), arena, input, gradients);
+  level.kernels->backward(adapted_problem, order_by_class(adapted_problem), level.products, arena,
+                          input, gradients);
 }
 
 }  // namespace circle_kernels

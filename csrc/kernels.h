@@ -4,23 +4,28 @@
 #include <string>
 #include <vector>
 
+#include "bfloat_products.h"
 #include "classes.h"
 #include "memory.h"
 #include "problem.h"
 
 namespace circle_kernels {
 
-// Both passes for one instruction set. Arguments are checked before.
+// Both passes for one instruction set. Arguments are checked before. Where problem.bfloat_terms is
+// not 0, similarities and gradients of float type are made of the given products.
 struct Kernels {
-  void (*forward)(const Problem&, const Classes&, Arena&, const ForwardResult&);
-  void (*backward)(const Problem&, const Classes&, Arena&, const BackwardInput&, const Gradients&);
+  void (*forward)(const Problem&, const Classes&, const BFloatProducts*, Arena&,
+                  const ForwardResult&);
+  void (*backward)(const Problem&, const Classes&, const BFloatProducts*, Arena&,
+                   const BackwardInput&, const Gradients&);
 };
 
 // An instruction set by name. Later levels are faster where they are supported.
 struct Level {
   const char* name;
   const Kernels* kernels;
-  bool supported;  // by this machine and its operating system
+  const BFloatProducts* products;  // null where the instruction set has none
+  bool supported;                  // by this machine and its operating system
 };
 
 // All levels that were compiled, the baseline first.

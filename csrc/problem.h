@@ -41,6 +41,9 @@ struct Problem {
   double skip_below;   // share of a row's weight that the backward pass may drop
   int64_t kept_tiles;  // tiles of similarities that the forward pass leaves for the backward pass
   int threads;         // at least 1
+  // bfloat16 products that replace one float product: 0 for none, 1, or 3 for nearly float's
+  // digits. What is asked for float32 embeddings; for bfloat16 embeddings one is exact.
+  int bfloat_terms;
 };
 
 // Vectors of the forward pass. T is double for float64 inputs and float for all others; pointers

@@ -1,11 +1,38 @@
 // The register-tiled product that both passes are made of.
 #pragma once
 
-#include "problem.h"
+#include "bfloat_products.h"
 #include "simd.h"
 
 namespace circle_kernels {
 namespace {
+
+// What a product multiplies: numbers, or pairs of bfloat16 at neighbouring depths, the lower one in
+// the lower half.
+template <class E>
+struct Element {
+  using Sum = E;
+  static constexpr int NUMBERS = 1;
+};
+template <>
+struct Element<BFloatPair> {
+  using Sum = float;
+  static constexpr int NUMBERS = 2;
+};
+
+template <class E>
+using Sum = typename Element<E>::Sum;
+
+template <class E>
+CIRCLE_INLINE Vec<Sum<E>> multiply_add(Vec<E> a, Vec<E> b, Vec<Sum<E>> sums) {
+  if constexpr (Element<E>::NUMBERS == 1) {
+    return a * b + sums;
+  } else {
+#if defined(__AVX512BF16__)
+    return (Vec<float>)_mm512_dpbf16_ps((__m512)sums, (__m512bh)a, (__m512bh)b);
+#endif
+  }
+}
 
 // Rows and vectors of the register tile: as many sums as leave registers for their operands.
 #if CIRCLE_VECTOR_BYTES == 64 || defined(__aarch64__)
@@ -23,10 +50,11 @@ static_assert(PANEL % TILE_ROWS == 0 && PANEL % TILE_COLUMNS<float> == 0 &&
 // c(r, v) [+]= sum_k a(r, k) b(k, v)   for `rows` rows and TILE_COLUMNS columns
 //
 // a(r, k) lies at a[r * row_stride + k * depth_stride], or with `indices` at
-// a[r * row_stride + indices[k]]; b and c have rows of PANEL.
-template <class T, int rows, int row_stride, int depth_stride, bool indexed>
-CIRCLE_INLINE void multiply_registers(const T* a, const int32_t* indices, const T* b, int64_t depth,
-                                      T* c, bool accumulate) {
+// a[r * row_stride + indices[k]]; b and c have rows of PANEL. Depth counts elements.
+template <class E, int rows, int row_stride, int depth_stride, bool indexed>
+CIRCLE_INLINE void multiply_registers(const E* a, const int32_t* indices, const E* b, int64_t depth,
+                                      Sum<E>* c, bool accumulate) {
+  using T = Sum<E>;
   Vec<T> sums[rows][TILE_VECTORS];
   CIRCLE_UNROLL
   for (int row = 0; row < rows; ++row) {
@@ -36,18 +64,18 @@ CIRCLE_INLINE void multiply_registers(const T* a, const int32_t* indices, const 
     }
   }
   for (int64_t k = 0; k < depth; ++k) {
-    const T* scalars = a + (indexed ? int64_t{indices[k]} : k * depth_stride);
-    Vec<T> vectors[TILE_VECTORS];
+    const E* scalars = a + (indexed ? int64_t{indices[k]} : k * depth_stride);
+    Vec<E> vectors[TILE_VECTORS];
     CIRCLE_UNROLL
     for (int vector = 0; vector < TILE_VECTORS; ++vector) {
-      vectors[vector] = load(b + k * PANEL + vector * LANES<T>);
+      vectors[vector] = load(b + k * PANEL + vector * LANES<E>);
     }
     CIRCLE_UNROLL
     for (int row = 0; row < rows; ++row) {
-      const Vec<T> scalar = splat(scalars[row * row_stride]);
+      const Vec<E> scalar = splat(scalars[row * row_stride]);
       CIRCLE_UNROLL
       for (int vector = 0; vector < TILE_VECTORS; ++vector) {
-        sums[row][vector] += scalar * vectors[vector];
+        sums[row][vector] = multiply_add<E>(scalar, vectors[vector], sums[row][vector]);
       }
     }
   }
@@ -60,55 +88,56 @@ CIRCLE_INLINE void multiply_registers(const T* a, const int32_t* indices, const 
   }
 }
 
-// tile(i, j) = sum_d rows[d][i] columns[d][j]; 0 for padding.
-template <class T>
-void similarity_tile(const T* rows,     // (dim, PANEL)
-                     const T* columns,  // (dim, PANEL)
-                     int64_t dim, int64_t live_rows, int64_t live_columns,
-                     T* tile) {  // (PANEL, PANEL)
+// tile(i, j) = sum_d rows(d, i) columns(d, j); 0 for padding.
+template <class E>
+void similarity_tile(const E* rows,     // (depth, PANEL)
+                     const E* columns,  // (depth, PANEL)
+                     int64_t depth, int64_t live_rows, int64_t live_columns,
+                     Sum<E>* tile) {  // (PANEL, PANEL)
   // A strip of the columns' panel this deep stays in the first- or second-level cache while all
   // rows pass.
   constexpr int64_t DEPTH = 512;
-  if (live_rows < PANEL || live_columns < PANEL) std::memset(tile, 0, PANEL * PANEL * sizeof(T));
-  for (int64_t begin = 0; begin < dim; begin += DEPTH) {
-    const int64_t depth = dim - begin < DEPTH ? dim - begin : DEPTH;
-    for (int64_t column = 0; column < live_columns; column += TILE_COLUMNS<T>) {
+  if (live_rows < PANEL || live_columns < PANEL) std::memset(tile, 0, PANEL * PANEL * sizeof *tile);
+  for (int64_t begin = 0; begin < depth; begin += DEPTH) {
+    const int64_t strip = depth - begin < DEPTH ? depth - begin : DEPTH;
+    for (int64_t column = 0; column < live_columns; column += TILE_COLUMNS<E>) {
       for (int64_t row = 0; row < live_rows; row += TILE_ROWS) {
-        multiply_registers<T, TILE_ROWS, 1, PANEL, false>(rows + begin * PANEL + row, nullptr,
-                                                          columns + begin * PANEL + column, depth,
+        multiply_registers<E, TILE_ROWS, 1, PANEL, false>(rows + begin * PANEL + row, nullptr,
+                                                          columns + begin * PANEL + column, strip,
                                                           tile + row * PANEL + column, begin > 0);
       }
     }
   }
 }
 
-template <class T, bool indexed>
-CIRCLE_INLINE void accumulate_columns(const T* panel, const int32_t* indices, const T* weights,
+template <class E, bool indexed>
+CIRCLE_INLINE void accumulate_columns(const E* panel, const int32_t* indices, const E* weights,
                                       int64_t depth, int64_t first_dim, int64_t last_dim,
-                                      T* gradient) {
+                                      Sum<E>* gradient) {
+  constexpr int STRIDE = PANEL / Element<E>::NUMBERS;
   int64_t d = first_dim;
   for (; d + TILE_ROWS <= last_dim; d += TILE_ROWS) {
-    multiply_registers<T, TILE_ROWS, PANEL, 1, indexed>(panel + d * PANEL, indices, weights, depth,
-                                                        gradient + d * PANEL, true);
+    multiply_registers<E, TILE_ROWS, STRIDE, 1, indexed>(panel + d * STRIDE, indices, weights,
+                                                         depth, gradient + d * PANEL, true);
   }
   for (; d + 2 <= last_dim; d += 2) {
-    multiply_registers<T, 2, PANEL, 1, indexed>(panel + d * PANEL, indices, weights, depth,
-                                                gradient + d * PANEL, true);
+    multiply_registers<E, 2, STRIDE, 1, indexed>(panel + d * STRIDE, indices, weights, depth,
+                                                 gradient + d * PANEL, true);
   }
   for (; d < last_dim; ++d) {
-    multiply_registers<T, 1, PANEL, 1, indexed>(panel + d * PANEL, indices, weights, depth,
-                                                gradient + d * PANEL, true);
+    multiply_registers<E, 1, STRIDE, 1, indexed>(panel + d * STRIDE, indices, weights, depth,
+                                                 gradient + d * PANEL, true);
   }
 }
 
 // gradient(d, i) += sum_k panel(d, k) weights(k, i)   for d in [first_dim, last_dim)
-template <class T>
-void accumulate_gradient(const T* panel,    // (dim, PANEL)
-                         const T* weights,  // (depth, PANEL)
+template <class E>
+void accumulate_gradient(const E* panel,    // (dim, PANEL) numbers
+                         const E* weights,  // (depth, PANEL)
                          int64_t depth, int64_t first_dim, int64_t last_dim, int64_t live_columns,
-                         T* gradient) {  // (dim, PANEL)
-  for (int64_t column = 0; column < live_columns; column += TILE_COLUMNS<T>) {
-    accumulate_columns<T, false>(panel, nullptr, weights + column, depth, first_dim, last_dim,
+                         Sum<E>* gradient) {  // (dim, PANEL)
+  for (int64_t column = 0; column < live_columns; column += TILE_COLUMNS<E>) {
+    accumulate_columns<E, false>(panel, nullptr, weights + column, depth, first_dim, last_dim,
                                  gradient + column);
   }
 }

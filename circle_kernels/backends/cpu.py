@@ -158,6 +158,9 @@ def _level_name() -> str:
     return os.environ.get(LEVEL_VARIABLE, "")
 
 
+# bfloat16 products that may stand for one of float32, where the machine has instructions for them.
+_BFLOAT_TERMS = {"highest": 0, "high": 3, "medium": 1}
+
 _SCALARS = {
     torch.float16: "float16",
     torch.bfloat16: "bfloat16",
@@ -190,6 +193,7 @@ def _describe(extension: ModuleType, problem: PairProblem) -> object:
         skip_below=problem.skip_below,
         kept_tiles=_kept_tiles(problem, extension.PANEL),
         threads=torch.get_num_threads(),
+        bfloat_terms=_BFLOAT_TERMS[torch.get_float32_matmul_precision()],
     )
 
 

@@ -1,0 +1,230 @@
+// The backward pass over all tiles: what each thread does when. backward.h has what is done to a
+// tile.
+#pragma once
+
+#include "backward.h"
+#include "operands.h"
+#include "saved.h"
+
+namespace circle_kernels {
+namespace {
+
+// Panels of a chunk's edge: its tiles of G (36 KB each) stay in the last-level cache.
+constexpr int64_t BACKWARD_CHUNK = 16;
+
+// One kind of pair's statistics, in panel order, from vectors in the order given.
+template <class T>
+RowStatistics<T> row_statistics(const Panels<T>& rows, T* lse, const T* gradient, double gamma,
+                                Arena& arena) {
+  RowStatistics<T> statistics{lse, allocate<T>(arena, rows.panels() * PANEL),
+                              allocate<T>(arena, rows.panels())};
+  for (int64_t panel = 0; panel < rows.panels(); ++panel) {
+    T lowest = INFINITE<T>;
+    for (int64_t row = panel * PANEL; row < (panel + 1) * PANEL; ++row) {
+      const bool empty = row >= rows.count || lse[row] == -INFINITE<T>;
+      statistics.gradient[row] =
+          empty ? T(0) : static_cast<T>(gradient[rows.order[row]] * static_cast<T>(gamma));
+      if (statistics.gradient[row] == 0) continue;
+      // NaN: nothing is known of the distance, and the exact body carries it on.
+      const T known = lse[row] == lse[row] ? lse[row] : -INFINITE<T>;
+      if (known < lowest) lowest = known;
+    }
+    statistics.lowest[panel] = lowest;
+  }
+  return statistics;
+}
+
+template <class T>
+bool has_nan(const RowStatistics<T>& statistics, int64_t rows) {
+  for (int64_t row = 0; row < rows; ++row) {
+    const T value = statistics.gradient[row], lse = statistics.lse[row];
+    if (value != value || (value != 0 && lse != lse)) return true;
+  }
+  return false;
+}
+
+template <class T, class Logits>
+class BackwardPass {
+ public:
+  BackwardPass(const Problem& problem, const Classes& classes, const BFloatProducts* products,
+               const Logits& logits, Arena& arena, const BackwardInput& input,
+               const Gradients& gradients)
+      : problem_(problem),
+        operands_(problem, classes, products, arena),
+        rows_(operands_.rows),
+        columns_(operands_.columns),
+        saved_(problem, static_cast<T*>(const_cast<void*>(input.saved))),
+        logits_(logits),
+        statistics_{row_statistics(rows_, saved_.lse_pos, static_cast<const T*>(input.grad_lse_pos),
+                                   problem.formula.gamma, arena),
+                    row_statistics(rows_, saved_.lse_neg, static_cast<const T*>(input.grad_lse_neg),
+                                   problem.formula.gamma, arena)},
+        gradients_(gradients),
+        panel_size_(operands_.gradient_dim() * PANEL) {
+    // Each pair may be dropped that has less than its equal part of what a row may lose.
+    skipping_ = problem.skip_below > 0 && !has_nan(statistics_.positive, rows_.count) &&
+                !has_nan(statistics_.negative, rows_.count);
+    if (skipping_) {
+      negligible_ = static_cast<T>(problem.skip_below / columns_.count);
+      log_negligible_ = std::log2(negligible_);
+    }
+    const int64_t slots =
+        smaller(BACKWARD_CHUNK, rows_.panels()) * smaller(BACKWARD_CHUNK, columns_.panels());
+    tiles_ = allocate<T>(arena, slots * PANEL * PANEL);
+    shares_ = allocate<TileShare>(arena, slots);
+    scratch_ = allocate<ProductScratch<T>>(arena, problem.threads);
+    if (gradients.rows != nullptr) row_gradient_ = allocate<T>(arena, rows_.panels() * panel_size_);
+    if (gradients.columns != nullptr) {
+      column_gradient_ = allocate<T>(arena, columns_.panels() * panel_size_);
+    }
+  }
+
+  void run() {
+#pragma omp parallel num_threads(problem_.threads)
+    {
+      operands_.begin();
+      clear_gradients();
+      operands_.pack_all();
+      for_each_chunk(rows_.panels(), columns_.panels(), BACKWARD_CHUNK, problem_.self_mode,
+                     [&](const Chunk& chunk) {
+                       compute_tiles(chunk);
+                       accumulate_panels(chunk);
+                     });
+      operands_.end();
+      unpack_gradients();
+    }
+  }
+
+ private:
+  void clear_gradients() {
+#pragma omp for schedule(static) nowait
+    for (int64_t panel = 0; panel < rows_.panels() + columns_.panels(); ++panel) {
+      const bool of_rows = panel < rows_.panels();
+      T* gradient = of_rows ? row_gradient_ : column_gradient_;
+      if (gradient == nullptr) continue;
+      gradient += (of_rows ? panel : panel - rows_.panels()) * panel_size_;
+      std::memset(gradient, 0, panel_size_ * sizeof(T));
+    }
+  }
+
+  // Whether nothing in a tile can have a gradient, so that it need not be computed.
+  bool negligible_tile(int64_t row, int64_t column) const {
+    const bool mirrored = problem_.self_mode;
+    if (!statistics_.active(row) && !(mirrored && statistics_.active(column))) return true;
+    if (!skipping_) return false;
+    const T highest = saved_.highest[index_of(row, column)];
+    T lowest = statistics_.negative.lowest[row];
+    if (mirrored) lowest = smaller(lowest, statistics_.negative.lowest[column]);
+    return highest - lowest < log_negligible_;
+  }
+
+  int64_t index_of(int64_t row, int64_t column) const {
+    return tile_index(row, column, columns_.panels(), problem_.self_mode);
+  }
+
+  void compute_tiles(const Chunk& chunk) {
+#pragma omp for schedule(dynamic)
+    for (int64_t index = 0; index < chunk.size(); ++index) {
+      const int64_t row = chunk.row(index), column = chunk.column(index);
+      if (!chunk.visits(row, column)) continue;
+      const int64_t slot = chunk.slot(row, column);
+      if (negligible_tile(row, column)) {
+        shares_[slot].any = false;
+        continue;
+      }
+      const Tile<T> tile = operands_.tile(row, column);
+      const T* similarities = saved_.tile(index_of(row, column));
+      if (similarities == nullptr) {
+        T* recomputed = scratch_[thread_index()].tile;
+        operands_.multiply(tile, recomputed);
+        similarities = recomputed;
+      }
+      const auto run = [&](auto body) {
+        body(tile, similarities, logits_, statistics_, negligible_, tiles_ + slot * PANEL * PANEL,
+             shares_[slot]);
+      };
+      if (problem_.self_mode) {
+        skipping_ ? run(tile_gradient<T, true, true, Logits>)
+                  : run(tile_gradient<T, true, false, Logits>);
+      } else {
+        skipping_ ? run(tile_gradient<T, false, true, Logits>)
+                  : run(tile_gradient<T, false, false, Logits>);
+      }
+    }
+  }
+
+  // A task is one panel of the gradient, or a part of its values of d where there are few panels
+  // for many threads.
+  void accumulate_panels(const Chunk& chunk) {
+    const bool other_side = problem_.self_mode ? !chunk.on_diagonal : column_gradient_ != nullptr;
+    const int64_t row_outputs = row_gradient_ != nullptr ? chunk.rows() : 0;
+    const int64_t outputs = row_outputs + (other_side ? chunk.columns() : 0);
+    const int64_t blocks = (rows_.dim + BFLOAT_DEPTH - 1) / BFLOAT_DEPTH;
+    int64_t parts = 1;
+    while (outputs * parts < 8 * problem_.threads && 2 * parts <= blocks && parts < 8) parts *= 2;
+#pragma omp for schedule(dynamic)
+    for (int64_t task = 0; task < outputs * parts; ++task) {
+      const int64_t output = task / parts, part = task % parts;
+      const int64_t first = blocks * part / parts * BFLOAT_DEPTH;
+      const int64_t last = blocks * (part + 1) / parts * BFLOAT_DEPTH;
+      const DimRange range{first, smaller(last, operands_.gradient_dim())};
+      if (output < row_outputs) {
+        accumulate_row_panel(chunk, chunk.first_row + output, range);
+      } else {
+        accumulate_column_panel(chunk, chunk.first_column + output - row_outputs, range);
+      }
+    }
+  }
+
+  void accumulate_row_panel(const Chunk& chunk, int64_t panel, const DimRange& range) {
+    T* gradient = row_gradient_ + panel * panel_size_;
+    for (int64_t column = chunk.first_column; column < chunk.last_column; ++column) {
+      // Below the diagonal the tile's mirror image was visited.
+      const bool visited = chunk.visits(panel, column);
+      const int64_t slot = visited ? chunk.slot(panel, column) : chunk.slot(column, panel);
+      operands_.accumulate(Side::columns, column, tiles_ + slot * PANEL * PANEL, shares_[slot],
+                           visited, rows_.live(panel), range, scratch_[thread_index()], gradient);
+    }
+  }
+
+  void accumulate_column_panel(const Chunk& chunk, int64_t panel, const DimRange& range) {
+    T* gradient = (problem_.self_mode ? row_gradient_ : column_gradient_) + panel * panel_size_;
+    for (int64_t row = chunk.first_row; row < chunk.last_row; ++row) {
+      const int64_t slot = chunk.slot(row, panel);
+      operands_.accumulate(Side::rows, row, tiles_ + slot * PANEL * PANEL, shares_[slot], false,
+                           columns_.live(panel), range, scratch_[thread_index()], gradient);
+    }
+  }
+
+  void unpack_gradients() {
+#pragma omp for schedule(dynamic)
+    for (int64_t panel = 0; panel < rows_.panels() + columns_.panels(); ++panel) {
+      if (panel < rows_.panels()) {
+        if (row_gradient_ == nullptr) continue;
+        unpack(problem_, rows_, panel, row_gradient_ + panel * panel_size_, gradients_.rows);
+      } else if (column_gradient_ != nullptr) {
+        const int64_t index = panel - rows_.panels();
+        unpack(problem_, columns_, index, column_gradient_ + index * panel_size_,
+               gradients_.columns);
+      }
+    }
+  }
+
+  const Problem& problem_;
+  Operands<T> operands_;
+  const Panels<T>&rows_, &columns_;
+  const Saved<T> saved_;
+  const Logits& logits_;
+  const Statistics<T> statistics_;
+  const Gradients gradients_;
+  const int64_t panel_size_;  // of the gradient
+  bool skipping_ = false;
+  T negligible_ = 0, log_negligible_ = -INFINITE<T>;
+  T* tiles_;  // of G, one chunk
+  TileShare* shares_;
+  ProductScratch<T>* scratch_;                              // (threads,)
+  T *row_gradient_ = nullptr, *column_gradient_ = nullptr;  // (panels, dim, PANEL)
+};
+
+}  // namespace
+}  // namespace circle_kernels

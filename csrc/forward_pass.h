@@ -1,0 +1,144 @@
+// The forward pass over all tiles: what each thread does when. forward.h has what is done to a
+// tile.
+#pragma once
+
+#include "forward.h"
+#include "operands.h"
+#include "saved.h"
+
+namespace circle_kernels {
+namespace {
+
+// Panels of a chunk's edge: the partial sums of its tiles (1.5 KB each) stay in the last-level
+// cache.
+constexpr int64_t FORWARD_CHUNK = 48;
+
+// A log-sum-exp that saw a row with a NaN or an infinity becomes NaN; an empty one stays -inf.
+template <class T>
+void poison(const Operands<T>& operands, Arena& arena, T* lse_pos, T* lse_neg) {
+  const Panels<T>&rows = operands.rows, &columns = operands.columns;
+  const auto broken = [](const Panels<T>& side, int64_t row) {
+    return side.divisors[row] != side.divisors[row];
+  };
+  int64_t broken_rows = 0, broken_columns = 0;
+  for (int64_t row = 0; row < rows.count; ++row) broken_rows += broken(rows, row);
+  for (int64_t column = 0; column < columns.count; ++column) {
+    broken_columns += broken(columns, column);
+  }
+  if (broken_rows + broken_columns == 0) return;
+
+  const auto last_class = [](const Panels<T>& side) { return side.class_ids[side.count - 1]; };
+  const int64_t classes =
+      1 + (last_class(rows) > last_class(columns) ? last_class(rows) : last_class(columns));
+  int64_t* broken_of_class = allocate<int64_t>(arena, classes);
+  for (int64_t index = 0; index < classes; ++index) broken_of_class[index] = 0;
+  for (int64_t column = 0; column < columns.count; ++column) {
+    broken_of_class[columns.class_ids[column]] += broken(columns, column);
+  }
+  for (int64_t row = 0; row < rows.count; ++row) {
+    const bool itself = broken(rows, row);
+    const int64_t positives = broken_of_class[rows.class_ids[row]];
+    const int64_t negatives = broken_columns - positives;
+    constexpr T NAN_VALUE = std::numeric_limits<T>::quiet_NaN();
+    if ((itself || positives > 0) && lse_pos[row] != -INFINITE<T>) lse_pos[row] = NAN_VALUE;
+    if ((itself || negatives > 0) && lse_neg[row] != -INFINITE<T>) lse_neg[row] = NAN_VALUE;
+  }
+}
+
+template <class T, class Logits>
+void forward_with(const Problem& problem, const Classes& classes, const BFloatProducts* products,
+                  const Logits& logits, Arena& arena, const ForwardResult& result) {
+  Operands<T> operands(problem, classes, products, arena);
+  const int64_t row_panels = operands.rows.panels(), column_panels = operands.columns.panels();
+  const Saved<T> saved = result.saved != nullptr ? Saved<T>(problem, static_cast<T*>(result.saved))
+                                                 : Saved<T>(problem, arena);
+
+  const int64_t edge = FORWARD_CHUNK;
+  const int64_t chunk_rows = edge < row_panels ? edge : row_panels;
+  const int64_t chunk_columns = edge < column_panels ? edge : column_panels;
+  auto* row_partials = allocate<TilePartial<T>>(arena, chunk_rows * chunk_columns);
+  auto* column_partials =
+      problem.self_mode ? allocate<TilePartial<T>>(arena, chunk_rows * chunk_columns) : nullptr;
+  auto* totals = allocate<TilePartial<T>>(arena, row_panels);
+  T* scratch = allocate<T>(arena, problem.threads * PANEL * PANEL);
+
+#pragma omp parallel num_threads(problem.threads)
+  {
+    operands.begin();
+#pragma omp for schedule(static) nowait
+    for (int64_t panel = 0; panel < row_panels; ++panel) {
+      for (PartialSums<T>* total : {&totals[panel].positive, &totals[panel].negative}) {
+        set_all(total->shift, NO_SHIFT<T>);
+        set_all(total->sum, T(0));
+      }
+    }
+    operands.pack_all();
+
+    for_each_chunk(row_panels, column_panels, edge, problem.self_mode, [&](const Chunk& chunk) {
+#pragma omp for schedule(dynamic)
+      for (int64_t index = 0; index < chunk.size(); ++index) {
+        const int64_t row = chunk.row(index), column = chunk.column(index);
+        if (!chunk.visits(row, column)) continue;
+        const Tile<T> tile = operands.tile(row, column);
+        const int64_t place = tile_index(row, column, column_panels, problem.self_mode);
+        T* similarities = saved.tile(place);
+        if (similarities == nullptr) similarities = scratch + thread_index() * PANEL * PANEL;
+        operands.multiply(tile, similarities);
+        const int64_t slot = chunk.slot(row, column);
+        tile_partials(tile, similarities, logits, row_partials[slot],
+                      tile.mirrored() ? &column_partials[slot] : nullptr);
+        if (saved.highest != nullptr) {
+          saved.highest[place] =
+              tile.only_negatives()
+                  ? negative_range(logits, similarity_ranges<T, false>(tile, similarities).negative)
+                        .highest
+                  : INFINITE<T>;
+        }
+      }
+
+      const auto add = [&](const TilePartial<T>& partial, int64_t panel) {
+        merge(partial.negative, totals[panel].negative);
+        if (partial.has_positives) merge(partial.positive, totals[panel].positive);
+      };
+      // In self mode a chunk beside the diagonal serves its columns' panels as well.
+      const int64_t mirrored = problem.self_mode && !chunk.on_diagonal ? chunk.columns() : 0;
+#pragma omp for schedule(dynamic)
+      for (int64_t index = 0; index < chunk.rows() + mirrored; ++index) {
+        if (index >= chunk.rows()) {
+          const int64_t column = chunk.first_column + index - chunk.rows();
+          for (int64_t row = chunk.first_row; row < chunk.last_row; ++row) {
+            add(column_partials[chunk.slot(row, column)], column);
+          }
+          continue;
+        }
+        const int64_t panel = chunk.first_row + index;
+        for (int64_t column = chunk.first_column; column < chunk.last_column; ++column) {
+          if (chunk.visits(panel, column)) {
+            add(row_partials[chunk.slot(panel, column)], panel);
+          } else {
+            add(column_partials[chunk.slot(column, panel)], panel);
+          }
+        }
+      }
+    });
+
+    operands.end();
+#pragma omp for schedule(static)
+    for (int64_t panel = 0; panel < row_panels; ++panel) {
+      const int64_t live = operands.rows.live(panel);
+      finish(totals[panel].positive, live, saved.lse_pos + panel * PANEL);
+      finish(totals[panel].negative, live, saved.lse_neg + panel * PANEL);
+    }
+  }
+
+  poison(operands, arena, saved.lse_pos, saved.lse_neg);
+  constexpr T LN_2 = T(0.69314718055994530942);
+  for (int64_t row = 0; row < operands.rows.count; ++row) {
+    const int64_t given = operands.rows.order[row];
+    static_cast<T*>(result.lse_pos)[given] = saved.lse_pos[row] * LN_2;
+    static_cast<T*>(result.lse_neg)[given] = saved.lse_neg[row] * LN_2;
+  }
+}
+
+}  // namespace
+}  // namespace circle_kernels

@@ -1,0 +1,198 @@
+// What products are made of: both sides of a problem in panels, and one way to multiply them
+// whatever the operands' type.
+#pragma once
+
+#include "bfloat_operands.h"
+#include "memory.h"
+#include "product.h"
+#include "tile_product.h"
+#include "tiles.h"
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+namespace circle_kernels {
+namespace {
+
+int thread_index() {
+#if defined(_OPENMP)
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
+template <class T>
+T* allocate(Arena& arena, int64_t count) {
+  return static_cast<T*>(arena.allocate(static_cast<std::size_t>(count) * sizeof(T)));
+}
+
+template <class T>
+Panels<T> make_panels(const Embeddings& side, const Ordering& ordering, Arena& arena) {
+  const int64_t padded = panels_of(side.count) * PANEL;
+  Panels<T> panels{side.count, side.dim, ordering.order.data(), nullptr, nullptr, nullptr};
+  panels.values = allocate<T>(arena, padded * side.dim);
+  panels.divisors = allocate<T>(arena, padded);
+  if constexpr (sizeof(Int<T>) == sizeof(int32_t)) {
+    panels.class_ids = ordering.class_ids.data();
+  } else {
+    Int<T>* class_ids = allocate<Int<T>>(arena, padded);
+    for (int64_t row = 0; row < padded; ++row) class_ids[row] = ordering.class_ids[row];
+    panels.class_ids = class_ids;
+  }
+  return panels;
+}
+
+template <class T>
+void pack(const Problem& problem, const Embeddings& side, int64_t index, Panels<T>& panels) {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    pack_panel<T, double>(side, problem.normalize, index, panels);
+  } else if (problem.scalar == Scalar::float32) {
+    pack_panel<T, float>(side, problem.normalize, index, panels);
+  } else if (problem.scalar == Scalar::float16) {
+    pack_panel<T, Half>(side, problem.normalize, index, panels);
+  } else {
+    pack_panel<T, BFloat>(side, problem.normalize, index, panels);
+  }
+}
+
+template <class T>
+void unpack(const Problem& problem, const Panels<T>& panels, int64_t index, T* gradient,
+            void* output) {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    unpack_gradient(panels, problem.normalize, index, gradient, static_cast<double*>(output));
+  } else if (problem.scalar == Scalar::float32) {
+    unpack_gradient(panels, problem.normalize, index, gradient, static_cast<float*>(output));
+  } else if (problem.scalar == Scalar::float16) {
+    unpack_gradient(panels, problem.normalize, index, gradient, static_cast<Half*>(output));
+  } else {
+    unpack_gradient(panels, problem.normalize, index, gradient, static_cast<BFloat*>(output));
+  }
+}
+
+BFloatPanels make_bfloat_panels(const Problem& problem, const Embeddings& side, Arena& arena) {
+  const int64_t panels = panels_of(side.count);
+  BFloatPanels operands{};
+  operands.words = operand_words(side.dim, problem.bfloat_terms);
+  operands.rows = allocate<BFloatPair>(arena, panels * operands.words);
+  operands.columns = allocate<BFloatPair>(arena, panels * operands.words);
+  operands.gradient = allocate<BFloatPair>(arena, panels * operands.words);
+  if (problem.scalar == Scalar::bfloat16) operands.scales = allocate<float>(arena, panels * PANEL);
+  return operands;
+}
+
+enum class Side { rows, columns };
+
+// Of one thread: a tile, and one as weights of bfloat16 products.
+template <class T>
+struct ProductScratch {
+  alignas(64) T tile[PANEL * PANEL];
+  alignas(64) BFloatPair weights[3 * PANEL / 2 * PANEL];
+};
+
+// Both sides of a problem in panels, in self mode one side twice, and the products over them.
+template <class T>
+struct Operands {
+  const Problem& problem;
+  const BFloatProducts* products;  // null where products are of type T
+  Panels<T> rows, columns;
+  BFloatPanels bfloat_rows{}, bfloat_columns{};
+
+  Operands(const Problem& the_problem, const Classes& classes, const BFloatProducts* the_products,
+           Arena& arena)
+      : problem(the_problem),
+        products(sizeof(T) == sizeof(float) && problem.bfloat_terms > 0 ? the_products : nullptr),
+        rows(make_panels<T>(problem.rows, classes.rows, arena)),
+        columns(problem.self_mode ? rows
+                                  : make_panels<T>(problem.columns, classes.columns, arena)) {
+    if (products == nullptr) return;
+    bfloat_rows = make_bfloat_panels(problem, problem.rows, arena);
+    bfloat_columns =
+        problem.self_mode ? bfloat_rows : make_bfloat_panels(problem, problem.columns, arena);
+  }
+
+  Tile<T> tile(int64_t row, int64_t column) const {
+    return {rows, columns, row, column, problem.self_mode};
+  }
+
+  // Values of d that a panel of the gradient has room for.
+  int64_t gradient_dim() const { return products != nullptr ? padded_dim(rows.dim) : rows.dim; }
+
+  // Called by every thread before and after its products.
+  void begin() const {
+    if (products != nullptr) products->begin();
+  }
+  void end() const {
+    if (products != nullptr) products->end();
+  }
+
+  // Called by every thread of a parallel region.
+  void pack_all() {
+    const int64_t row_panels = rows.panels();
+    const int64_t column_panels = problem.self_mode ? 0 : columns.panels();
+#pragma omp for schedule(dynamic)
+    for (int64_t panel = 0; panel < row_panels + column_panels; ++panel) {
+      if (panel < row_panels) {
+        pack_side(problem.rows, panel, rows, bfloat_rows);
+      } else {
+        pack_side(problem.columns, panel - row_panels, columns, bfloat_columns);
+      }
+    }
+  }
+
+  // The similarities of one tile.
+  void multiply(const Tile<T>& tile, T* similarities) const {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (products != nullptr) {
+        products->similarities(bfloat_rows.operand(tile.row), bfloat_columns.operand(tile.column),
+                               rows.dim, problem.bfloat_terms, similarities);
+        if (bfloat_rows.scales != nullptr) {
+          scale_tile(bfloat_rows.panel_scales(tile.row), bfloat_columns.panel_scales(tile.column),
+                     similarities);
+        }
+        return;
+      }
+    }
+    similarity_tile(rows.panel(tile.row), columns.panel(tile.column), rows.dim, tile.live_rows(),
+                    tile.live_columns(), similarities);
+  }
+
+  // Adds what one tile of G has for one panel of the gradient, for a range of d.
+  //
+  // The other side's panel is that of the tile's columns when the output is one of the tile's rows,
+  // and the other way round; `transposed` says which.
+  void accumulate(Side side, int64_t panel, const T* tile, const TileShare& share, bool transposed,
+                  int64_t live_outputs, const DimRange& range, ProductScratch<T>& scratch,
+                  T* gradient) const {
+    if (!share.any) return;
+    const Panels<T>& others = side == Side::rows ? rows : columns;
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (products != nullptr) {
+        const BFloatPanels& operands = side == Side::rows ? bfloat_rows : bfloat_columns;
+        if (transposed) transpose_tile(tile, scratch.tile);
+        pack_weights(transposed ? scratch.tile : tile, operands.panel_scales(panel),
+                     problem.bfloat_terms, scratch.weights);
+        products->accumulate(operands.operand(panel), scratch.weights, problem.bfloat_terms,
+                             range.first, range.last, gradient);
+        return;
+      }
+    }
+    accumulate_tile(others.panel(panel), tile, share, transposed, others.live(panel), live_outputs,
+                    range, scratch.tile, gradient);
+  }
+
+ private:
+  void pack_side(const Embeddings& side, int64_t index, Panels<T>& panels,
+                 const BFloatPanels& bfloat_panels) {
+    pack(problem, side, index, panels);
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (products == nullptr) return;
+      pack_operand(panels.panel(index), panels.divisors + index * PANEL, panels.dim,
+                   problem.bfloat_terms, index, bfloat_panels);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace circle_kernels
