@@ -1,8 +1,12 @@
 #include <algorithm>
+#include <atomic>
 #include <stdexcept>
 
 #include "kernels.h"
 
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
 #if defined(CIRCLE_X86) && defined(__linux__)
 #include <cpuid.h>
 #include <sys/syscall.h>
@@ -78,6 +82,15 @@ std::string supported_names() {
   return names;
 }
 
+// In a child of fork() the threads that the parent's OpenMP runtime made do not exist, and waiting
+// for them would never end: such a process computes with one.
+std::atomic<bool> is_forked{false};
+
+#if defined(__unix__) || defined(__APPLE__)
+[[maybe_unused]] const int watches_forks =
+    pthread_atfork(nullptr, nullptr, [] { is_forked = true; });
+#endif
+
 // Waking threads takes longer than a problem as small as this.
 constexpr double SMALLEST_PARALLEL_WORK = 1 << 18;  // multiply-adds of the similarities
 
@@ -86,7 +99,7 @@ Problem adapted(Problem problem, const Level& level) {
   const double work = static_cast<double>(problem.rows.count) *
                       static_cast<double>(problem.columns.count) *
                       static_cast<double>(problem.rows.dim);
-  if (work < SMALLEST_PARALLEL_WORK) problem.threads = 1;
+  if (work < SMALLEST_PARALLEL_WORK || is_forked) problem.threads = 1;
   if (problem.scalar == Scalar::bfloat16) problem.bfloat_terms = 1;
   const bool of_use = level.products != nullptr &&
                       (problem.bfloat_terms < 3 || level.products->three_terms_pay) &&

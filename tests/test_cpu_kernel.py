@@ -1,0 +1,184 @@
+"""The C++ kernel beyond the oracle: chunk borders, levels, threads, forks, and being absent."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+
+import pytest
+import torch
+from cases import INTERPRETED
+from torch import Tensor
+
+from circle_kernels import CircleFormula, available_backends, circle_loss, pair_logsumexp
+from circle_kernels.backends import cpu
+
+LEVELS = cpu.supported_levels()
+pytestmark = [
+    pytest.mark.skipif(INTERPRETED, reason="the interpreter lane is for Triton"),
+    pytest.mark.skipif(not LEVELS, reason="the C++ kernel was not built"),
+]
+FORMULA = CircleFormula(m=0.25, gamma=64)
+
+
+def batch(n: int, d: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = torch.randn(n, d, generator=generator, dtype=torch.float64).to(dtype)
+    return [
+        embeddings.requires_grad_(),
+        torch.randint(0, max(1, n // 4), (n,), generator=generator),
+    ]
+
+
+def results(inputs: list[Tensor], backend: str = "cpu", **options) -> list[Tensor]:
+    """Both log-sum-exps and every gradient, for unlike upstream gradients."""
+    statistics = pair_logsumexp(*inputs, formula=FORMULA, backend=backend, **options)
+    weights = torch.linspace(0.5, 2, 2 * len(inputs[0]), dtype=statistics[0].dtype).view(2, -1)
+    total = sum(
+        (weight * value.masked_fill(value.isinf(), 0)).sum()
+        for weight, value in zip(weights, statistics, strict=True)
+    )
+    return [*(value.detach() for value in statistics), *torch.autograd.grad(total, inputs[::2])]
+
+
+def assert_equal(ours: list[Tensor], expected: list[Tensor]) -> None:
+    assert len(ours) == len(expected)
+    for value, other in zip(ours, expected, strict=True):
+        assert torch.equal(value, other)
+
+
+# 16 panels of 96 rows are a chunk of the backward pass, 48 one of the forward pass.
+@pytest.mark.parametrize(
+    ("n", "m"), [(1700, None), (4800, None), (1700, 100), (50, 4800), (4800, 97)]
+)
+def test_problems_of_several_chunks_agree_with_tiled(n: int, m: int | None) -> None:
+    inputs = batch(n, 6, torch.float64)
+    if m is not None:
+        inputs += batch(m, 6, torch.float64, seed=1)
+    for ours, expected in zip(results(inputs), results(inputs, "tiled"), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("m", [None, 430])
+def test_kept_and_recomputed_similarities_are_the_same(m: int | None, monkeypatch) -> None:
+    inputs = batch(500, 40) + ([] if m is None else batch(m, 40, seed=1))
+    everything = results(inputs)
+    for tiles in (0, 7):
+        monkeypatch.setattr(cpu, "KEPT_BYTES", tiles * 96 * 96 * 4)
+        assert_equal(results(inputs), everything)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("m", [None, 300])
+def test_results_do_not_depend_on_the_number_of_threads(m: int | None, dtype) -> None:
+    inputs = batch(700, 70, dtype) + ([] if m is None else batch(m, 70, dtype, seed=1))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = results(inputs)
+        for number in (2, 3, 7):
+            torch.set_num_threads(number)
+            assert_equal(results(inputs), alone)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_many_python_threads_at_once_get_their_own_results() -> None:
+    problems = [batch(150 + 37 * index, 20 + index, seed=index) for index in range(8)]
+    expected = [results(inputs) for inputs in problems]
+    failures: list[str] = []
+
+    def work(index: int) -> None:
+        for _ in range(5):
+            for ours, value in zip(results(problems[index]), expected[index], strict=True):
+                if not torch.equal(ours, value):
+                    failures.append(f"problem {index}")
+
+    workers = [threading.Thread(target=work, args=(index % 8,)) for index in range(16)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=120)
+        assert not worker.is_alive()
+    assert failures == []
+
+
+def _results_into(queue: multiprocessing.Queue) -> None:
+    queue.put([value.tolist() for value in results(batch(500, 40))])
+
+
+def test_child_of_fork_neither_hangs_nor_differs() -> None:
+    """The parent's threads are gone in the child, which must not wait for them."""
+    expected = [value.tolist() for value in results(batch(500, 40))]
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_results_into, args=(queue,))
+    child.start()
+    try:
+        assert queue.get(timeout=60) == expected
+        child.join(timeout=60)
+        assert child.exitcode == 0
+    finally:
+        child.kill()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_level_is_the_one_asked_for(level: str, monkeypatch) -> None:
+    monkeypatch.setenv(cpu.LEVEL_VARIABLE, level)
+    assert available_backends()["cpu"].endswith(f"instruction set {level}")
+    for ours, expected in zip(
+        results(batch(200, 30)), results(batch(200, 30), "tiled"), strict=True
+    ):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_unknown_level_is_named_with_those_that_exist(monkeypatch) -> None:
+    monkeypatch.setenv(cpu.LEVEL_VARIABLE, "avx1024")
+    assert available_backends()["cpu"].startswith(
+        f"not usable: {cpu.LEVEL_VARIABLE}: there is no 'avx1024'; this machine supports baseline"
+    )
+    with pytest.raises(RuntimeError, match="there is no 'avx1024'"):
+        circle_loss(*batch(8, 4), backend="cpu")
+    circle_loss(*batch(8, 4))  # "auto" takes what works
+
+
+def test_without_the_extension_auto_is_tiled_and_cpu_says_why(monkeypatch) -> None:
+    monkeypatch.setattr(cpu, "_extension", lambda: "the C++ kernel was not built: no compiler")
+    assert available_backends()["cpu"] == "not usable: the C++ kernel was not built: no compiler"
+    with pytest.raises(RuntimeError, match=r"cannot serve .*: the C\+\+ kernel was not built"):
+        circle_loss(*batch(8, 4), backend="cpu")
+    torch.testing.assert_close(
+        circle_loss(*batch(8, 4)), circle_loss(*batch(8, 4), backend="tiled")
+    )
+
+
+def test_rows_far_below_their_tile_are_exact() -> None:
+    """One exponential for a whole tile would make the sums of such rows 0."""
+    formula = CircleFormula(m=0.25, gamma=1024)
+    angles = torch.cat([torch.linspace(0, 0.1, 60), torch.tensor([1.5])]).double()
+    embeddings = torch.stack([angles.cos(), angles.sin()], dim=1)
+    labels = torch.arange(61)
+    for dtype in (torch.float32, torch.float64):
+        lse_pos, lse_neg = pair_logsumexp(
+            embeddings.to(dtype), labels, formula=formula, backend="cpu"
+        )
+        expected = pair_logsumexp(embeddings, labels, formula=formula, backend="reference")[1]
+        assert expected.max() - expected.min() > 300
+        assert bool(lse_pos.isneginf().all())
+        torch.testing.assert_close(
+            lse_neg.double(), expected, rtol=0, atol=4096 * torch.finfo(dtype).eps
+        )
+
+
+@pytest.mark.parametrize(
+    ("precision", "digits"), [("highest", 1e-6), ("high", 1e-4), ("medium", 3e-2)]
+)
+def test_matmul_precision_bounds_the_error(precision: str, digits: float) -> None:
+    embeddings, labels = batch(300, 64)
+    truth = circle_loss(embeddings.double(), labels, gamma=32)
+    torch.set_float32_matmul_precision(precision)
+    try:
+        loss = circle_loss(embeddings, labels, gamma=32, backend="cpu")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert abs(loss.item() - truth.item()) <= digits * truth.item()
