@@ -14,19 +14,6 @@ class FormulaKind(Enum):
     circle = ...
     unified = ...
 
-class Embeddings:
-    def __init__(
-        self,
-        *,
-        values: int,
-        count: int,
-        dim: int,
-        row_stride: int,
-        dim_stride: int,
-        labels: int,
-        label_stride: int,
-    ) -> None: ...
-
 class Formula:
     def __init__(
         self,
@@ -40,31 +27,26 @@ class Formula:
         detach_weights: bool,
     ) -> None: ...
 
-class Problem:
-    def __init__(
-        self,
-        *,
-        scalar: Scalar,
-        rows: Embeddings,
-        columns: Embeddings | None,
-        formula: Formula,
-        normalize: bool,
-        skip_below: float,
-        kept_tiles: int,
-        threads: int,
-        bfloat_terms: int,
-    ) -> None: ...
+# values, count, dim, row_stride, dim_stride, labels, label_stride
+Side = tuple[int, int, int, int, int, int, int]
+# normalize, skip_below, kept_tiles, threads, bfloat_terms
+Settings = tuple[bool, float, int, int, int]
 
-def level(name: str) -> str: ...
+def level() -> str: ...
 def supported_levels() -> list[str]: ...
-def forward(level: str, problem: Problem, *, lse_pos: int, lse_neg: int, saved: int) -> None: ...
+def forward(
+    scalar: Scalar,
+    rows: Side,
+    columns: Side | None,
+    formula: Formula,
+    settings: Settings,
+    results: tuple[int, int, int],  # lse_pos, lse_neg, saved
+) -> None: ...
 def backward(
-    level: str,
-    problem: Problem,
-    *,
-    saved: int,
-    grad_lse_pos: int,
-    grad_lse_neg: int,
-    grad_rows: int,
-    grad_columns: int,
+    scalar: Scalar,
+    rows: Side,
+    columns: Side | None,
+    formula: Formula,
+    settings: Settings,
+    tensors: tuple[int, int, int, int, int],  # saved, grad_lse_pos/neg, grad_rows/columns
 ) -> None: ...

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from circle_kernels.backends.interface import PairProblem, result_dtype
 from circle_kernels.formula import FORMULAS, PairFormula, formula_from_parameters
 from circle_kernels.reference import pair_logsumexp_reference
 
+_BEST_BACKEND = {"cuda": "triton", "cpu": "cpu"}  # by type of device
 BACKENDS = ("auto", "triton", "cpu", "tiled", "reference")
 
 
@@ -76,7 +78,7 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> s
         RuntimeError: a backend asked for by name that cannot serve, with the reason.
     """
     if backend == "auto":
-        best = {"cuda": "triton", "cpu": "cpu"}.get(device.type, "tiled")
+        best = _BEST_BACKEND.get(device.type, "tiled")
         return best if _unusable_reason(best, device, dtype) is None else "tiled"
     reason = _unusable_reason(backend, device, dtype)
     if reason is not None:
@@ -246,6 +248,13 @@ def _load_backend(backend: str, problem: PairProblem) -> Any:
     return tiled
 
 
+def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Nothing is cast down. Entering a context that changes nothing would cost microseconds."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
 def _run_forward(problem: PairProblem, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     """Both log-sum-exps, and what the backend saves for its backward."""
     embeddings = problem.embeddings
@@ -256,7 +265,7 @@ def _run_forward(problem: PairProblem, backend: str) -> tuple[Tensor, Tensor, Te
             for _ in range(2)
         )
         return lse_pos, lse_neg, lse_pos.new_empty(implementation.saved_shape(problem))
-    with torch.autocast(embeddings.device.type, enabled=False):
+    with _without_autocast(embeddings.device.type):
         return implementation.forward(problem)
 
 
@@ -278,7 +287,7 @@ def _run_backward(
             embeddings.new_zeros(embeddings.shape),
             None if ref_emb is None else ref_emb.new_zeros(ref_emb.shape),
         )
-    with torch.autocast(embeddings.device.type, enabled=False):
+    with _without_autocast(embeddings.device.type):
         return _load_backend(backend, problem).backward(
             problem,
             lse_pos,

@@ -17,7 +17,8 @@ from torch import Tensor
 
 
 def _check_finite(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real):
+    # Plain floats first: the abstract class is slow to ask, and formulas are made at every call.
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
         raise TypeError(f"{name} must be a real number, got {type(value).__name__}: {value!r}")
     # Not math.isfinite: compilers with symbolic floats cannot trace it.
     if not -math.inf < value < math.inf:

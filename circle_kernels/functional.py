@@ -207,14 +207,15 @@ def _pair_loss(
             - 2 * math.log(times_counted)
         )
     # A row without positives or negatives has the sum -inf, hence loss and gradient exactly 0.
-    losses = _softplus(lse_pos + lse_neg)
+    exponents = lse_pos + lse_neg
+    losses = _softplus(exponents)
     if reduction == "none":
         return losses
     if reduction == "sum":
         return losses.sum()
     if reduction == "mean_all":
         return losses.sum() / max(losses.shape[0], 1)
-    valid = (lse_pos != -math.inf) & (lse_neg != -math.inf)
+    valid = exponents.detach() != -math.inf
     return losses.sum() / valid.sum().clamp_min(1)
 
 

@@ -3,6 +3,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
+#include <optional>
+
 #include "kernels.h"
 
 namespace py = pybind11;
@@ -12,19 +15,25 @@ namespace {
 
 using Address = std::uintptr_t;
 
-Embeddings make_embeddings(Address values, int64_t count, int64_t dim, int64_t row_stride,
-                           int64_t dim_stride, Address labels, int64_t label_stride) {
-  return {reinterpret_cast<const void*>(values),    count,       dim, row_stride, dim_stride,
-          reinterpret_cast<const int64_t*>(labels), label_stride};
+// (values, count, dim, row_stride, dim_stride, labels, label_stride): plain integers, since making
+// objects for them took longer than a small batch's kernel.
+using Side = std::array<int64_t, 7>;
+
+Embeddings make_embeddings(const Side& side) {
+  return {reinterpret_cast<const void*>(side[0]),    side[1], side[2], side[3], side[4],
+          reinterpret_cast<const int64_t*>(side[5]), side[6]};
 }
 
-Problem make_problem(Scalar scalar, const Embeddings& rows, const Embeddings* columns,
-                     const Formula& formula, bool normalize, double skip_below, int64_t kept_tiles,
-                     int threads, int bfloat_terms) {
+// (normalize, skip_below, kept_tiles, threads, bfloat_terms)
+using Settings = std::tuple<bool, double, int64_t, int, int>;
+
+Problem make_problem(Scalar scalar, const Side& rows, const std::optional<Side>& columns,
+                     const Formula& formula, const Settings& settings) {
+  const auto& [normalize, skip_below, kept_tiles, threads, bfloat_terms] = settings;
   return {scalar,
-          rows,
-          columns != nullptr ? *columns : rows,
-          columns == nullptr,
+          make_embeddings(rows),
+          make_embeddings(columns.value_or(rows)),
+          !columns,
           formula,
           normalize,
           skip_below,
@@ -33,19 +42,30 @@ Problem make_problem(Scalar scalar, const Embeddings& rows, const Embeddings* co
           bfloat_terms};
 }
 
-void forward(const std::string& level, const Problem& problem, Address lse_pos, Address lse_neg,
-             Address saved) {
-  run_forward(choose_level(level), problem,
-              {reinterpret_cast<void*>(lse_pos), reinterpret_cast<void*>(lse_neg),
-               reinterpret_cast<void*>(saved)});
+// (lse_pos, lse_neg, saved)
+using ForwardAddresses = std::array<Address, 3>;
+
+void forward(Scalar scalar, const Side& rows, const std::optional<Side>& columns,
+             const Formula& formula, const Settings& settings, const ForwardAddresses& results) {
+  const Level& level = current_level();
+  py::gil_scoped_release release;
+  run_forward(level, make_problem(scalar, rows, columns, formula, settings),
+              {reinterpret_cast<void*>(results[0]), reinterpret_cast<void*>(results[1]),
+               reinterpret_cast<void*>(results[2])});
 }
 
-void backward(const std::string& level, const Problem& problem, Address saved, Address grad_lse_pos,
-              Address grad_lse_neg, Address grad_rows, Address grad_columns) {
-  run_backward(choose_level(level), problem,
-               {reinterpret_cast<const void*>(saved), reinterpret_cast<const void*>(grad_lse_pos),
-                reinterpret_cast<const void*>(grad_lse_neg)},
-               {reinterpret_cast<void*>(grad_rows), reinterpret_cast<void*>(grad_columns)});
+// (saved, grad_lse_pos, grad_lse_neg, grad_rows, grad_columns)
+using BackwardAddresses = std::array<Address, 5>;
+
+void backward(Scalar scalar, const Side& rows, const std::optional<Side>& columns,
+              const Formula& formula, const Settings& settings, const BackwardAddresses& tensors) {
+  const Level& level = current_level();
+  py::gil_scoped_release release;
+  run_backward(
+      level, make_problem(scalar, rows, columns, formula, settings),
+      {reinterpret_cast<const void*>(tensors[0]), reinterpret_cast<const void*>(tensors[1]),
+       reinterpret_cast<const void*>(tensors[2])},
+      {reinterpret_cast<void*>(tensors[3]), reinterpret_cast<void*>(tensors[4])});
 }
 
 }  // namespace
@@ -64,24 +84,15 @@ PYBIND11_MODULE(_cpu, module) {
       .value("circle", FormulaKind::circle)
       .value("unified", FormulaKind::unified);
 
-  py::class_<Embeddings>(module, "Embeddings")
-      .def(py::init(&make_embeddings), py::kw_only(), py::arg("values"), py::arg("count"),
-           py::arg("dim"), py::arg("row_stride"), py::arg("dim_stride"), py::arg("labels"),
-           py::arg("label_stride"));
   py::class_<Formula>(module, "Formula")
       .def(py::init<FormulaKind, double, double, double, double, double, bool>(), py::kw_only(),
            py::arg("kind"), py::arg("gamma"), py::arg("optimum_pos"), py::arg("optimum_neg"),
            py::arg("margin_pos"), py::arg("margin_neg"), py::arg("detach_weights"));
-  py::class_<Problem>(module, "Problem")
-      .def(py::init(&make_problem), py::kw_only(), py::arg("scalar"), py::arg("rows"),
-           py::arg("columns").none(true), py::arg("formula"), py::arg("normalize"),
-           py::arg("skip_below"), py::arg("kept_tiles"), py::arg("threads"),
-           py::arg("bfloat_terms"));
   module.attr("PANEL") = PANEL;
 
   module.def(
-      "level", [](const std::string& name) { return choose_level(name).name; }, py::arg("name"),
-      "The level of that name, or the best one here for an empty name.");
+      "level", [] { return current_level().name; },
+      "The instruction set in use; ValueError if the one asked for cannot be.");
   module.def("supported_levels", [] {
     std::vector<std::string> names;
     for (const Level& level : levels()) {
@@ -89,11 +100,9 @@ PYBIND11_MODULE(_cpu, module) {
     }
     return names;
   });
-  module.def("forward", &forward, py::arg("level"), py::arg("problem"), py::kw_only(),
-             py::arg("lse_pos"), py::arg("lse_neg"), py::arg("saved"),
-             py::call_guard<py::gil_scoped_release>());
-  module.def("backward", &backward, py::arg("level"), py::arg("problem"), py::kw_only(),
-             py::arg("saved"), py::arg("grad_lse_pos"), py::arg("grad_lse_neg"),
-             py::arg("grad_rows"), py::arg("grad_columns"),
-             py::call_guard<py::gil_scoped_release>());
+  // Tuples are described above.
+  module.def("forward", &forward, py::arg("scalar"), py::arg("rows"), py::arg("columns"),
+             py::arg("formula"), py::arg("settings"), py::arg("results"));
+  module.def("backward", &backward, py::arg("scalar"), py::arg("rows"), py::arg("columns"),
+             py::arg("formula"), py::arg("settings"), py::arg("tensors"));
 }

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <stdexcept>
 
 #include "kernels.h"
@@ -74,6 +75,8 @@ std::vector<Level> compiled_levels() {
   return all;
 }
 
+constexpr const char* LEVEL_VARIABLE = "CIRCLE_KERNELS_CPU_LEVEL";
+
 std::string supported_names() {
   std::string names;
   for (const Level& level : levels()) {
@@ -115,18 +118,18 @@ const std::vector<Level>& levels() {
   return all;
 }
 
-const Level& choose_level(const std::string& name) {
+const Level& current_level() {
   const std::vector<Level>& all = levels();
+  const char* variable = std::getenv(LEVEL_VARIABLE);
+  const std::string name = variable != nullptr ? variable : "";
   if (name.empty()) {
     return *std::find_if(all.rbegin(), all.rend(), [](const Level& l) { return l.supported; });
   }
-  for (const Level& level : all) {
-    if (name != level.name) continue;
-    if (level.supported) return level;
-    throw std::invalid_argument("this machine does not support '" + name + "'; it supports " +
-                                supported_names());
-  }
-  throw std::invalid_argument("there is no '" + name + "'; this machine supports " +
+  const auto found =
+      std::find_if(all.begin(), all.end(), [&](const Level& l) { return name == l.name; });
+  if (found != all.end() && found->supported) return *found;
+  const char* problem = found == all.end() ? ": there is no '" : ": this machine does not run '";
+  throw std::invalid_argument(LEVEL_VARIABLE + (problem + name) + "'; this machine supports " +
                               supported_names());
 }
 

@@ -31,9 +31,10 @@ struct Level {
 // All levels that were compiled, the baseline first.
 const std::vector<Level>& levels();
 
-// A level by name, or the best one that is supported for an empty name.
-// Throws std::invalid_argument for a name that is unknown or not supported here.
-const Level& choose_level(const std::string& name);
+// The level that the environment variable CIRCLE_KERNELS_CPU_LEVEL names, or without it the best
+// one that is supported. Throws std::invalid_argument for a name that is unknown or not supported
+// here.
+const Level& current_level();
 
 void run_forward(const Level& level, const Problem& problem, const ForwardResult& result);
 void run_backward(const Level& level, const Problem& problem, const BackwardInput& input,

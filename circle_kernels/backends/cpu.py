@@ -8,8 +8,8 @@ run time; ``CIRCLE_KERNELS_CPU_LEVEL`` forces a lower one.
 from __future__ import annotations
 
 import functools
-import os
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch import Tensor
 from circle_kernels.backends.interface import PairProblem
 from circle_kernels.formula import PairFormula
 
-LEVEL_VARIABLE = "CIRCLE_KERNELS_CPU_LEVEL"
+LEVEL_VARIABLE = "CIRCLE_KERNELS_CPU_LEVEL"  # read by the extension, at every call
 
 # Similarities that a forward pass may keep, so that the backward pass need not compute them again.
 KEPT_BYTES = 64 * 2**20
@@ -38,14 +38,22 @@ def _extension() -> ModuleType | str:
 
 def status() -> str:
     """A sentence that begins with ``"usable"`` or ``"not usable"``."""
+    reason = _missing_reason()
+    if reason is not None:
+        return f"not usable: {reason}"
+    return f"usable: C++ kernel for CPU tensors, instruction set {_loaded().level()}"
+
+
+def _missing_reason() -> str | None:
+    """Why the kernel cannot be used in this process; None where it can."""
     extension = _extension()
     if isinstance(extension, str):
-        return f"not usable: {extension}"
+        return extension
     try:
-        level = extension.level(_level_name())
+        extension.level()
     except ValueError as error:
-        return f"not usable: {LEVEL_VARIABLE}: {error}"
-    return f"usable: C++ kernel for CPU tensors, instruction set {level}"
+        return str(error)
+    return None
 
 
 def supported_levels() -> list[str]:
@@ -56,11 +64,9 @@ def supported_levels() -> list[str]:
 
 def unusable_reason(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the kernel cannot take tensors of this device and dtype; None where it can."""
-    if not status().startswith("usable"):
-        return status().removeprefix("not usable: ")
     if device.type != "cpu":
         return "the C++ kernel takes CPU tensors"
-    return None
+    return _missing_reason()
 
 
 def saved_shape(problem: PairProblem) -> tuple[int]:
@@ -91,7 +97,8 @@ def _kept_tiles(problem: PairProblem, panel: int) -> int:
     if not problem.keep_for_backward:
         return 0
     tiles, _ = _tiles(problem, panel)
-    return torch.sym_min(tiles, KEPT_BYTES // (panel**2 * problem.result_dtype.itemsize))
+    budget = KEPT_BYTES // (panel**2 * problem.result_dtype.itemsize)
+    return min(tiles, budget) if isinstance(tiles, int) else torch.sym_min(tiles, budget)
 
 
 def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,11 +110,12 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
     )
     saved = lse_pos.new_empty(saved_shape(problem))
     extension.forward(
-        _level_name(),
-        _describe(extension, problem),
-        lse_pos=lse_pos.data_ptr(),
-        lse_neg=lse_neg.data_ptr(),
-        saved=saved.data_ptr() if problem.keep_for_backward else 0,
+        *_describe(extension, problem),
+        (
+            lse_pos.data_ptr(),
+            lse_neg.data_ptr(),
+            saved.data_ptr() if problem.keep_for_backward else 0,
+        ),
     )
     return lse_pos, lse_neg, saved
 
@@ -132,13 +140,14 @@ def backward(
     # Bound to names: the extension sees addresses only, which do not keep a tensor alive.
     grad_lse_pos, grad_lse_neg = grad_lse_pos.contiguous(), grad_lse_neg.contiguous()
     extension.backward(
-        _level_name(),
-        _describe(extension, problem),
-        saved=saved.data_ptr(),
-        grad_lse_pos=grad_lse_pos.data_ptr(),
-        grad_lse_neg=grad_lse_neg.data_ptr(),
-        grad_rows=0 if grad_embeddings is None else grad_embeddings.data_ptr(),
-        grad_columns=0 if grad_references is None else grad_references.data_ptr(),
+        *_describe(extension, problem),
+        (
+            saved.data_ptr(),
+            grad_lse_pos.data_ptr(),
+            grad_lse_neg.data_ptr(),
+            0 if grad_embeddings is None else grad_embeddings.data_ptr(),
+            0 if grad_references is None else grad_references.data_ptr(),
+        ),
     )
     return grad_embeddings, grad_references
 
@@ -154,10 +163,6 @@ def _loaded() -> ModuleType:
     return extension
 
 
-def _level_name() -> str:
-    return os.environ.get(LEVEL_VARIABLE, "")
-
-
 # bfloat16 products that may stand for one of float32, where the machine has instructions for them.
 _BFLOAT_TERMS = {"highest": 0, "high": 3, "medium": 1}
 
@@ -169,32 +174,37 @@ _SCALARS = {
 }
 
 
-def _describe(extension: ModuleType, problem: PairProblem) -> object:
-    """The problem as the extension's structs. It points into the problem's tensors."""
-
-    def side(values: Tensor, labels: Tensor) -> object:
-        return extension.Embeddings(
-            values=values.data_ptr(),
-            count=values.shape[0],
-            dim=values.shape[1],
-            row_stride=values.stride(0),
-            dim_stride=values.stride(1),
-            labels=labels.data_ptr(),
-            label_stride=labels.stride(0),
-        )
-
+def _describe(extension: ModuleType, problem: PairProblem) -> tuple[Any, ...]:
+    """The problem as the extension takes it; it points into the problem's tensors."""
     references, labels = problem.ref_emb, problem.ref_labels
-    return extension.Problem(
-        scalar=getattr(extension.Scalar, _SCALARS[problem.embeddings.dtype]),
-        rows=side(problem.embeddings, problem.labels),
-        columns=None if references is None or labels is None else side(references, labels),
-        formula=_describe_formula(extension, problem.formula),
-        normalize=problem.normalize,
-        skip_below=problem.skip_below,
-        kept_tiles=_kept_tiles(problem, extension.PANEL),
-        threads=torch.get_num_threads(),
-        bfloat_terms=_BFLOAT_TERMS[torch.get_float32_matmul_precision()],
+    return (
+        _scalar(extension, problem.embeddings.dtype),
+        _describe_side(problem.embeddings, problem.labels),
+        None if references is None or labels is None else _describe_side(references, labels),
+        _describe_formula(extension, problem.formula),
+        (
+            problem.normalize,
+            problem.skip_below,
+            _kept_tiles(problem, extension.PANEL),
+            torch.get_num_threads(),
+            _BFLOAT_TERMS[torch.get_float32_matmul_precision()],
+        ),
     )
+
+
+def _describe_side(values: Tensor, labels: Tensor) -> tuple[int, ...]:
+    return (
+        values.data_ptr(),
+        *values.shape,
+        *values.stride(),
+        labels.data_ptr(),
+        labels.stride(0),
+    )
+
+
+@functools.cache
+def _scalar(extension: ModuleType, dtype: torch.dtype) -> object:
+    return getattr(extension.Scalar, _SCALARS[dtype])
 
 
 @functools.lru_cache(maxsize=16)
