@@ -97,7 +97,14 @@ void similarity_tile(const E* rows,     // (depth, PANEL)
   // A strip of the columns' panel this deep stays in the first- or second-level cache while all
   // rows pass.
   constexpr int64_t DEPTH = 512;
-  if (live_rows < PANEL || live_columns < PANEL) std::memset(tile, 0, PANEL * PANEL * sizeof *tile);
+  // What the loops below leave out.
+  const int64_t rows_done = (live_rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
+  const int64_t columns_done =
+      (live_columns + TILE_COLUMNS<E> - 1) / TILE_COLUMNS<E> * TILE_COLUMNS<E>;
+  for (int64_t row = 0; row < rows_done && columns_done < PANEL; ++row) {
+    std::memset(tile + row * PANEL + columns_done, 0, (PANEL - columns_done) * sizeof *tile);
+  }
+  std::memset(tile + rows_done * PANEL, 0, (PANEL - rows_done) * PANEL * sizeof *tile);
   for (int64_t begin = 0; begin < depth; begin += DEPTH) {
     const int64_t strip = depth - begin < DEPTH ? depth - begin : DEPTH;
     for (int64_t column = 0; column < live_columns; column += TILE_COLUMNS<E>) {
