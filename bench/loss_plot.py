@@ -20,13 +20,14 @@ from bench.variants import DESCRIPTIONS
 COLOURS = {
     "triton": "#D55E00",
     "cpu": "#D55E00",
+    "cpu-skip": "#E69F00",
     "tiled": "#0072B2",
     "eager": "#000000",
     "compile": "#009E73",
     "pml": "#CC79A7",
     "mm": "#B5B5B5",
 }
-OURS = ("triton", "cpu", "tiled")
+OURS = ("triton", "cpu", "cpu-skip", "tiled")
 LINE_STYLES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D")
 

@@ -11,7 +11,7 @@ from bench.spread import Spread, ratio, spread
 from bench.tables import MISSING, Table, number, spread_text
 
 UNIT = "mm"
-BASELINE = "eager"
+BASELINES = ("eager", "compile", "pml")
 # The kernel counts resident pages per core and adds up late; less than this is noise.
 SMALLEST_MB = 1.0
 
@@ -20,7 +20,7 @@ _MEASURES = (
     f"/ {UNIT}",
     "forward + backward ms",
     f"/ {UNIT}",
-    f"speed-up over {BASELINE}",
+    *(f"speed-up over {baseline}" for baseline in BASELINES),
     "peak MB",
 )
 
@@ -29,7 +29,10 @@ Key = tuple[int, int, str, str]
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of one variant on one case; times in seconds, ratios to ``mm``'s forward."""
+    """What is known of one variant on one case; times in seconds, ratios to ``mm``'s forward.
+
+    ``speedups`` has one entry for each of ``BASELINES``.
+    """
 
     variant: str
     status: str
@@ -37,7 +40,7 @@ class Entry:
     forward_ratio: Spread | None
     whole: Spread | None
     whole_ratio: Spread | None
-    speedup: Spread | None
+    speedups: list[Spread | None]
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def read_loss(results: Results) -> LossData:
 
 def _entries(rows: dict[str, dict[str, Any]], never: dict[str, str]) -> Iterator[Entry]:
     unit = rows.get(UNIT, {}).get("forward", [])
-    baseline = rows.get(BASELINE, {}).get("forward_backward", [])
+    baselines = [rows.get(name, {}).get("forward_backward", []) for name in BASELINES]
     for name, row in rows.items():
         if name in never:
             continue
@@ -107,7 +110,9 @@ def _entries(rows: dict[str, dict[str, Any]], never: dict[str, str]) -> Iterator
             forward_ratio=ratio(forward, unit),
             whole=spread(whole),
             whole_ratio=ratio(whole, unit),
-            speedup=ratio(baseline, whole) if baseline and whole else None,
+            speedups=[
+                ratio(baseline, whole) if baseline and whole else None for baseline in baselines
+            ],
         )
 
 
@@ -132,11 +137,12 @@ def _full(data: LossData, device: str) -> Table:
             keys = [str(rows), str(dim), regime, dtype, entry.variant]
             peak = _peak(data, rows, dim, dtype, entry.variant)
             if entry.status != "ok":
-                table.rows.append([*keys, entry.status, *[MISSING] * 4, MISSING])
+                table.rows.append([*keys, entry.status, *[MISSING] * (len(_MEASURES) - 1)])
                 continue
             times = [_milliseconds(entry.forward), spread_text(entry.forward_ratio)]
             times += [_milliseconds(entry.whole), spread_text(entry.whole_ratio)]
-            table.rows.append([*keys, *times, spread_text(entry.speedup), peak])
+            speedups = [spread_text(speedup) for speedup in entry.speedups]
+            table.rows.append([*keys, *times, *speedups, peak])
     for rows, dim, dtype in data.memory_only():
         for name in data.variants:
             row = data.gauged.get((rows, dim, dtype, name))
@@ -144,7 +150,7 @@ def _full(data: LossData, device: str) -> Table:
                 keys = [str(rows), str(dim), row["regime"], dtype, name]
                 reason = "memory only" if row["status"] == "ok" else row["status"]
                 peak = _peak(data, rows, dim, dtype, name)
-                table.rows.append([*keys, reason, *[MISSING] * 4, peak])
+                table.rows.append([*keys, reason, *[MISSING] * (len(_MEASURES) - 2), peak])
     return table
 
 

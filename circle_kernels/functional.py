@@ -64,8 +64,9 @@ def circle_loss(
         detach_weights: treat the weights ``[.]_+`` as constants in the gradient, as the paper's
             Eq. 9 and 10 do; ``False`` differentiates them too.
         normalize: ``False`` takes plain inner products; normalise the embeddings yourself.
-        skip_below: share of a row's total weight that a backend may drop to save work, in [0, 1).
-            The backends of this version never drop anything, so their result is exact.
+        skip_below: share of a row's total weight that may be left out of the gradient to save work,
+            in [0, 1); 0 is exact, and the loss always is. The C++ kernel makes use of it; bound and
+            meaning are in docs/derivation.md.
         group: a process group whose processes share one batch: everybody's embeddings (and
             references, where given) are gathered, every process returns the loss of the whole
             batch, and averaging the processes' gradients, as DDP does, gives its gradient. A
