@@ -175,7 +175,7 @@ VARIANTS: dict[str, Variant] = {variant.name: variant for variant in (*_OURS, _S
 DESCRIPTIONS = {
     "triton": "circle_kernels, Triton kernels",
     "cpu": "circle_kernels, C++ kernel",
-    "cpu-skip": "the same, m=0.25, γ=256, skip_below=2⁻¹²",
+    "cpu-skip": "the same, m=0.25, gamma=256, skip_below=2⁻¹²",
     "tiled": "circle_kernels, PyTorch in tiles",
     "eager": "naive PyTorch",
     "compile": "torch.compile of naive PyTorch",
