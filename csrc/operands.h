@@ -155,7 +155,7 @@ struct Operands {
       }
     }
     similarity_tile(rows.panel(tile.row), columns.panel(tile.column), rows.dim, tile.live_rows(),
-                    tile.live_columns(), similarities);
+                    tile.live_columns(), tile.on_diagonal(), similarities);
   }
 
   // Adds what one tile of G has for one panel of the gradient, for a range of d.

@@ -41,32 +41,36 @@ struct Panels {
 // Values of d handled at a time: a strip of LANES rows stays in the first-level cache.
 constexpr int64_t STRIP = 64;
 
-template <class T, class S>
-CIRCLE_INLINE void widen_row(const S* from, int64_t stride, int64_t count, T* to) {
+// Calls `run` with a function from d to a row's value, which knows about a stride of 1: compilers
+// make vectors of that.
+template <class S, class Run>
+CIRCLE_INLINE void with_values(const S* row, int64_t stride, Run run) {
   if (stride == 1) {
-    for (int64_t d = 0; d < count; ++d) to[d] = widen(from[d]);
+    run([=](int64_t d) { return widen(row[d]); });
   } else {
-    for (int64_t d = 0; d < count; ++d) to[d] = widen(from[d * stride]);
+    run([=](int64_t d) { return widen(row[d * stride]); });
   }
 }
 
 // The Euclidean norm. Squares are summed in double, so those of float inputs cannot overflow; in
 // eight sums, which the compiler may vectorise, in an order that never changes.
-template <class T, class S>
+template <class S>
 double norm(const S* row, int64_t stride, int64_t dim) {
   constexpr int SUMS = 8;
   double squares[SUMS] = {};
-  T strip[STRIP];
-  for (int64_t begin = 0; begin < dim; begin += STRIP) {
-    const int64_t count = dim - begin < STRIP ? dim - begin : STRIP;
-    widen_row(row + begin * stride, stride, count, strip);
-    for (int64_t d = count; d % SUMS != 0; ++d) strip[d] = 0;
-    for (int64_t d = 0; d < count; d += SUMS) {
+  with_values(row, stride, [&](auto value) {
+    int64_t d = 0;
+    for (; d + SUMS <= dim; d += SUMS) {
       for (int lane = 0; lane < SUMS; ++lane) {
-        squares[lane] += static_cast<double>(strip[d + lane]) * strip[d + lane];
+        const double each = value(d + lane);
+        squares[lane] += each * each;
       }
     }
-  }
+    for (; d < dim; ++d) {
+      const double each = value(d);
+      squares[0] += each * each;
+    }
+  });
   double total = 0;
   for (const double square : squares) total += square;
   return std::sqrt(total);
@@ -87,7 +91,7 @@ void pack_panel(const Embeddings& side, bool normalize, int64_t index, Panels<T>
     divisors[row] = 1;
     if (row >= live) continue;
     const S* from = values + panels.order[index * PANEL + row] * side.row_stride;
-    const double length = norm<T>(from, side.dim_stride, dim);
+    const double length = norm(from, side.dim_stride, dim);
     if (!(length <= std::numeric_limits<double>::max())) {
       divisors[row] = std::numeric_limits<T>::quiet_NaN();
       continue;
@@ -106,10 +110,10 @@ void pack_panel(const Embeddings& side, bool normalize, int64_t index, Panels<T>
           for (int64_t d = 0; d < STRIP; ++d) strip[lane][d] = 0;
           continue;
         }
-        widen_row(rows[row + lane] + begin * side.dim_stride, side.dim_stride, count, strip[lane]);
-        if (!normalize) continue;
         const T divisor = divisors[row + lane];
-        for (int64_t d = 0; d < count; ++d) strip[lane][d] /= divisor;
+        with_values(rows[row + lane] + begin * side.dim_stride, side.dim_stride, [&](auto value) {
+          for (int64_t d = 0; d < count; ++d) strip[lane][d] = value(d) / divisor;
+        });
       }
       for (int64_t d = 0; d < count; d += LANES<T>) {
         T* to = panel + (begin + d) * PANEL + row;

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "bfloat_products.h"
-#include "simd.h"
+#include "transpose.h"
 
 namespace circle_kernels {
 namespace {
@@ -88,11 +88,22 @@ CIRCLE_INLINE void multiply_registers(const E* a, const int32_t* indices, const 
   }
 }
 
-// tile(i, j) = sum_d rows(d, i) columns(d, j); 0 for padding.
+// Fills a symmetric tile below the diagonal from what stands above it.
+template <class T>
+void mirror_tile(T* tile) {
+  for (int64_t row = LANES<T>; row < PANEL; row += LANES<T>) {
+    for (int64_t column = 0; column < row; column += LANES<T>) {
+      transpose_block(tile + column * PANEL + row, PANEL, tile + row * PANEL + column, PANEL);
+    }
+  }
+}
+
+// tile(i, j) = sum_d rows(d, i) columns(d, j); 0 for padding. With `symmetric` rows and columns are
+// one panel, and blocks below the diagonal are copied.
 template <class E>
 void similarity_tile(const E* rows,     // (depth, PANEL)
                      const E* columns,  // (depth, PANEL)
-                     int64_t depth, int64_t live_rows, int64_t live_columns,
+                     int64_t depth, int64_t live_rows, int64_t live_columns, bool symmetric,
                      Sum<E>* tile) {  // (PANEL, PANEL)
   // A strip of the columns' panel this deep stays in the first- or second-level cache while all
   // rows pass.
@@ -108,13 +119,15 @@ void similarity_tile(const E* rows,     // (depth, PANEL)
   for (int64_t begin = 0; begin < depth; begin += DEPTH) {
     const int64_t strip = depth - begin < DEPTH ? depth - begin : DEPTH;
     for (int64_t column = 0; column < live_columns; column += TILE_COLUMNS<E>) {
-      for (int64_t row = 0; row < live_rows; row += TILE_ROWS) {
+      const int64_t last_row = symmetric ? column + TILE_COLUMNS<E> : live_rows;
+      for (int64_t row = 0; row < live_rows && row < last_row; row += TILE_ROWS) {
         multiply_registers<E, TILE_ROWS, 1, PANEL, false>(rows + begin * PANEL + row, nullptr,
                                                           columns + begin * PANEL + column, strip,
                                                           tile + row * PANEL + column, begin > 0);
       }
     }
   }
+  if (symmetric) mirror_tile(tile);
 }
 
 template <class E, bool indexed>

@@ -12,7 +12,7 @@ void similarities(const BFloatOperand& rows, const BFloatOperand& columns, int64
                   float* tile) {
   // Rows are read as scalars, which the columns' layout serves.
   similarity_tile<BFloatPair>(rows.columns, columns.columns, terms * padded_dim(dim) / 2, PANEL,
-                              PANEL, tile);
+                              PANEL, false, tile);
 }
 
 void accumulate(const BFloatOperand& operand, const BFloatPair* weights, int terms,
