@@ -1,0 +1,127 @@
+// classes.h against its definition, computed the slow way.
+#include <algorithm>
+#include <limits>
+#include <random>
+
+#include "../classes.h"
+#include "check.h"
+
+namespace circle_kernels {
+namespace {
+
+using Labels = std::vector<int64_t>;
+
+Embeddings side_of(const Labels& memory, int64_t count, int64_t stride) {
+  return {nullptr, count, 1, 1, 1, memory.data(), stride};
+}
+
+Classes order(const Embeddings& rows, const Embeddings* columns) {
+  Problem problem{};
+  problem.rows = rows;
+  problem.columns = columns != nullptr ? *columns : rows;
+  problem.self_mode = columns == nullptr;
+  return order_by_class(problem);
+}
+
+// `seen` holds labels in the order of their first appearance.
+void check_side(const Embeddings& side, const Ordering& ordering, Labels& seen) {
+  Labels ranks(side.count);
+  for (int64_t position = 0; position < side.count; ++position) {
+    const int64_t label = side.labels[position * side.label_stride];
+    const auto found = std::find(seen.begin(), seen.end(), label);
+    ranks[position] = found - seen.begin();
+    if (found == seen.end()) seen.push_back(label);
+  }
+  Labels expected(side.count);
+  for (int64_t position = 0; position < side.count; ++position) expected[position] = position;
+  std::stable_sort(expected.begin(), expected.end(),
+                   [&](int64_t a, int64_t b) { return ranks[a] < ranks[b]; });
+
+  CHECK(ordering.order == expected);
+  const auto padded = static_cast<std::size_t>(panels_of(side.count) * PANEL);
+  if (!CHECK(ordering.class_ids.size() == padded)) return;
+  for (int64_t sorted = 0; sorted < static_cast<int64_t>(padded); ++sorted) {
+    const int64_t wanted = sorted < side.count ? ranks[expected[sorted]] : NO_CLASS;
+    CHECK_WITH(ordering.class_ids[sorted] == wanted, "at %lld", static_cast<long long>(sorted));
+  }
+}
+
+void check_self(const Labels& memory, int64_t count, int64_t stride) {
+  const Embeddings rows = side_of(memory, count, stride);
+  const Classes classes = order(rows, nullptr);
+  Labels seen;
+  check_side(rows, classes.rows, seen);
+  CHECK(classes.columns.order.empty());
+  CHECK(classes.columns.class_ids.empty());
+}
+
+void check_self(const Labels& labels) {
+  check_self(labels, static_cast<int64_t>(labels.size()), 1);
+}
+
+void check_both(const Labels& row_labels, const Labels& column_labels) {
+  const Embeddings rows = side_of(row_labels, static_cast<int64_t>(row_labels.size()), 1);
+  const Embeddings columns = side_of(column_labels, static_cast<int64_t>(column_labels.size()), 1);
+  const Classes classes = order(rows, &columns);
+  Labels seen;  // shared: equal labels have equal ids on both sides
+  check_side(rows, classes.rows, seen);
+  check_side(columns, classes.columns, seen);
+}
+
+Labels random_labels(std::mt19937_64& engine, int64_t count, int64_t classes) {
+  Labels labels(count);
+  for (int64_t& label : labels) {
+    // Spread over all of int64, so that neither hashing nor sorting is an accident.
+    label = static_cast<int64_t>((engine() % classes) * 0x9e3779b97f4a7c15u);
+  }
+  return labels;
+}
+
+void test_small_cases() {
+  check_self({7});
+  check_self({3, 1, 3, 2, 1, 3});
+  check_self({5, 5, 5, 5});
+  check_self({4, 3, 2, 1, 0});
+  check_both({3, 1, 2}, {2, 2, 9, 1, 3, 9});
+  check_both({1}, {2, 3, 2});
+  check_both({8, 8, 8}, {8});
+}
+
+void test_extreme_labels() {
+  constexpr int64_t LOW = std::numeric_limits<int64_t>::min();
+  constexpr int64_t HIGH = std::numeric_limits<int64_t>::max();
+  // NO_CLASS is an id of the kernel's; as a label it is one like any other.
+  const Labels labels{HIGH, LOW, NO_CLASS, 0, LOW, HIGH, LOW + 1, HIGH - 1, NO_CLASS};
+  check_self(labels);
+  check_both(labels, {LOW + 1, NO_CLASS, LOW, 17, HIGH});
+}
+
+void test_strides() {
+  std::mt19937_64 engine(2);
+  constexpr int64_t COUNT = 101;
+  for (const int64_t stride : {0, 1, 2, 7}) {
+    check_self(random_labels(engine, (COUNT - 1) * stride + 1, 9), COUNT, stride);
+  }
+}
+
+void test_sizes_around_a_panel() {
+  std::mt19937_64 engine(3);
+  for (const int64_t count : {PANEL - 1, PANEL, PANEL + 1, 2 * PANEL, 2 * PANEL + 1}) {
+    check_self(random_labels(engine, count, 1));
+    check_self(random_labels(engine, count, 10));
+    check_self(random_labels(engine, count, 1 << 20));
+    check_both(random_labels(engine, count, 10), random_labels(engine, PANEL - count % 7, 20));
+  }
+}
+
+}  // namespace
+}  // namespace circle_kernels
+
+int main() {
+  using namespace circle_kernels;
+  test_small_cases();
+  test_extreme_labels();
+  test_strides();
+  test_sizes_around_a_panel();
+  return summary();
+}
