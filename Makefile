@@ -6,11 +6,13 @@ CPP_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp')
 KERNEL_SOURCES := CMakeLists.txt $(shell find csrc -type f -not -path 'csrc/tests/*')
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-main test-cpp test-compile test-interpreter lint format bench clean
+.PHONY: help demo test test-main test-cpp test-cpp-plain test-cpp-sanitized \
+	test-compile test-interpreter lint format bench clean
 
 help:
 	@echo "make demo    train an embedding on glyphs and show what it retrieves (about a minute)"
 	@echo "make test    all tests: main, C++, compiled for seven GPUs without one, interpreted kernels"
+	@echo "make test-cpp  of these the C++ kernel's own, plain and under sanitizers (three minutes)"
 	@echo "make lint    ruff, clang-format and mypy"
 	@echo "make format  let ruff and clang-format rewrite what they can"
 	@echo "make bench   time every backend beside mm, eager, torch.compile and"
@@ -37,16 +39,18 @@ test: test-main test-cpp test-compile test-interpreter
 test-main: $(VENV)/installed
 	$(BIN)/python -m pytest -q --ignore tests/test_triton_compile.py
 
-# The C++ kernel alone, optimised and under sanitizers, with AMX imitated in software.
-CTEST_FLAGS := -G Ninja -DCIRCLE_KERNELS_MODULE=OFF -DCIRCLE_KERNELS_TESTS=ON -DCIRCLE_IMITATE_AMX=ON
-test-cpp: $(VENV)/installed
-	export PATH="$(abspath $(BIN)):$$PATH" && \
-	cmake -S . -B build/ctest $(CTEST_FLAGS) && \
-	cmake --build build/ctest && ctest --test-dir build/ctest -j2 --output-on-failure && \
-	cmake -S . -B build/ctest-sanitized $(CTEST_FLAGS) \
-		-DCIRCLE_KERNELS_SANITIZE=address,undefined && \
-	cmake --build build/ctest-sanitized && \
-	ctest --test-dir build/ctest-sanitized -j2 --output-on-failure
+# The C++ kernel without Python, with AMX imitated: as it is installed, and with every access and shift
+# watched.
+test-cpp: test-cpp-plain test-cpp-sanitized
+
+test-cpp-plain: SANITIZERS :=
+test-cpp-sanitized: SANITIZERS := address,undefined
+test-cpp-plain test-cpp-sanitized: $(VENV)/installed
+	$(BIN)/cmake -S . -B build/$@ -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+		-DCIRCLE_KERNELS_MODULE=OFF -DCIRCLE_KERNELS_TESTS=ON -DCIRCLE_IMITATE_AMX=ON \
+		-DCIRCLE_KERNELS_SANITIZE=$(SANITIZERS)
+	$(BIN)/cmake --build build/$@
+	$(BIN)/ctest --test-dir build/$@ --parallel 2 --output-on-failure
 
 # Several kernels at a time: the compiler uses one core each.
 test-compile: $(VENV)/installed

@@ -2,8 +2,6 @@
 
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
-#include <stdexcept>
 
 namespace circle_kernels {
 
@@ -49,16 +47,6 @@ class Comparison {
 };
 
 }  // namespace
-
-const Level* level_from_arguments(int count, char** arguments) {
-  try {
-    if (count > 1) setenv("CIRCLE_KERNELS_CPU_LEVEL", arguments[1], 1);
-    return &current_level();
-  } catch (const std::invalid_argument& reason) {
-    std::printf("skipped: %s\n", reason.what());
-    return nullptr;
-  }
-}
 
 Results run_forward_only(const Level& level, const Inputs& inputs, const RunOptions& options) {
   const Problem problem = inputs.problem(options.kept_tiles, options.threads);

@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "../kernels.h"
+#include "level_argument.h"
 #include "reference.h"
 
 namespace circle_kernels {
@@ -19,9 +19,6 @@ struct Results {
   Buffer saved;
   Buffer grad_rows, grad_columns;
 };
-
-// The level that the program's argument names, or null, with a message, where it cannot run.
-const Level* level_from_arguments(int count, char** arguments);
 
 Results run_forward_only(const Level& level, const Inputs& inputs, const RunOptions& options);
 Results run_both(const Level& level, const Inputs& inputs, const RunOptions& options);

@@ -10,7 +10,7 @@ if(NOT status EQUAL 0)
   message(FATAL_ERROR "${NM} ${OBJECT}: ${status}")
 endif()
 # Weak functions and objects, and unique objects.
-string(REGEX MATCHALL "[^\n]* [WVu] [^\n]*" shared "${symbols}")
+string(REGEX MATCHALL "[0-9a-f]+ [WVu] [^\n]*" shared "${symbols}")
 # The compiler's own pointer to the personality routine: data, and the same in every file.
 list(FILTER shared EXCLUDE REGEX " DW\\.ref\\.")
 if(NOT symbols MATCHES " [TtRrDd] ")
