@@ -156,7 +156,9 @@ class BackwardPass {
   // A task is one panel of the gradient, or a part of its values of d where there are few panels
   // for many threads.
   void accumulate_panels(const Chunk& chunk) {
-    const bool other_side = problem_.self_mode ? !chunk.on_diagonal : column_gradient_ != nullptr;
+    // In self mode a chunk beside the diagonal serves its columns' panels as well.
+    const bool other_side = problem_.self_mode ? row_gradient_ != nullptr && !chunk.on_diagonal
+                                               : column_gradient_ != nullptr;
     const int64_t row_outputs = row_gradient_ != nullptr ? chunk.rows() : 0;
     const int64_t outputs = row_outputs + (other_side ? chunk.columns() : 0);
     const int64_t blocks = (rows_.dim + BFLOAT_DEPTH - 1) / BFLOAT_DEPTH;

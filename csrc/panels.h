@@ -76,8 +76,8 @@ double norm(const S* row, int64_t stride, int64_t dim) {
   return std::sqrt(total);
 }
 
-// Fills one panel. A row with a NaN or an infinity becomes zeros with the divisor NaN: results that
-// saw it are made NaN afterwards, and tiles need not look for it.
+// Fills one panel. A row with a NaN or an infinity, or whose norm is one, becomes zeros with the
+// divisor NaN: results that saw it are made NaN afterwards, and tiles need not look for it.
 template <class T, class S>
 void pack_panel(const Embeddings& side, bool normalize, int64_t index, Panels<T>& panels) {
   const S* values = static_cast<const S*>(side.values);
@@ -92,7 +92,7 @@ void pack_panel(const Embeddings& side, bool normalize, int64_t index, Panels<T>
     if (row >= live) continue;
     const S* from = values + panels.order[index * PANEL + row] * side.row_stride;
     const double length = norm(from, side.dim_stride, dim);
-    if (!(length <= std::numeric_limits<double>::max())) {
+    if (!(length <= std::numeric_limits<T>::max())) {
       divisors[row] = std::numeric_limits<T>::quiet_NaN();
       continue;
     }

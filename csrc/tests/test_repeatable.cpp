@@ -62,6 +62,18 @@ void test_repeatable(const Level& level) {
   check_repeatable(level, asked);
 }
 
+// Several chunks, of which the later ones would write beside the diagonal.
+void test_no_gradient_wanted(const Level& level) {
+  Case asked;
+  asked.rows = 17 * PANEL;
+  asked.formula = circle_formula(32, true);
+  const Inputs inputs = make_inputs(asked);
+  RunOptions options;
+  options.grad_rows = false;
+  const Results results = run_both(level, inputs, options);
+  CHECK(results.grad_rows.count() == 0);
+}
+
 }  // namespace
 }  // namespace circle_kernels
 
@@ -70,5 +82,6 @@ int main(int count, char** arguments) {
   const Level* level = level_from_arguments(count, arguments);
   if (level == nullptr) return 77;
   test_repeatable(*level);
+  test_no_gradient_wanted(*level);
   return summary();
 }
