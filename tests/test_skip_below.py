@@ -67,6 +67,17 @@ def test_error_stays_below_the_documented_bound(
     assert dropped, "nothing was dropped: the test shows nothing"
 
 
+def test_even_weights_leave_nothing_to_skip() -> None:
+    """Every pair has about an equal share; only pairs with a quarter of one may go."""
+    embeddings, labels = confusable(384, 64)
+    embeddings.requires_grad_()
+    results = []
+    for skip_below in (0.0, 0.25):
+        loss = circle_loss(embeddings, labels, gamma=0.1, skip_below=skip_below, backend="cpu")
+        results += torch.autograd.grad(loss, embeddings)
+    assert torch.equal(results[0], results[1])
+
+
 def test_loss_is_exact_whatever_is_skipped() -> None:
     embeddings, labels = confusable(400, 64)
     losses = [circle_loss(embeddings, labels, skip_below=share) for share in (0.0, 0.9)]
