@@ -8,6 +8,7 @@
 
 #include "exp2.h"
 #include "memory.h"
+#include "saved.h"
 #include "tile_product.h"
 #include "tiles.h"
 
@@ -45,7 +46,10 @@ void fill_factors(const RowStatistics<T>& statistics, int64_t panel, T shift, Fa
   for (int64_t row = 0; row < PANEL; row += LANES<T>) {
     const Vec<T> gradient = load(statistics.gradient + panel * PANEL + row);
     const Vec<T> lse = load(statistics.lse + panel * PANEL + row);
-    const Vec<T> share = select<T>(gradient == 0, Vec<T>{}, exp2<T>(shift - lse));
+    // Only a row without such a pair in the tile can lie further below; its factor must be finite.
+    constexpr T FARTHEST = Exp2<T>::HIGHEST / 2 + 1;
+    const Vec<T> distance = at_most(splat(FARTHEST), shift - lse);
+    const Vec<T> share = select<T>(gradient == 0, Vec<T>{}, exp2<T>(distance));
     store(factors.share + row, share);
     store(factors.gradient + row, share * gradient);
   }
@@ -74,9 +78,72 @@ T smaller(T a, T b) {
   return a < b ? a : b;
 }
 
+// G of one tile, in self mode G + G^T, from the weights that the forward pass kept; transposed if
+// that is how it will be multiplied.
+template <class T, bool mixed, bool columns_too, bool transposed>
+void scale_weights(const Tile<T>& tile, const T* weights, const Statistics<T>& statistics,
+                   const TileShifts<T>& shifts, T* gradient) {
+  Factors<T> row_negative, row_positive, column_negative, column_positive;
+  fill_factors(statistics.negative, tile.row, shifts.negative, row_negative);
+  if constexpr (mixed) fill_factors(statistics.positive, tile.row, shifts.positive, row_positive);
+  if constexpr (columns_too) {
+    fill_factors(statistics.negative, tile.column, shifts.negative, column_negative);
+    if constexpr (mixed) {
+      fill_factors(statistics.positive, tile.column, shifts.positive, column_positive);
+    }
+  }
+  for (int64_t first_row = 0; first_row < PANEL; first_row += LANES<T>) {
+    for (int64_t column = 0; column < PANEL; column += LANES<T>) {
+      Vec<T> block[LANES<T>];
+      CIRCLE_UNROLL
+      for (int lane = 0; lane < LANES<T>; ++lane) {
+        const int64_t row = first_row + lane;
+        Vec<T> factor = splat(row_negative.gradient[row]);
+        if constexpr (columns_too) factor += load(column_negative.gradient + column);
+        const Vec<T> weight = load(weights + row * PANEL + column);
+        __builtin_prefetch(weights + (row + LANES<T>)*PANEL + column);
+        if constexpr (!mixed) {
+          block[lane] = weight * factor;
+          continue;
+        }
+        Vec<T> factor_positive = splat(row_positive.gradient[row]);
+        if constexpr (columns_too) factor_positive += load(column_positive.gradient + column);
+        const PairMasks<T> masks = pair_masks(tile, row, column);
+        block[lane] =
+            select<T>(masks.positive | masks.negative,
+                      weight * select<T>(masks.positive, factor_positive, factor), Vec<T>{});
+      }
+      if constexpr (transposed) exchange_all<T, 1>(block);
+      T* to = transposed ? gradient + column * PANEL + first_row
+                         : gradient + first_row * PANEL + column;
+      CIRCLE_UNROLL
+      for (int lane = 0; lane < LANES<T>; ++lane) store(to + lane * PANEL, block[lane]);
+    }
+  }
+}
+
+// Chooses the body that a tile needs.
+template <class T>
+void scale_weights(const Tile<T>& tile, const T* weights, const Statistics<T>& statistics,
+                   const TileShifts<T>& shifts, bool transposed, T* gradient) {
+  const auto choose = [&](auto mixed, auto columns_too) {
+    constexpr bool M = decltype(mixed)::value, C = decltype(columns_too)::value;
+    transposed ? scale_weights<T, M, C, true>(tile, weights, statistics, shifts, gradient)
+               : scale_weights<T, M, C, false>(tile, weights, statistics, shifts, gradient);
+  };
+  using Yes = std::true_type;
+  using No = std::false_type;
+  if (tile.only_negatives()) {
+    tile.self_mode ? choose(No(), Yes()) : choose(No(), No());
+  } else {
+    tile.self_mode ? choose(Yes(), Yes()) : choose(Yes(), No());
+  }
+}
+
 // G of one tile, in self mode G + G^T. `exact` takes an exponential for each row and each column.
+// Logits are copied, as in sum_tile.
 template <class T, bool mixed, bool columns_too, bool exact, bool skipping, class Logits>
-void similarity_gradient(const Tile<T>& tile, const T* similarities, const Logits& logits,
+void similarity_gradient(const Tile<T>& tile, const T* similarities, Logits logits,
                          const Statistics<T>& statistics, T shift_positive, T shift_negative,
                          T negligible, T* gradient, TileShare& share) {
   Factors<T> row_negative, row_positive, column_negative, column_positive;
@@ -186,11 +253,10 @@ void similarity_gradient(const Tile<T>& tile, const T* similarities, const Logit
 
 // Chooses the body that a tile needs.
 template <class T, bool columns_too, bool skipping, class Logits>
-void tile_gradient(const Tile<T>& tile, const T* similarities, const Logits& logits,
-                   const Statistics<T>& statistics, T negligible, T* gradient, TileShare& share) {
+void tile_gradient(const Tile<T>& tile, const T* similarities, const TileRanges<T>& ranges,
+                   const Logits& logits, const Statistics<T>& statistics, T negligible, T* gradient,
+                   TileShare& share) {
   const bool mixed = !tile.only_negatives();
-  const TileRanges<T> ranges = mixed ? similarity_ranges<T, true>(tile, similarities)
-                                     : similarity_ranges<T, false>(tile, similarities);
   const auto lowest = [&](const RowStatistics<T>& kind) {
     return columns_too ? smaller(kind.lowest[tile.row], kind.lowest[tile.column])
                        : kind.lowest[tile.row];

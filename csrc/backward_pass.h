@@ -132,16 +132,23 @@ class BackwardPass {
         shares_[slot].any = false;
         continue;
       }
+      if (saved_.holds_weights(index_of(row, column))) {
+        shares_[slot].any = shares_[slot].all = true;
+        continue;
+      }
       const Tile<T> tile = operands_.tile(row, column);
       const T* similarities = saved_.tile(index_of(row, column));
-      if (similarities == nullptr) {
+      TileRanges<T> ranges;
+      if (similarities != nullptr) {
+        ranges = ranges_of(tile, similarities);
+      } else {
         T* recomputed = scratch_[thread_index()].tile;
-        operands_.multiply(tile, recomputed);
+        ranges = operands_.multiply_with_ranges(tile, recomputed);
         similarities = recomputed;
       }
       const auto run = [&](auto body) {
-        body(tile, similarities, logits_, statistics_, negligible_, tiles_ + slot * PANEL * PANEL,
-             shares_[slot]);
+        body(tile, similarities, ranges, logits_, statistics_, negligible_,
+             tiles_ + slot * PANEL * PANEL, shares_[slot]);
       };
       if (problem_.self_mode) {
         skipping_ ? run(tile_gradient<T, true, true, Logits>)
@@ -171,30 +178,56 @@ class BackwardPass {
       const int64_t last = blocks * (part + 1) / parts * BFLOAT_DEPTH;
       const DimRange range{first, smaller(last, operands_.gradient_dim())};
       if (output < row_outputs) {
-        accumulate_row_panel(chunk, chunk.first_row + output, range);
+        accumulate_panel(chunk, Side::rows, chunk.first_row + output, range);
       } else {
-        accumulate_column_panel(chunk, chunk.first_column + output - row_outputs, range);
+        accumulate_panel(chunk, Side::columns, chunk.first_column + output - row_outputs, range);
       }
     }
   }
 
-  void accumulate_row_panel(const Chunk& chunk, int64_t panel, const DimRange& range) {
-    T* gradient = row_gradient_ + panel * panel_size_;
-    for (int64_t column = chunk.first_column; column < chunk.last_column; ++column) {
-      // Below the diagonal the tile's mirror image was visited.
-      const bool visited = chunk.visits(panel, column);
-      const int64_t slot = visited ? chunk.slot(panel, column) : chunk.slot(column, panel);
-      operands_.accumulate(Side::columns, column, tiles_ + slot * PANEL * PANEL, shares_[slot],
-                           visited, rows_.live(panel), range, scratch_[thread_index()], gradient);
-    }
+  // Where the tile of an output panel and one of the other side lies.
+  struct Place {
+    int64_t row, column;
+    bool transposed;  // to be multiplied: the output is the tile's rows
+  };
+
+  Place place_of(const Chunk& chunk, Side side, int64_t output, int64_t other) const {
+    // Below the diagonal the tile's mirror image was visited.
+    const bool of_rows = side == Side::rows && chunk.visits(output, other);
+    return of_rows ? Place{output, other, true} : Place{other, output, false};
   }
 
-  void accumulate_column_panel(const Chunk& chunk, int64_t panel, const DimRange& range) {
-    T* gradient = (problem_.self_mode ? row_gradient_ : column_gradient_) + panel * panel_size_;
-    for (int64_t row = chunk.first_row; row < chunk.last_row; ++row) {
-      const int64_t slot = chunk.slot(row, panel);
-      operands_.accumulate(Side::rows, row, tiles_ + slot * PANEL * PANEL, shares_[slot], false,
-                           columns_.live(panel), range, scratch_[thread_index()], gradient);
+  // Adds what a chunk has for one panel of the gradient of one side.
+  void accumulate_panel(const Chunk& chunk, Side side, int64_t output, const DimRange& range) {
+    const bool of_rows = side == Side::rows;
+    T* gradient = of_rows || problem_.self_mode ? row_gradient_ : column_gradient_;
+    gradient += output * panel_size_;
+    const int64_t live = (of_rows ? rows_ : columns_).live(output);
+    const int64_t first = of_rows ? chunk.first_column : chunk.first_row;
+    const int64_t last = of_rows ? chunk.last_column : chunk.last_row;
+    ProductScratch<T>& scratch = scratch_[thread_index()];
+    for (int64_t other = first; other < last; ++other) {
+      const Place place = place_of(chunk, side, output, other);
+      const int64_t slot = chunk.slot(place.row, place.column);
+      const TileShare& share = shares_[slot];
+      if (!share.any) continue;
+      const T* tile = tiles_ + slot * PANEL * PANEL;
+      bool transposed = place.transposed;
+      // Kept weights are scaled here, into the caches of who multiplies them.
+      const int64_t index = index_of(place.row, place.column);
+      if (saved_.holds_weights(index)) {
+        scale_weights(operands_.tile(place.row, place.column), saved_.tile(index), statistics_,
+                      saved_.shifts[index], transposed, scratch.gradient);
+        tile = scratch.gradient;
+        transposed = false;
+      }
+      const T* upcoming = nullptr;
+      if (other + 1 < last) {
+        const Place next = place_of(chunk, side, output, other + 1);
+        upcoming = saved_.tile(index_of(next.row, next.column));
+      }
+      operands_.accumulate(of_rows ? Side::columns : Side::rows, other, tile, share, transposed,
+                           live, range, scratch, upcoming, gradient);
     }
   }
 

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "kernels.h"
+#include "memory.h"
 
 namespace py = pybind11;
 
@@ -89,6 +90,15 @@ PYBIND11_MODULE(_cpu, module) {
            py::arg("kind"), py::arg("gamma"), py::arg("optimum_pos"), py::arg("optimum_neg"),
            py::arg("margin_pos"), py::arg("margin_neg"), py::arg("detach_weights"));
   module.attr("PANEL") = PANEL;
+
+  py::class_<Block>(module, "Block", py::buffer_protocol(),
+                    "So many bytes of memory, which go back to a small store when nobody refers to "
+                    "them any more.")
+      .def(py::init<std::size_t>(), py::arg("bytes"))
+      .def_buffer([](Block& block) {
+        return py::buffer_info(block.data(), 1, py::format_descriptor<uint8_t>::format(),
+                               static_cast<py::ssize_t>(block.size()));
+      });
 
   module.def(
       "level", [] { return current_level().name; },

@@ -135,11 +135,6 @@ const Level& current_level() {
 
 void run_forward(const Level& level, const Problem& problem, const ForwardResult& result) {
   const Problem adapted_problem = adapted(problem, level);
-  if (result.saved != nullptr) {
-    const std::size_t element =
-        adapted_problem.scalar == Scalar::float64 ? sizeof(double) : sizeof(float);
-    prefer_huge_pages(result.saved, SavedLayout(adapted_problem).size() * element);
-  }
   Arena arena;
   level.kernels->forward(adapted_problem, order_by_class(adapted_problem), level.products, arena,
                          result);

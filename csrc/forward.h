@@ -9,7 +9,7 @@
 
 #include "exp2.h"
 #include "memory.h"
-#include "product.h"
+#include "saved.h"
 #include "tiles.h"
 
 namespace circle_kernels {
@@ -45,6 +45,25 @@ T shift_of(const LogitRange<T>& range) {
   return range.highest - (excess > 0 ? (excess < ROOM_ABOVE ? excess : ROOM_ABOVE) : T(0));
 }
 
+// The shifts of a tile, and whether with them weights (saved.h) are as good as similarities: no
+// logit lies so far below that a row's factor would leave the upper half of the exponent's range.
+template <class T>
+struct SharedShifts {
+  TileShifts<T> shifts;
+  bool finite, weighable;
+};
+
+template <class T, class Logits>
+SharedShifts<T> shared_shifts(const TileRanges<T>& ranges, const Logits& logits) {
+  const LogitRange<T> positive = positive_range(logits, ranges.positive);
+  const LogitRange<T> negative = negative_range(logits, ranges.negative);
+  const TileShifts<T> shifts{shift_of(positive), shift_of(negative)};
+  constexpr T LOWEST = -Exp2<T>::HIGHEST / 2;
+  return {shifts, shifts.positive - shifts.positive == 0 && shifts.negative - shifts.negative == 0,
+          positive.highest - positive.spread - shifts.positive >= LOWEST &&
+              negative.highest - negative.spread - shifts.negative >= LOWEST};
+}
+
 template <class T>
 void set_all(T (&values)[PANEL], T value) {
   for (T& each : values) each = value;
@@ -66,27 +85,26 @@ void mark_empty(PartialSums<T>& partial) {
   }
 }
 
-// Sums of a tile relative to one shift for each kind of pair; false where that is not exact.
-template <class T, bool mixed, bool mirrored, class Logits>
-bool sum_tile(const Tile<T>& tile, const T* similarities, const Logits& logits,
-              TilePartial<T>& rows, TilePartial<T>* columns) {
-  const TileRanges<T> ranges = similarity_ranges<T, mixed>(tile, similarities);
-  const T shift_negative = shift_of(negative_range(logits, ranges.negative));
-  const T shift_positive = mixed ? shift_of(positive_range(logits, ranges.positive)) : T(0);
-  if (!(shift_negative - shift_negative == 0 && shift_positive - shift_positive == 0)) return false;
-
+// Sums of a tile relative to one shift for each kind of pair; false where that is not exact. With
+// `weighing` also the tile's weights.
+//
+// Logits are copied: through a reference, every store might have changed them.
+template <class T, bool mixed, bool mirrored, bool weighing, class Logits>
+bool sum_tile(const Tile<T>& tile, const T* similarities, const TileShifts<T>& shifts,
+              Logits logits, TilePartial<T>& rows, TilePartial<T>* columns, T* weights) {
   Vec<T> column_negative[PANEL_VECTORS<T>] = {}, column_positive[PANEL_VECTORS<T>] = {};
   const int64_t live = tile.live_rows();
   for (int64_t row = 0; row < live; ++row) {
     Vec<T> row_negative{}, row_positive{};
     CIRCLE_UNROLL_PAIRS
     for (int vector = 0; vector < PANEL_VECTORS<T>; ++vector) {
-      const Vec<T> similarity = load(similarities + row * PANEL + vector * LANES<T>);
+      const int64_t at = row * PANEL + vector * LANES<T>;
+      const Vec<T> similarity = load(similarities + at);
       if constexpr (mixed) {
         const PairMasks<T> masks = pair_masks(tile, row, vector * LANES<T>);
         const Vec<T> exponential =
-            exp2<T>(select<T>(masks.positive, logits.positive(similarity) - shift_positive,
-                              logits.negative(similarity) - shift_negative));
+            exp2<T>(select<T>(masks.positive, logits.positive(similarity) - shifts.positive,
+                              logits.negative(similarity) - shifts.negative));
         const Vec<T> positive = select<T>(masks.positive, exponential, Vec<T>{});
         const Vec<T> negative = select<T>(masks.negative, exponential, Vec<T>{});
         row_positive += positive;
@@ -95,35 +113,39 @@ bool sum_tile(const Tile<T>& tile, const T* similarities, const Logits& logits,
           column_positive[vector] += positive;
           column_negative[vector] += negative;
         }
+        if constexpr (weighing) {
+          stream(weights + at, positive * logits.positive_slope(similarity) +
+                                   negative * logits.negative_slope(similarity));
+        }
       } else {
-        const Vec<T> exponential = exp2<T>(logits.negative(similarity) - shift_negative);
+        const Vec<T> exponential = exp2<T>(logits.negative(similarity) - shifts.negative);
         row_negative += exponential;
         if constexpr (mirrored) column_negative[vector] += exponential;
+        if constexpr (weighing)
+          stream(weights + at, exponential * logits.negative_slope(similarity));
       }
     }
     rows.negative.sum[row] = sum<T>(row_negative);
     if constexpr (mixed) rows.positive.sum[row] = sum<T>(row_positive);
   }
   for (int64_t row = live; row < PANEL; ++row) rows.negative.sum[row] = rows.positive.sum[row] = 0;
+  // Products may take a tile as a whole.
+  if (weighing) std::memset(weights + live * PANEL, 0, (PANEL - live) * PANEL * sizeof(T));
 
-  set_all(rows.negative.shift, shift_negative);
-  bool kept = all_kept(rows.negative.sum);
+  bool kept = true;
+  const auto finish_sums = [&](PartialSums<T>& partial, T shift) {
+    set_all(partial.shift, shift);
+    kept &= all_kept(partial.sum);
+    if constexpr (mixed) mark_empty(partial);
+  };
+  finish_sums(rows.negative, shifts.negative);
+  if constexpr (mixed) finish_sums(rows.positive, shifts.positive);
   if constexpr (mirrored) {
     std::memcpy(columns->negative.sum, column_negative, sizeof column_negative);
-    set_all(columns->negative.shift, shift_negative);
-    kept &= all_kept(columns->negative.sum);
-  }
-  if constexpr (mixed) {
-    set_all(rows.positive.shift, shift_positive);
-    kept &= all_kept(rows.positive.sum);
-    mark_empty(rows.positive);
-    mark_empty(rows.negative);
-    if constexpr (mirrored) {
+    finish_sums(columns->negative, shifts.negative);
+    if constexpr (mixed) {
       std::memcpy(columns->positive.sum, column_positive, sizeof column_positive);
-      set_all(columns->positive.shift, shift_positive);
-      kept &= all_kept(columns->positive.sum);
-      mark_empty(columns->positive);
-      mark_empty(columns->negative);
+      finish_sums(columns->positive, shifts.positive);
     }
   }
   return kept;
@@ -195,23 +217,19 @@ void sum_tile_exactly(const Tile<T>& tile, const T* similarities, const Logits& 
   }
 }
 
-// Both partials of one tile; `columns` is null unless the tile is mirrored.
-template <class T, class Logits>
-void tile_partials(const Tile<T>& tile, const T* similarities, const Logits& logits,
-                   TilePartial<T>& rows, TilePartial<T>* columns) {
-  const bool mixed = !tile.only_negatives();
-  bool exact;
-  if (columns != nullptr) {
-    exact = mixed ? sum_tile<T, true, true>(tile, similarities, logits, rows, columns)
-                  : sum_tile<T, false, true>(tile, similarities, logits, rows, columns);
-    if (!exact) sum_tile_exactly<T, true>(tile, similarities, logits, rows, columns);
-    columns->has_positives = mixed;
-  } else {
-    exact = mixed ? sum_tile<T, true, false>(tile, similarities, logits, rows, columns)
-                  : sum_tile<T, false, false>(tile, similarities, logits, rows, columns);
-    if (!exact) sum_tile_exactly<T, false>(tile, similarities, logits, rows, columns);
+// Chooses the body of sum_tile that a tile needs; `columns` is null unless the tile is mirrored.
+template <class T, bool weighing, class Logits>
+bool sum_tile(const Tile<T>& tile, const T* similarities, const TileShifts<T>& shifts,
+              const Logits& logits, TilePartial<T>& rows, TilePartial<T>* columns, T* weights) {
+  const auto run = [&](auto body) {
+    return body(tile, similarities, shifts, logits, rows, columns, weights);
+  };
+  if (tile.only_negatives()) {
+    return columns != nullptr ? run(sum_tile<T, false, true, weighing, Logits>)
+                              : run(sum_tile<T, false, false, weighing, Logits>);
   }
-  rows.has_positives = mixed;
+  return columns != nullptr ? run(sum_tile<T, true, true, weighing, Logits>)
+                            : run(sum_tile<T, true, false, weighing, Logits>);
 }
 
 // total += partial, whatever their shifts.

@@ -45,6 +45,30 @@ void poison(const Operands<T>& operands, Arena& arena, T* lse_pos, T* lse_neg) {
   }
 }
 
+// Both partials of one tile; `columns` is null unless the tile is mirrored. What is to be kept of
+// the tile goes to `kept`, if that is not null: weights with the shifts returned, or similarities.
+template <class T, class Logits>
+TileShifts<T> tile_partials(const Tile<T>& tile, const T* similarities, const TileRanges<T>& ranges,
+                            const Logits& logits, TilePartial<T>& rows, TilePartial<T>* columns,
+                            T* kept) {
+  const SharedShifts<T> shared = shared_shifts(ranges, logits);
+  const bool weighing = kept != nullptr && shared.finite && shared.weighable;
+  const auto sum = [&](auto body) {
+    return body(tile, similarities, shared.shifts, logits, rows, columns, kept);
+  };
+  const bool exact =
+      weighing ? sum(sum_tile<T, true, Logits>) : shared.finite && sum(sum_tile<T, false, Logits>);
+  if (!exact) {
+    columns != nullptr ? sum_tile_exactly<T, true>(tile, similarities, logits, rows, columns)
+                       : sum_tile_exactly<T, false>(tile, similarities, logits, rows, columns);
+  }
+  rows.has_positives = !tile.only_negatives();
+  if (columns != nullptr) columns->has_positives = rows.has_positives;
+  if (weighing && exact) return shared.shifts;
+  if (kept != nullptr) std::memcpy(kept, similarities, PANEL * PANEL * sizeof(T));
+  return TileShifts<T>::none();
+}
+
 template <class T, class Logits>
 void forward_with(const Problem& problem, const Classes& classes, const BFloatProducts* products,
                   const Logits& logits, Arena& arena, const ForwardResult& result) {
@@ -81,18 +105,19 @@ void forward_with(const Problem& problem, const Classes& classes, const BFloatPr
         if (!chunk.visits(row, column)) continue;
         const Tile<T> tile = operands.tile(row, column);
         const int64_t place = tile_index(row, column, column_panels, problem.self_mode);
-        T* similarities = saved.tile(place);
-        if (similarities == nullptr) similarities = scratch + thread_index() * PANEL * PANEL;
-        operands.multiply(tile, similarities);
+        const bool keeps_weights = saved.keeps_weights(place);
+        T* kept = saved.tile(place);
+        T* similarities =
+            kept != nullptr && !keeps_weights ? kept : scratch + thread_index() * PANEL * PANEL;
+        const TileRanges<T> ranges = operands.multiply_with_ranges(tile, similarities);
         const int64_t slot = chunk.slot(row, column);
-        tile_partials(tile, similarities, logits, row_partials[slot],
-                      tile.mirrored() ? &column_partials[slot] : nullptr);
+        const TileShifts<T> shifts = tile_partials(
+            tile, similarities, ranges, logits, row_partials[slot],
+            tile.mirrored() ? &column_partials[slot] : nullptr, keeps_weights ? kept : nullptr);
+        if (keeps_weights) saved.shifts[place] = shifts;
         if (saved.highest != nullptr) {
           saved.highest[place] =
-              tile.only_negatives()
-                  ? negative_range(logits, similarity_ranges<T, false>(tile, similarities).negative)
-                        .highest
-                  : INFINITE<T>;
+              tile.only_negatives() ? negative_range(logits, ranges.negative).highest : INFINITE<T>;
         }
       }
 
@@ -122,6 +147,7 @@ void forward_with(const Problem& problem, const Classes& classes, const BFloatPr
       }
     });
 
+    finish_streaming();
     operands.end();
 #pragma omp for schedule(static)
     for (int64_t panel = 0; panel < row_panels; ++panel) {

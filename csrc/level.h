@@ -15,12 +15,12 @@ namespace {
 
 // Calls `run` with the type computed in and the formula's logits.
 template <class Run>
-void with_logits(const Problem& problem, bool detach_weights, Run run) {
+void with_logits(const Problem& problem, Run run) {
   const auto typed = [&](auto zero) {
     using T = decltype(zero);
     if (problem.formula.kind == FormulaKind::unified) {
       run(zero, UnifiedLogits<T>(problem.formula));
-    } else if (detach_weights) {
+    } else if (problem.formula.detach_weights) {
       run(zero, CircleLogits<T, true>(problem.formula));
     } else {
       run(zero, CircleLogits<T, false>(problem.formula));
@@ -35,15 +35,14 @@ void with_logits(const Problem& problem, bool detach_weights, Run run) {
 
 void forward(const Problem& problem, const Classes& classes, const BFloatProducts* products,
              Arena& arena, const ForwardResult& result) {
-  // Logits do not depend on detach_weights, so one version of them serves.
-  with_logits(problem, true, [&](auto zero, const auto& logits) {
+  with_logits(problem, [&](auto zero, const auto& logits) {
     forward_with<decltype(zero)>(problem, classes, products, logits, arena, result);
   });
 }
 
 void backward(const Problem& problem, const Classes& classes, const BFloatProducts* products,
               Arena& arena, const BackwardInput& input, const Gradients& gradients) {
-  with_logits(problem, problem.formula.detach_weights, [&](auto zero, const auto& logits) {
+  with_logits(problem, [&](auto zero, const auto& logits) {
     using Pass = BackwardPass<decltype(zero), std::decay_t<decltype(logits)>>;
     Pass(problem, classes, products, logits, arena, input, gradients).run();
   });

@@ -1,5 +1,6 @@
 #include "memory.h"
 
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <new>
@@ -22,6 +23,28 @@ struct Spare {
   ~Spare() { std::free(block); }
 };
 thread_local Spare spare;
+
+// Asks the system for huge pages in a large block: a page fault for every 4 KB costs more than
+// computing what goes there. A hint; nothing happens where it is not supported.
+void prefer_huge_pages(void* begin, std::size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  const auto first = (reinterpret_cast<std::uintptr_t>(begin) + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1);
+  const auto last = (reinterpret_cast<std::uintptr_t>(begin) + bytes) & ~(HUGE_PAGE - 1);
+  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+  (void)begin;
+  (void)bytes;
+#endif
+}
+
+void* new_pages(std::size_t bytes) {
+  void* begin = nullptr;
+  if (posix_memalign(&begin, bytes >= HUGE_PAGE ? HUGE_PAGE : CACHE_LINE, bytes) != 0) {
+    throw std::bad_alloc();
+  }
+  prefer_huge_pages(begin, bytes);
+  return begin;
+}
 
 }  // namespace
 
@@ -50,26 +73,37 @@ void* Arena::allocate(std::size_t bytes) {
 }
 
 void* Arena::new_block(std::size_t bytes) {
-  blocks_.push_back(nullptr);  // first, so that a failure below leaks nothing
-  void* block = nullptr;
-  if (posix_memalign(&block, bytes >= HUGE_PAGE ? HUGE_PAGE : CACHE_LINE, bytes) != 0) {
-    blocks_.pop_back();
-    throw std::bad_alloc();
-  }
-  blocks_.back() = block;
-  prefer_huge_pages(block, bytes);
-  return block;
+  blocks_.reserve(blocks_.size() + 1);  // first, so that a failure below leaks nothing
+  blocks_.push_back(new_pages(bytes));
+  return blocks_.back();
 }
 
-void prefer_huge_pages(void* begin, std::size_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  const auto first = (reinterpret_cast<std::uintptr_t>(begin) + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1);
-  const auto last = (reinterpret_cast<std::uintptr_t>(begin) + bytes) & ~(HUGE_PAGE - 1);
-  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#else
-  (void)begin;
-  (void)bytes;
-#endif
+// The size of a block's memory stands before it, so that one pointer describes a spare one and no
+// lock is needed, which a fork() could leave locked.
+struct Block::Header {
+  alignas(CACHE_LINE) std::size_t capacity;
+
+  static Header* of(void* memory) { return static_cast<Header*>(memory) - 1; }
+};
+
+namespace {
+std::atomic<void*> spare_block{nullptr};
+}
+
+Block::Block(std::size_t bytes) : memory_(spare_block.exchange(nullptr)), size_(bytes) {
+  if (memory_ != nullptr) {
+    if (Header::of(memory_)->capacity >= bytes) return;
+    std::free(Header::of(memory_));
+  }
+  auto* header = static_cast<Header*>(new_pages(sizeof(Header) + bytes));
+  header->capacity = bytes;
+  memory_ = header + 1;
+}
+
+Block::~Block() {
+  void* unwanted = memory_;
+  if (Header::of(memory_)->capacity <= SPARE_BYTES) unwanted = spare_block.exchange(memory_);
+  if (unwanted != nullptr) std::free(Header::of(unwanted));
 }
 
 }  // namespace circle_kernels

@@ -88,6 +88,7 @@ enum class Side { rows, columns };
 template <class T>
 struct ProductScratch {
   alignas(64) T tile[PANEL * PANEL];
+  alignas(64) T gradient[PANEL * PANEL];
   alignas(64) BFloatPair weights[3 * PANEL / 2 * PANEL];
 };
 
@@ -158,14 +159,26 @@ struct Operands {
                     tile.live_columns(), tile.on_diagonal(), similarities);
   }
 
+  // The similarities of one tile, and how far they range.
+  TileRanges<T> multiply_with_ranges(const Tile<T>& tile, T* similarities) const {
+    const bool mixed = !tile.only_negatives();
+    if (products == nullptr && !mixed && tile.live_rows() == PANEL) {
+      RangeOf<T> seen;  // a pass over the tile less
+      similarity_tile(rows.panel(tile.row), columns.panel(tile.column), rows.dim, PANEL, PANEL,
+                      false, similarities, seen);
+      return {Range<T>::none(), seen.range()};
+    }
+    multiply(tile, similarities);
+    return ranges_of(tile, similarities);
+  }
+
   // Adds what one tile of G has for one panel of the gradient, for a range of d.
   //
   // The other side's panel is that of the tile's columns when the output is one of the tile's rows,
   // and the other way round; `transposed` says which.
   void accumulate(Side side, int64_t panel, const T* tile, const TileShare& share, bool transposed,
                   int64_t live_outputs, const DimRange& range, ProductScratch<T>& scratch,
-                  T* gradient) const {
-    if (!share.any) return;
+                  const T* upcoming, T* gradient) const {
     const Panels<T>& others = side == Side::rows ? rows : columns;
     if constexpr (sizeof(T) == sizeof(float)) {
       if (products != nullptr) {
@@ -179,7 +192,7 @@ struct Operands {
       }
     }
     accumulate_tile(others.panel(panel), tile, share, transposed, others.live(panel), live_outputs,
-                    range, scratch.tile, gradient);
+                    range, scratch.tile, upcoming, gradient);
   }
 
  private:

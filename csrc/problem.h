@@ -39,7 +39,7 @@ struct Problem {
   Formula formula;
   bool normalize;
   double skip_below;   // share of a row's weight that the backward pass may drop
-  int64_t kept_tiles;  // tiles of similarities that the forward pass leaves for the backward pass
+  int64_t kept_tiles;  // tiles that the forward pass leaves for the backward pass
   int threads;         // at least 1
   // bfloat16 products that replace one float product: 0 for none, 1, or 3 for nearly float's
   // digits. What is asked for float32 embeddings; for bfloat16 embeddings one is exact.
@@ -51,7 +51,9 @@ struct Problem {
 struct ForwardResult {
   void* lse_pos;  // T (N,), natural logarithm, -inf where the set is empty
   void* lse_neg;  // T (N,)
-  void* saved;    // T (SavedLayout::size(),), for the backward pass; null if there will be none
+  // T (SavedLayout::size(),), aligned to a cache line, for the backward pass; null if there will be
+  // none.
+  void* saved;
 };
 
 struct BackwardInput {
@@ -79,18 +81,20 @@ constexpr int64_t tiles_of(int64_t rows, int64_t columns, bool self_mode) {
 
 // What the forward pass leaves for the backward pass, in elements of T, one part after the other.
 struct SavedLayout {
-  int64_t kept_tiles;  // similarities of the first so many tiles, PANEL * PANEL each
+  int64_t kept_tiles;  // the first so many tiles, PANEL * PANEL each; saved.h says what of them
   int64_t statistics;  // of each base-2 log-sum-exp, positive then negative, in panel order
+  int64_t shifts;      // each kept tile's two, where weights are kept
   int64_t highest;     // each tile's highest logit, where skip_below can use it
 
   explicit SavedLayout(const Problem& problem)
       : kept_tiles(problem.kept_tiles),
         statistics(panels_of(problem.rows.count) * PANEL),
+        shifts(problem.skip_below > 0 ? 0 : 2 * kept_tiles),
         highest(problem.skip_below > 0
                     ? tiles_of(problem.rows.count, problem.columns.count, problem.self_mode)
                     : 0) {}
 
-  int64_t size() const { return kept_tiles * PANEL * PANEL + 2 * statistics + highest; }
+  int64_t size() const { return kept_tiles * PANEL * PANEL + 2 * statistics + shifts + highest; }
 };
 
 }  // namespace circle_kernels

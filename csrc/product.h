@@ -47,13 +47,23 @@ constexpr int TILE_COLUMNS = TILE_VECTORS * LANES<T>;
 static_assert(PANEL % TILE_ROWS == 0 && PANEL % TILE_COLUMNS<float> == 0 &&
               PANEL % TILE_COLUMNS<double> == 0);
 
+// Vectors of b that a product asks for ahead of their use, in depth: about the time that the
+// last-level cache takes to answer.
+constexpr int64_t AHEAD = 12;
+
+// Looks at each vector of a product before it is stored; this one does not.
+struct Ignore {
+  template <class V>
+  CIRCLE_INLINE void operator()(V) {}
+};
+
 // c(r, v) [+]= sum_k a(r, k) b(k, v)   for `rows` rows and TILE_COLUMNS columns
 //
 // a(r, k) lies at a[r * row_stride + k * depth_stride], or with `indices` at
 // a[r * row_stride + indices[k]]; b and c have rows of PANEL. Depth counts elements.
-template <class E, int rows, int row_stride, int depth_stride, bool indexed>
+template <class E, int rows, int row_stride, int depth_stride, bool indexed, class Look = Ignore>
 CIRCLE_INLINE void multiply_registers(const E* a, const int32_t* indices, const E* b, int64_t depth,
-                                      Sum<E>* c, bool accumulate) {
+                                      Sum<E>* c, bool accumulate, Look&& look = {}) {
   using T = Sum<E>;
   Vec<T> sums[rows][TILE_VECTORS];
   CIRCLE_UNROLL
@@ -69,6 +79,7 @@ CIRCLE_INLINE void multiply_registers(const E* a, const int32_t* indices, const 
     CIRCLE_UNROLL
     for (int vector = 0; vector < TILE_VECTORS; ++vector) {
       vectors[vector] = load(b + k * PANEL + vector * LANES<E>);
+      __builtin_prefetch(b + (k + AHEAD) * PANEL + vector * LANES<E>);
     }
     CIRCLE_UNROLL
     for (int row = 0; row < rows; ++row) {
@@ -83,6 +94,7 @@ CIRCLE_INLINE void multiply_registers(const E* a, const int32_t* indices, const 
   for (int row = 0; row < rows; ++row) {
     CIRCLE_UNROLL
     for (int vector = 0; vector < TILE_VECTORS; ++vector) {
+      look(sums[row][vector]);
       store(c + row * PANEL + vector * LANES<T>, sums[row][vector]);
     }
   }
@@ -99,12 +111,13 @@ void mirror_tile(T* tile) {
 }
 
 // tile(i, j) = sum_d rows(d, i) columns(d, j); 0 for padding. With `symmetric` rows and columns are
-// one panel, and blocks below the diagonal are copied.
-template <class E>
+// one panel, and blocks below the diagonal are copied. `look` sees what is multiplied, padding too.
+template <class E, class Look = Ignore>
 void similarity_tile(const E* rows,     // (depth, PANEL)
                      const E* columns,  // (depth, PANEL)
                      int64_t depth, int64_t live_rows, int64_t live_columns, bool symmetric,
-                     Sum<E>* tile) {  // (PANEL, PANEL)
+                     Sum<E>* tile,  // (PANEL, PANEL)
+                     Look&& look = {}) {
   // A strip of the columns' panel this deep stays in the first- or second-level cache while all
   // rows pass.
   constexpr int64_t DEPTH = 512;
@@ -117,26 +130,54 @@ void similarity_tile(const E* rows,     // (depth, PANEL)
   }
   std::memset(tile + rows_done * PANEL, 0, (PANEL - rows_done) * PANEL * sizeof *tile);
   for (int64_t begin = 0; begin < depth; begin += DEPTH) {
-    const int64_t strip = depth - begin < DEPTH ? depth - begin : DEPTH;
+    const bool last = depth - begin <= DEPTH;
+    const int64_t strip = last ? depth - begin : DEPTH;
     for (int64_t column = 0; column < live_columns; column += TILE_COLUMNS<E>) {
       const int64_t last_row = symmetric ? column + TILE_COLUMNS<E> : live_rows;
       for (int64_t row = 0; row < live_rows && row < last_row; row += TILE_ROWS) {
-        multiply_registers<E, TILE_ROWS, 1, PANEL, false>(rows + begin * PANEL + row, nullptr,
-                                                          columns + begin * PANEL + column, strip,
-                                                          tile + row * PANEL + column, begin > 0);
+        const auto multiply = [&](auto&& look_at_sums) {
+          multiply_registers<E, TILE_ROWS, 1, PANEL, false>(
+              rows + begin * PANEL + row, nullptr, columns + begin * PANEL + column, strip,
+              tile + row * PANEL + column, begin > 0, look_at_sums);
+        };
+        if (last) {
+          multiply(look);
+        } else {
+          multiply(Ignore{});
+        }
       }
     }
   }
   if (symmetric) mirror_tile(tile);
 }
 
+// Memory that will be read after a product, asked for in equal parts while it runs.
+class Upcoming {
+ public:
+  Upcoming(const void* begin, int64_t bytes, int64_t parts)
+      : next_(static_cast<const char*>(begin)),
+        lines_(begin == nullptr || parts == 0 ? 0 : (bytes / LINE + parts - 1) / parts) {}
+
+  CIRCLE_INLINE void ask() {
+    for (int64_t line = 0; line < lines_; ++line) __builtin_prefetch(next_ + line * LINE, 0, 2);
+    next_ += lines_ * LINE;
+  }
+
+ private:
+  static constexpr int64_t LINE = 64;
+
+  const char* next_;
+  int64_t lines_;
+};
+
 template <class E, bool indexed>
 CIRCLE_INLINE void accumulate_columns(const E* panel, const int32_t* indices, const E* weights,
                                       int64_t depth, int64_t first_dim, int64_t last_dim,
-                                      Sum<E>* gradient) {
+                                      Sum<E>* gradient, Upcoming& upcoming) {
   constexpr int STRIDE = PANEL / Element<E>::NUMBERS;
   int64_t d = first_dim;
   for (; d + TILE_ROWS <= last_dim; d += TILE_ROWS) {
+    upcoming.ask();
     multiply_registers<E, TILE_ROWS, STRIDE, 1, indexed>(panel + d * STRIDE, indices, weights,
                                                          depth, gradient + d * PANEL, true);
   }
@@ -155,10 +196,13 @@ template <class E>
 void accumulate_gradient(const E* panel,    // (dim, PANEL) numbers
                          const E* weights,  // (depth, PANEL)
                          int64_t depth, int64_t first_dim, int64_t last_dim, int64_t live_columns,
+                         const E* next,       // (PANEL, PANEL) read afterwards, or null
                          Sum<E>* gradient) {  // (dim, PANEL)
+  Upcoming upcoming(next, PANEL * PANEL * sizeof(E),
+                    (last_dim - first_dim) / TILE_ROWS * (PANEL / TILE_COLUMNS<E>));
   for (int64_t column = 0; column < live_columns; column += TILE_COLUMNS<E>) {
     accumulate_columns<E, false>(panel, nullptr, weights + column, depth, first_dim, last_dim,
-                                 gradient + column);
+                                 gradient + column, upcoming);
   }
 }
 
@@ -167,9 +211,10 @@ template <class T>
 void accumulate_gradient_of(const T* panel, const int32_t* indices, const T* weights, int64_t depth,
                             int64_t first_dim, int64_t last_dim, int64_t live_columns,
                             T* gradient) {
+  Upcoming nothing(nullptr, 0, 1);
   for (int64_t column = 0; column < live_columns; column += TILE_COLUMNS<T>) {
     accumulate_columns<T, true>(panel, indices, weights + column, depth, first_dim, last_dim,
-                                gradient + column);
+                                gradient + column, nothing);
   }
 }
 

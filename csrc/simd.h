@@ -63,6 +63,27 @@ CIRCLE_INLINE void store(T* to, Vec<T> vector) {
   std::memcpy(to, &vector, sizeof vector);
 }
 
+// Stores past the caches, for what will not be read soon: the memory's old contents are then not
+// fetched first. `to` is aligned to a vector; finish_streaming() comes before another thread reads.
+template <class T>
+CIRCLE_INLINE void stream(T* to, Vec<T> vector) {
+#if CIRCLE_VECTOR_BYTES == 64 && defined(__AVX512F__)
+  _mm512_stream_si512((__m512i*)to, (__m512i)vector);
+#elif CIRCLE_VECTOR_BYTES == 32 && defined(__AVX__)
+  _mm256_stream_si256((__m256i*)to, (__m256i)vector);
+#elif CIRCLE_VECTOR_BYTES == 16 && defined(__SSE2__)
+  _mm_stream_si128((__m128i*)to, (__m128i)vector);
+#else
+  store(to, vector);
+#endif
+}
+
+inline void finish_streaming() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
 template <class T>
 CIRCLE_INLINE Vec<T> splat(T value) {
   return Vec<T>{} + value;

@@ -36,7 +36,7 @@ void transpose_tile(const T* tile, T* weights) {
 template <class T>
 void accumulate_tile(const T* other_panel, const T* tile, const TileShare& share, bool transposed,
                      int64_t live_others, int64_t live_outputs, const DimRange& range, T* scratch,
-                     T* gradient) {
+                     const T* upcoming, T* gradient) {
   const uint8_t* wanted = transposed ? share.columns : share.rows;
   int32_t indices[PANEL];
   int64_t depth = 0;
@@ -54,7 +54,7 @@ void accumulate_tile(const T* other_panel, const T* tile, const TileShare& share
   // Gathering a line costs less than multiplying with it; taking all as they are costs nothing.
   if (share.all || depth > PANEL * 3 / 4) {
     accumulate_gradient(other_panel, weights, live_others, range.first, range.last, live_outputs,
-                        gradient);
+                        upcoming, gradient);
     return;
   }
   for (int64_t k = 0; k < depth; ++k) {

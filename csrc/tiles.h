@@ -52,11 +52,15 @@ CIRCLE_INLINE PairMasks<T> pair_masks(const Tile<T>& tile, int64_t row, int64_t 
   return masks;
 }
 
+template <class T>
+constexpr T INFINITE = std::numeric_limits<T>::infinity();
+
 // The smallest and the largest similarity among one kind of pair of a tile.
 template <class T>
 struct Range {
   T low, high;
   bool empty() const { return low > high; }
+  static Range none() { return {INFINITE<T>, -INFINITE<T>}; }
 };
 
 template <class T>
@@ -64,32 +68,46 @@ struct TileRanges {
   Range<T> positive, negative;
 };
 
+// The range of vectors that it is called with.
 template <class T>
-constexpr T INFINITE = std::numeric_limits<T>::infinity();
+struct RangeOf {
+  Vec<T> low = splat(INFINITE<T>), high = -splat(INFINITE<T>);
+
+  CIRCLE_INLINE void operator()(Vec<T> values) {
+    low = at_most(low, values);
+    high = at_least(high, values);
+  }
+  CIRCLE_INLINE void operator()(Vec<T> values, Vec<Int<T>> mask) {
+    const Vec<T> none = splat(INFINITE<T>);
+    low = at_most(low, select<T>(mask, values, none));
+    high = at_least(high, select<T>(mask, values, -none));
+  }
+  Range<T> range() const { return {smallest<T>(low), largest<T>(high)}; }
+};
 
 template <class T, bool mixed>
 TileRanges<T> similarity_ranges(const Tile<T>& tile, const T* similarities) {
-  Vec<T> low_positive = splat(INFINITE<T>), high_positive = -low_positive;
-  Vec<T> low_negative = low_positive, high_negative = high_positive;
+  RangeOf<T> positive, negative;
   for (int64_t row = 0; row < tile.live_rows(); ++row) {
     for (int vector = 0; vector < PANEL_VECTORS<T>; ++vector) {
       const int64_t column = vector * LANES<T>;
       const Vec<T> similarity = load(similarities + row * PANEL + column);
       if constexpr (mixed) {
         const PairMasks<T> masks = pair_masks(tile, row, column);
-        const Vec<T> none = splat(INFINITE<T>);
-        low_positive = at_most(low_positive, select<T>(masks.positive, similarity, none));
-        high_positive = at_least(high_positive, select<T>(masks.positive, similarity, -none));
-        low_negative = at_most(low_negative, select<T>(masks.negative, similarity, none));
-        high_negative = at_least(high_negative, select<T>(masks.negative, similarity, -none));
+        positive(similarity, masks.positive);
+        negative(similarity, masks.negative);
       } else {
-        low_negative = at_most(low_negative, similarity);
-        high_negative = at_least(high_negative, similarity);
+        negative(similarity);
       }
     }
   }
-  return {{smallest<T>(low_positive), largest<T>(high_positive)},
-          {smallest<T>(low_negative), largest<T>(high_negative)}};
+  return {positive.range(), negative.range()};
+}
+
+template <class T>
+TileRanges<T> ranges_of(const Tile<T>& tile, const T* similarities) {
+  return tile.only_negatives() ? similarity_ranges<T, false>(tile, similarities)
+                               : similarity_ranges<T, true>(tile, similarities);
 }
 
 // The exact largest logits of a tile, base 2, and how far below them the others may lie.

@@ -19,7 +19,7 @@ from circle_kernels.formula import PairFormula
 
 LEVEL_VARIABLE = "CIRCLE_KERNELS_CPU_LEVEL"  # read by the extension, at every call
 
-# Similarities that a forward pass may keep, so that the backward pass need not compute them again.
+# Tiles that a forward pass may keep, so that the backward pass need not compute them again.
 KEPT_BYTES = 64 * 2**20
 
 
@@ -72,15 +72,16 @@ def unusable_reason(device: torch.device, dtype: torch.dtype) -> str | None:
 def saved_shape(problem: PairProblem) -> tuple[int]:
     """``SavedLayout`` of csrc/problem.h; sizes may be symbolic.
 
-    As many tiles of similarities as the budget allows, both log-sum-exps in base 2, and with
-    ``skip_below`` every tile's highest logit.
+    As many tiles as the budget allows, both log-sum-exps in base 2, and each kept tile's two
+    shifts, or with ``skip_below`` every tile's highest logit.
     """
     if not problem.keep_for_backward:
         return (0,)
     panel = _loaded().PANEL
     tiles, row_panels = _tiles(problem, panel)
-    highest = tiles if problem.skip_below > 0 else 0
-    return (_kept_tiles(problem, panel) * panel * panel + 2 * row_panels * panel + highest,)
+    kept = _kept_tiles(problem, panel)
+    rest = tiles if problem.skip_below > 0 else 2 * kept
+    return (kept * panel * panel + 2 * row_panels * panel + rest,)
 
 
 def _tiles(problem: PairProblem, panel: int) -> tuple[int, int]:
@@ -93,7 +94,7 @@ def _tiles(problem: PairProblem, panel: int) -> tuple[int, int]:
 
 
 def _kept_tiles(problem: PairProblem, panel: int) -> int:
-    """Tiles of similarities kept for the backward pass, which recomputes the others."""
+    """Tiles kept for the backward pass, which recomputes the others."""
     if not problem.keep_for_backward:
         return 0
     tiles, _ = _tiles(problem, panel)
@@ -108,7 +109,7 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
     lse_pos, lse_neg = (
         torch.empty(rows, dtype=problem.result_dtype, device="cpu") for _ in range(2)
     )
-    saved = lse_pos.new_empty(saved_shape(problem))
+    saved = _new_saved(extension, problem)
     extension.forward(
         *_describe(extension, problem),
         (
@@ -150,6 +151,15 @@ def backward(
         ),
     )
     return grad_embeddings, grad_references
+
+
+def _new_saved(extension: ModuleType, problem: PairProblem) -> Tensor:
+    """Memory that the extension keeps when the tensor is freed, so that pages are cleared once."""
+    (size,) = saved_shape(problem)
+    dtype = problem.result_dtype
+    if size == 0:  # not possible as a buffer
+        return torch.empty(0, dtype=dtype, device="cpu")
+    return torch.frombuffer(extension.Block(size * dtype.itemsize), dtype=dtype)
 
 
 def _empty_like(embeddings: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ void accumulate(const BFloatOperand& operand, const BFloatPair* weights, int ter
   // One term: accumulate_gradient knows panels one PANEL wide.
   (void)terms;
   accumulate_gradient<BFloatPair>(operand.gradient, weights, PANEL / 2, first_dim, last_dim, PANEL,
-                                  gradient);
+                                  nullptr, gradient);
 }
 
 }  // namespace

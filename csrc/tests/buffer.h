@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <new>
 #include <vector>
 
 #include "../problem.h"
@@ -13,6 +14,24 @@ Scalar result_scalar(Scalar scalar);
 
 // Half the distance from 1 to the next number.
 double rounding_unit(Scalar scalar);
+
+// Aligned as what the forward pass leaves for the backward pass has to be.
+template <class T>
+struct CacheLineAllocator {
+  using value_type = T;
+  static constexpr std::align_val_t ALIGNMENT{64};
+
+  CacheLineAllocator() = default;
+  template <class Other>
+  CacheLineAllocator(const CacheLineAllocator<Other>&) {}
+
+  T* allocate(std::size_t count) {
+    return static_cast<T*>(::operator new(count * sizeof(T), ALIGNMENT));
+  }
+  void deallocate(T* begin, std::size_t) { ::operator delete(begin, ALIGNMENT); }
+  bool operator==(const CacheLineAllocator&) const { return true; }
+  bool operator!=(const CacheLineAllocator&) const { return false; }
+};
 
 // Numbers of a scalar type in memory of exactly their size, so that AddressSanitizer sees every
 // access beside it. They start as NaN: a result that is never written is never right.
@@ -31,7 +50,7 @@ class Buffer {
  private:
   Scalar scalar_;
   int64_t count_;
-  std::vector<unsigned char> bytes_;
+  std::vector<unsigned char, CacheLineAllocator<unsigned char>> bytes_;
 };
 
 }  // namespace circle_kernels

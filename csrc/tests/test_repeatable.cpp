@@ -1,5 +1,6 @@
 // Results that have to be the same to the last bit: from run to run, with any number of threads,
-// whether similarities are kept or computed again, and whether the other side's gradient is wanted.
+// and whether the other side's gradient is wanted. Log-sum-exps also whatever is kept, and
+// gradients if it is similarities; kept weights are rounded once more.
 #include "check.h"
 #include "runs.h"
 
@@ -21,17 +22,20 @@ void check_same(const Results& expected, const Results& results, const RunOption
 
 void check_repeatable(const Level& level, const Case& asked) {
   const Inputs inputs = make_inputs(asked);
-  const Results expected = run_both(level, inputs, {0, 1});
+  const Results nothing_kept = run_both(level, inputs, {0, 1});
   const int64_t tiles = inputs.tiles();
-  const auto repeat = [&](const RunOptions& options) {
-    check_same(expected, run_both(level, inputs, options), options, asked);
-  };
-  for (const int threads : {1, 2, 3}) repeat({0, threads});
-  for (const int64_t kept : {int64_t{1}, tiles / 2, tiles}) repeat({kept, 3});
-  if (!asked.self_mode()) {
-    repeat({0, 3, true, false});
-    repeat({tiles, 1, false, true});
-    repeat({tiles / 2, 3, false, false});
+  for (const int64_t kept : {int64_t{0}, int64_t{1}, tiles / 2, tiles}) {
+    const Results expected = run_both(level, inputs, {kept, 1});
+    const auto repeat = [&](const RunOptions& options) {
+      check_same(expected, run_both(level, inputs, options), options, asked);
+    };
+    for (const int threads : {1, 2, 3}) repeat({kept, threads});
+    const bool same_gradients = asked.skip_below > 0;
+    check_same(nothing_kept, expected, {kept, 1, same_gradients, same_gradients}, asked);
+    if (asked.self_mode()) continue;
+    repeat({kept, 3, true, false});
+    repeat({kept, 1, false, true});
+    repeat({kept, 3, false, false});
   }
 }
 
