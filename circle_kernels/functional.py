@@ -216,7 +216,7 @@ def _pair_loss(
         return losses.sum()
     if reduction == "mean_all":
         return losses.sum() / max(losses.shape[0], 1)
-    valid = exponents.detach() != -math.inf
+    valid = exponents != -math.inf
     return losses.sum() / valid.sum().clamp_min(1)
 
 

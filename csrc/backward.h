@@ -47,8 +47,7 @@ void fill_factors(const RowStatistics<T>& statistics, int64_t panel, T shift, Fa
     const Vec<T> gradient = load(statistics.gradient + panel * PANEL + row);
     const Vec<T> lse = load(statistics.lse + panel * PANEL + row);
     // Only a row without such a pair in the tile can lie further below; its factor must be finite.
-    constexpr T FARTHEST = Exp2<T>::HIGHEST / 2 + 1;
-    const Vec<T> distance = at_most(splat(FARTHEST), shift - lse);
+    const Vec<T> distance = at_most(splat(FARTHEST<T> + 1), shift - lse);
     const Vec<T> share = select<T>(gradient == 0, Vec<T>{}, exp2<T>(distance));
     store(factors.share + row, share);
     store(factors.gradient + row, share * gradient);

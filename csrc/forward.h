@@ -32,7 +32,8 @@ struct TilePartial {
 template <class T>
 constexpr T NO_SHIFT = -std::numeric_limits<T>::max();  // of an empty sum
 
-// Below this, a sum may have lost terms to the lower end of exp2's range, 36 octaves away.
+// Below this, 2^-FARTHEST, a sum may have lost terms to the lower end of exp2's range, 36 octaves
+// away.
 template <class T>
 constexpr T SMALLEST_SUM = sizeof(T) == sizeof(float) ? T(0x1p-90) : T(0x1p-940);
 
@@ -46,7 +47,7 @@ T shift_of(const LogitRange<T>& range) {
 }
 
 // The shifts of a tile, and whether with them weights (saved.h) are as good as similarities: no
-// logit lies so far below that a row's factor would leave the upper half of the exponent's range.
+// exponential reaches the end of the range, and no row's factor lies far above 1.
 template <class T>
 struct SharedShifts {
   TileShifts<T> shifts;
@@ -58,10 +59,9 @@ SharedShifts<T> shared_shifts(const TileRanges<T>& ranges, const Logits& logits)
   const LogitRange<T> positive = positive_range(logits, ranges.positive);
   const LogitRange<T> negative = negative_range(logits, ranges.negative);
   const TileShifts<T> shifts{shift_of(positive), shift_of(negative)};
-  constexpr T LOWEST = -Exp2<T>::HIGHEST / 2;
   return {shifts, shifts.positive - shifts.positive == 0 && shifts.negative - shifts.negative == 0,
-          positive.highest - positive.spread - shifts.positive >= LOWEST &&
-              negative.highest - negative.spread - shifts.negative >= LOWEST};
+          shifts.positive - (positive.highest - positive.spread) <= FARTHEST<T> &&
+              shifts.negative - (negative.highest - negative.spread) <= FARTHEST<T>};
 }
 
 template <class T>

@@ -1,6 +1,8 @@
 // The register-tiled product that both passes are made of.
 #pragma once
 
+#include <type_traits>
+
 #include "bfloat_products.h"
 #include "transpose.h"
 
@@ -57,47 +59,62 @@ struct Ignore {
   CIRCLE_INLINE void operator()(V) {}
 };
 
-// c(r, v) [+]= sum_k a(r, k) b(k, v)   for `rows` rows and TILE_COLUMNS columns
+// c(r, v) [+]= sum_k a(r, k) b(k, v)   for `rows` rows and `vectors` vectors of columns
 //
 // a(r, k) lies at a[r * row_stride + k * depth_stride], or with `indices` at
 // a[r * row_stride + indices[k]]; b and c have rows of PANEL. Depth counts elements.
-template <class E, int rows, int row_stride, int depth_stride, bool indexed, class Look = Ignore>
+template <class E, int rows, int vectors, int row_stride, int depth_stride, bool indexed,
+          class Look = Ignore>
 CIRCLE_INLINE void multiply_registers(const E* a, const int32_t* indices, const E* b, int64_t depth,
                                       Sum<E>* c, bool accumulate, Look&& look = {}) {
   using T = Sum<E>;
-  Vec<T> sums[rows][TILE_VECTORS];
+  Vec<T> sums[rows][vectors];
   CIRCLE_UNROLL
   for (int row = 0; row < rows; ++row) {
     CIRCLE_UNROLL
-    for (int vector = 0; vector < TILE_VECTORS; ++vector) {
+    for (int vector = 0; vector < vectors; ++vector) {
       sums[row][vector] = accumulate ? load(c + row * PANEL + vector * LANES<T>) : Vec<T>{};
     }
   }
   for (int64_t k = 0; k < depth; ++k) {
     const E* scalars = a + (indexed ? int64_t{indices[k]} : k * depth_stride);
-    Vec<E> vectors[TILE_VECTORS];
+    Vec<E> operands[vectors];
     CIRCLE_UNROLL
-    for (int vector = 0; vector < TILE_VECTORS; ++vector) {
-      vectors[vector] = load(b + k * PANEL + vector * LANES<E>);
+    for (int vector = 0; vector < vectors; ++vector) {
+      operands[vector] = load(b + k * PANEL + vector * LANES<E>);
       __builtin_prefetch(b + (k + AHEAD) * PANEL + vector * LANES<E>);
     }
     CIRCLE_UNROLL
     for (int row = 0; row < rows; ++row) {
       const Vec<E> scalar = splat(scalars[row * row_stride]);
       CIRCLE_UNROLL
-      for (int vector = 0; vector < TILE_VECTORS; ++vector) {
-        sums[row][vector] = multiply_add<E>(scalar, vectors[vector], sums[row][vector]);
+      for (int vector = 0; vector < vectors; ++vector) {
+        sums[row][vector] = multiply_add<E>(scalar, operands[vector], sums[row][vector]);
       }
     }
   }
   CIRCLE_UNROLL
   for (int row = 0; row < rows; ++row) {
     CIRCLE_UNROLL
-    for (int vector = 0; vector < TILE_VECTORS; ++vector) {
+    for (int vector = 0; vector < vectors; ++vector) {
       look(sums[row][vector]);
       store(c + row * PANEL + vector * LANES<T>, sums[row][vector]);
     }
   }
+}
+
+// Calls `run` with the first column and the vectors of each part of a tile's columns, up to `live`:
+// as wide as the register tile, the last one only as wide as it has to be.
+template <class T, class Run>
+CIRCLE_INLINE void for_each_part(int64_t live, Run run) {
+  int64_t column = 0;
+  for (; column + TILE_COLUMNS<T> <= live; column += TILE_COLUMNS<T>) {
+    run(column, std::integral_constant<int, TILE_VECTORS>());
+  }
+  const int64_t rest = (live - column + LANES<T> - 1) / LANES<T>;
+  if (rest == TILE_VECTORS) run(column, std::integral_constant<int, TILE_VECTORS>());
+  if (rest == 2 && TILE_VECTORS > 2) run(column, std::integral_constant<int, 2>());
+  if (rest == 1) run(column, std::integral_constant<int, 1>());
 }
 
 // Fills a symmetric tile below the diagonal from what stands above it.
@@ -123,8 +140,7 @@ void similarity_tile(const E* rows,     // (depth, PANEL)
   constexpr int64_t DEPTH = 512;
   // What the loops below leave out.
   const int64_t rows_done = (live_rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
-  const int64_t columns_done =
-      (live_columns + TILE_COLUMNS<E> - 1) / TILE_COLUMNS<E> * TILE_COLUMNS<E>;
+  const int64_t columns_done = (live_columns + LANES<E> - 1) / LANES<E> * LANES<E>;
   for (int64_t row = 0; row < rows_done && columns_done < PANEL; ++row) {
     std::memset(tile + row * PANEL + columns_done, 0, (PANEL - columns_done) * sizeof *tile);
   }
@@ -132,11 +148,12 @@ void similarity_tile(const E* rows,     // (depth, PANEL)
   for (int64_t begin = 0; begin < depth; begin += DEPTH) {
     const bool last = depth - begin <= DEPTH;
     const int64_t strip = last ? depth - begin : DEPTH;
-    for (int64_t column = 0; column < live_columns; column += TILE_COLUMNS<E>) {
-      const int64_t last_row = symmetric ? column + TILE_COLUMNS<E> : live_rows;
+    for_each_part<E>(live_columns, [&](int64_t column, auto width) {
+      constexpr int VECTORS = decltype(width)::value;
+      const int64_t last_row = symmetric ? column + VECTORS * LANES<E> : live_rows;
       for (int64_t row = 0; row < live_rows && row < last_row; row += TILE_ROWS) {
         const auto multiply = [&](auto&& look_at_sums) {
-          multiply_registers<E, TILE_ROWS, 1, PANEL, false>(
+          multiply_registers<E, TILE_ROWS, VECTORS, 1, PANEL, false>(
               rows + begin * PANEL + row, nullptr, columns + begin * PANEL + column, strip,
               tile + row * PANEL + column, begin > 0, look_at_sums);
         };
@@ -146,7 +163,7 @@ void similarity_tile(const E* rows,     // (depth, PANEL)
           multiply(Ignore{});
         }
       }
-    }
+    });
   }
   if (symmetric) mirror_tile(tile);
 }
@@ -170,7 +187,7 @@ class Upcoming {
   int64_t lines_;
 };
 
-template <class E, bool indexed>
+template <class E, int vectors, bool indexed>
 CIRCLE_INLINE void accumulate_columns(const E* panel, const int32_t* indices, const E* weights,
                                       int64_t depth, int64_t first_dim, int64_t last_dim,
                                       Sum<E>* gradient, Upcoming& upcoming) {
@@ -178,16 +195,16 @@ CIRCLE_INLINE void accumulate_columns(const E* panel, const int32_t* indices, co
   int64_t d = first_dim;
   for (; d + TILE_ROWS <= last_dim; d += TILE_ROWS) {
     upcoming.ask();
-    multiply_registers<E, TILE_ROWS, STRIDE, 1, indexed>(panel + d * STRIDE, indices, weights,
-                                                         depth, gradient + d * PANEL, true);
+    multiply_registers<E, TILE_ROWS, vectors, STRIDE, 1, indexed>(
+        panel + d * STRIDE, indices, weights, depth, gradient + d * PANEL, true);
   }
   for (; d + 2 <= last_dim; d += 2) {
-    multiply_registers<E, 2, STRIDE, 1, indexed>(panel + d * STRIDE, indices, weights, depth,
-                                                 gradient + d * PANEL, true);
+    multiply_registers<E, 2, vectors, STRIDE, 1, indexed>(panel + d * STRIDE, indices, weights,
+                                                          depth, gradient + d * PANEL, true);
   }
   for (; d < last_dim; ++d) {
-    multiply_registers<E, 1, STRIDE, 1, indexed>(panel + d * STRIDE, indices, weights, depth,
-                                                 gradient + d * PANEL, true);
+    multiply_registers<E, 1, vectors, STRIDE, 1, indexed>(panel + d * STRIDE, indices, weights,
+                                                          depth, gradient + d * PANEL, true);
   }
 }
 
@@ -200,10 +217,10 @@ void accumulate_gradient(const E* panel,    // (dim, PANEL) numbers
                          Sum<E>* gradient) {  // (dim, PANEL)
   Upcoming upcoming(next, PANEL * PANEL * sizeof(E),
                     (last_dim - first_dim) / TILE_ROWS * (PANEL / TILE_COLUMNS<E>));
-  for (int64_t column = 0; column < live_columns; column += TILE_COLUMNS<E>) {
-    accumulate_columns<E, false>(panel, nullptr, weights + column, depth, first_dim, last_dim,
-                                 gradient + column, upcoming);
-  }
+  for_each_part<E>(live_columns, [&](int64_t column, auto width) {
+    accumulate_columns<E, decltype(width)::value, false>(
+        panel, nullptr, weights + column, depth, first_dim, last_dim, gradient + column, upcoming);
+  });
 }
 
 // The same over chosen rows of the panel only: gradient(d, i) += sum_k panel(d, indices[k]) ...
@@ -212,10 +229,10 @@ void accumulate_gradient_of(const T* panel, const int32_t* indices, const T* wei
                             int64_t first_dim, int64_t last_dim, int64_t live_columns,
                             T* gradient) {
   Upcoming nothing(nullptr, 0, 1);
-  for (int64_t column = 0; column < live_columns; column += TILE_COLUMNS<T>) {
-    accumulate_columns<T, true>(panel, indices, weights + column, depth, first_dim, last_dim,
-                                gradient + column, nothing);
-  }
+  for_each_part<T>(live_columns, [&](int64_t column, auto width) {
+    accumulate_columns<T, decltype(width)::value, true>(
+        panel, indices, weights + column, depth, first_dim, last_dim, gradient + column, nothing);
+  });
 }
 
 }  // namespace

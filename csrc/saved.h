@@ -18,6 +18,11 @@ struct TileShifts {
   }
 };
 
+// How far below its tile's shift a logit may lie, and so a row's log-sum-exp, for weights to be
+// kept: the row's factor, with its upstream gradient, has to stay inside the exponent's range.
+template <class T>
+constexpr T FARTHEST = sizeof(T) == sizeof(float) ? T(90) : T(940);
+
 // Where the parts of SavedLayout lie. A kept tile with shared shifts holds weights,
 //
 //     w_ij = 2^(z_ij - shift) dz_ij/ds / gamma        (0 for a pair that is no pair)
