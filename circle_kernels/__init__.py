@@ -3,7 +3,8 @@
 # First, since it says what to do where torch is missing.
 from circle_kernels import _requirements as _requirements
 from circle_kernels._version import __version__
-from circle_kernels.autograd import available_backends, pair_logsumexp
+from circle_kernels.autograd import pair_logsumexp
+from circle_kernels.backend_choice import available_backends
 from circle_kernels.formula import CircleFormula, UnifiedFormula
 from circle_kernels.functional import circle_loss, circle_loss_from_similarity, unified_loss
 from circle_kernels.modules import CircleLoss

@@ -1,4 +1,4 @@
-"""``pair_logsumexp``: the fused operation, its gradient, and the choice of who computes it.
+"""``pair_logsumexp``: the fused operation and its gradient.
 
 Everything above this module is ordinary PyTorch on vectors of length N; everything below it is a
 backend's two functions (see backends/interface.py).
@@ -6,10 +6,6 @@ backend's two functions (see backends/interface.py).
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import math
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,73 +15,16 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from circle_kernels.arguments import check_choice, check_pair_inputs, check_skip_below
-from circle_kernels.backends import cpu
+from circle_kernels.backend_choice import (
+    BACKENDS,
+    load_backend,
+    resolve_backend,
+    run_backward,
+    run_forward,
+)
 from circle_kernels.backends.interface import PairProblem, result_dtype
 from circle_kernels.formula import FORMULAS, PairFormula, formula_from_parameters
 from circle_kernels.reference import pair_logsumexp_reference
-
-_BEST_BACKEND = {"cuda": "triton", "cpu": "cpu"}  # by type of device
-BACKENDS = ("auto", "triton", "cpu", "tiled", "reference")
-
-
-def available_backends() -> dict[str, str]:
-    """Which backends can be used in this process, and if not, why.
-
-    Returns:
-        For each backend a sentence that begins with ``"usable"`` or ``"not usable"``.
-    """
-    return {
-        "triton": _triton_status(),
-        "cpu": cpu.status(),
-        "tiled": "usable: pure PyTorch in tiles, every device and dtype",
-        "reference": "usable: naive PyTorch with the whole similarity matrix, for comparison",
-    }
-
-
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-def _triton_status() -> str:
-    if not _has_triton():
-        return "not usable: the package triton is not installed (pip install 'triton>=3.3', Linux)"
-    from circle_kernels.backends.triton import launch
-
-    return launch.status()
-
-
-def _unusable_reason(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why a backend cannot take tensors of this device and dtype; None where it can."""
-    if backend in ("tiled", "reference"):
-        return None
-    if backend == "triton" and _has_triton():
-        from circle_kernels.backends.triton import launch
-
-        return launch.unusable_reason(device, dtype)
-    if backend == "cpu":
-        return cpu.unusable_reason(device, dtype)
-    return available_backends()[backend].removeprefix("not usable: ")
-
-
-def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The backend that serves tensors of this device and dtype.
-
-    ``"auto"`` is triton for CUDA and ROCm tensors, cpu for CPU tensors, and tiled for others and
-    where those cannot serve.
-
-    Raises:
-        RuntimeError: a backend asked for by name that cannot serve, with the reason.
-    """
-    if backend == "auto":
-        best = _BEST_BACKEND.get(device.type, "tiled")
-        return best if _unusable_reason(best, device, dtype) is None else "tiled"
-    reason = _unusable_reason(backend, device, dtype)
-    if reason is not None:
-        raise RuntimeError(
-            f"backend={backend!r} cannot serve {dtype} tensors on {device}: {reason}"
-        )
-    return backend
 
 
 def pair_logsumexp(
@@ -132,12 +71,9 @@ def pair_logsumexp(
         TypeError, ValueError: an argument of the wrong type, shape, dtype or device.
         RuntimeError: the backend asked for cannot serve these tensors; or a second derivative.
     """
-    labels, ref_labels = check_pair_inputs(embeddings, labels, ref_emb, ref_labels)
-    if type(formula) not in FORMULAS.values():
-        wanted = " or ".join(known.__name__ for known in FORMULAS.values())
-        raise TypeError(f"formula must be a {wanted}, got {type(formula).__name__} {formula!r}")
-    check_skip_below(skip_below)
-    check_choice("backend", backend, BACKENDS)
+    labels, ref_labels = check_operation(
+        embeddings, labels, ref_emb, ref_labels, formula, skip_below, backend
+    )
     if backend == "reference":
         dtype = result_dtype(embeddings.dtype)
         with torch.autocast(embeddings.device.type, enabled=False):
@@ -157,6 +93,25 @@ def pair_logsumexp(
     )
 
 
+def check_operation(
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    formula: PairFormula,
+    skip_below: float,
+    backend: str,
+) -> tuple[Tensor, Tensor | None]:
+    """Check the fused operation's arguments; both label tensors as it takes them."""
+    labels, ref_labels = check_pair_inputs(embeddings, labels, ref_emb, ref_labels)
+    if type(formula) not in FORMULAS.values():
+        wanted = " or ".join(known.__name__ for known in FORMULAS.values())
+        raise TypeError(f"formula must be a {wanted}, got {type(formula).__name__} {formula!r}")
+    check_skip_below(skip_below)
+    check_choice("backend", backend, BACKENDS)
+    return labels, ref_labels
+
+
 class _PairLogSumExp(torch.autograd.Function):
     """Ties a backend's forward to its backward; keeps the inputs and vectors, no matrix."""
 
@@ -173,37 +128,35 @@ class _PairLogSumExp(torch.autograd.Function):
         backend: str,
     ) -> tuple[Tensor, Tensor]:
         inputs = (embeddings, labels, ref_emb, ref_labels)
-        keep = ctx.needs_input_grad[0] or ctx.needs_input_grad[2]
-        if _is_traced(embeddings, backend):
-            lse_pos, lse_neg, saved = _forward_op(
-                *inputs, *_encode(formula), normalize, skip_below, backend, keep
-            )
-        else:
-            problem = PairProblem(*inputs, formula, normalize, skip_below, keep)
-            lse_pos, lse_neg, saved = _run_forward(problem, backend)
-        ctx.save_for_backward(embeddings, labels, ref_emb, ref_labels, lse_pos, lse_neg, saved)
-        ctx.formula, ctx.normalize = formula, normalize
-        ctx.skip_below, ctx.backend = skip_below, backend
+        if not is_traced(embeddings, backend):
+            return forward_and_keep(ctx, *inputs, formula, normalize, skip_below, backend)
+        lse_pos, lse_neg, saved = _forward_op(
+            *inputs, *_encode(formula), normalize, skip_below, backend, _keeps(ctx)
+        )
+        ctx.save_for_backward(*inputs, lse_pos, lse_neg, saved)
+        ctx.settings = (formula, normalize, skip_below)
+        ctx.backend = backend
         return lse_pos, lse_neg
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_lse_pos: Tensor, grad_lse_neg: Tensor) -> tuple[Any, ...]:
-        embeddings, labels, ref_emb, ref_labels, lse_pos, lse_neg, saved = ctx.saved_tensors
+        if not is_traced(ctx.saved_tensors[0], ctx.backend):
+            gradients = input_gradients(ctx, grad_lse_pos, grad_lse_neg)
+            return (*gradients, *(None,) * 4)
+        formula, normalize, skip_below = ctx.settings
         needs_embeddings, needs_references = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
-        inputs = (embeddings, labels, ref_emb, ref_labels)
-        statistics = (lse_pos, lse_neg, saved, grad_lse_pos, grad_lse_neg)
-        needs = (needs_embeddings, needs_references)
-        grad_embeddings: Tensor | None
-        grad_references: Tensor | None
-        if _is_traced(embeddings, ctx.backend):
-            encoded = (*_encode(ctx.formula), ctx.normalize, ctx.skip_below, ctx.backend)
-            grad_embeddings, grad_references = _backward_op(*inputs, *statistics, *encoded, *needs)
-        else:
-            problem = PairProblem(*inputs, ctx.formula, ctx.normalize, ctx.skip_below)
-            grad_embeddings, grad_references = _run_backward(
-                problem, *statistics, ctx.backend, *needs
-            )
+        grad_embeddings, grad_references = _backward_op(
+            *ctx.saved_tensors,
+            grad_lse_pos,
+            grad_lse_neg,
+            *_encode(formula),
+            normalize,
+            skip_below,
+            ctx.backend,
+            needs_embeddings,
+            needs_references,
+        )
         return (
             grad_embeddings if needs_embeddings else None,
             None,
@@ -212,7 +165,58 @@ class _PairLogSumExp(torch.autograd.Function):
         )
 
 
-def _is_traced(embeddings: Tensor, backend: str) -> bool:
+def _keeps(ctx: Any) -> bool:
+    """Whether a backward pass can follow."""
+    return ctx.needs_input_grad[0] or ctx.needs_input_grad[2]
+
+
+def forward_and_keep(
+    ctx: Any,
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    formula: PairFormula,
+    normalize: bool,
+    skip_below: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Both log-sum-exps; ``ctx`` gets what :func:`input_gradients` needs."""
+    inputs = (embeddings, labels, ref_emb, ref_labels)
+    problem = PairProblem(*inputs, formula, normalize, skip_below, _keeps(ctx))
+    lse_pos, lse_neg, saved = run_forward(problem, backend)
+    ctx.save_for_backward(*inputs, lse_pos, lse_neg, saved)
+    ctx.settings = (formula, normalize, skip_below)
+    ctx.backend = backend
+    return lse_pos, lse_neg
+
+
+def input_gradients(
+    ctx: Any, grad_lse_pos: Tensor, grad_lse_neg: Tensor
+) -> tuple[Tensor | None, None, Tensor | None, None]:
+    """Gradients of embeddings, labels, ref_emb and ref_labels, where they are needed."""
+    *inputs, lse_pos, lse_neg, saved = ctx.saved_tensors
+    needs_embeddings, needs_references = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
+    grad_embeddings, grad_references = run_backward(
+        PairProblem(*inputs, *ctx.settings),
+        lse_pos,
+        lse_neg,
+        saved,
+        grad_lse_pos,
+        grad_lse_neg,
+        ctx.backend,
+        needs_embeddings,
+        needs_references,
+    )
+    return (
+        grad_embeddings if needs_embeddings else None,
+        None,
+        grad_references if needs_references else None,
+        None,
+    )
+
+
+def is_traced(embeddings: Tensor, backend: str) -> bool:
     """Whether the operation has to be one registered op.
 
     Compilers must not look inside the kernels; and the C++ kernel reads memory, which fake tensors
@@ -228,76 +232,6 @@ def _is_traced(embeddings: Tensor, backend: str) -> bool:
 def _encode(formula: PairFormula) -> tuple[str, list[float], bool]:
     """A formula as op arguments; :func:`formula_from_parameters` is the way back."""
     return formula.name, formula.parameters(), formula.detach_weights
-
-
-def _load_backend(backend: str, problem: PairProblem) -> Any:
-    """The module that serves a problem.
-
-    Asked for inside the ops and not above them, so that compilers do not have to trace imports.
-    """
-    embeddings = problem.embeddings
-    resolved = resolve_backend(backend, embeddings.device, embeddings.dtype)
-    if resolved == "triton":
-        from circle_kernels.backends import triton
-
-        return triton
-    if resolved == "cpu":
-        return cpu
-    from circle_kernels.backends import tiled
-
-    return tiled
-
-
-def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
-    """Nothing is cast down. Entering a context that changes nothing would cost microseconds."""
-    if torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
-
-
-def _run_forward(problem: PairProblem, backend: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Both log-sum-exps, and what the backend saves for its backward."""
-    embeddings = problem.embeddings
-    implementation = _load_backend(backend, problem)
-    if len(embeddings) == 0 or len(problem.columns) == 0:
-        lse_pos, lse_neg = (
-            embeddings.new_full((len(embeddings),), -math.inf, dtype=problem.result_dtype)
-            for _ in range(2)
-        )
-        return lse_pos, lse_neg, lse_pos.new_empty(implementation.saved_shape(problem))
-    with _without_autocast(embeddings.device.type):
-        return implementation.forward(problem)
-
-
-def _run_backward(
-    problem: PairProblem,
-    lse_pos: Tensor,
-    lse_neg: Tensor,
-    saved: Tensor,
-    grad_lse_pos: Tensor,
-    grad_lse_neg: Tensor,
-    backend: str,
-    needs_embeddings: bool,
-    needs_references: bool,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients for both sides; None for one that is not needed."""
-    embeddings, ref_emb = problem.embeddings, problem.ref_emb
-    if len(embeddings) == 0 or len(problem.columns) == 0:
-        return (
-            embeddings.new_zeros(embeddings.shape),
-            None if ref_emb is None else ref_emb.new_zeros(ref_emb.shape),
-        )
-    with _without_autocast(embeddings.device.type):
-        return _load_backend(backend, problem).backward(
-            problem,
-            lse_pos,
-            lse_neg,
-            saved,
-            grad_lse_pos,
-            grad_lse_neg,
-            needs_embeddings=needs_embeddings,
-            needs_references=needs_references,
-        )
 
 
 def _problem(
@@ -344,7 +278,7 @@ def _forward(
         skip_below,
         keep_for_backward,
     )
-    return _run_forward(problem, backend)
+    return run_forward(problem, backend)
 
 
 def _backward(
@@ -378,7 +312,7 @@ def _backward(
         normalize,
         skip_below,
     )
-    grad_embeddings, grad_references = _run_backward(
+    grad_embeddings, grad_references = run_backward(
         problem,
         lse_pos,
         lse_neg,
@@ -431,7 +365,7 @@ def _forward_fake(
     )
     rows = embeddings.shape[0]
     lse_pos, lse_neg = (embeddings.new_empty(rows, dtype=problem.result_dtype) for _ in range(2))
-    return lse_pos, lse_neg, lse_pos.new_empty(_load_backend(backend, problem).saved_shape(problem))
+    return lse_pos, lse_neg, lse_pos.new_empty(load_backend(backend, problem).saved_shape(problem))
 
 
 @_backward_op.register_fake

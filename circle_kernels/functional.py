@@ -5,25 +5,19 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from circle_kernels.arguments import (
-    check_choice,
-    check_pair_inputs,
-    check_similarities,
-    check_skip_below,
-)
-from circle_kernels.autograd import pair_logsumexp
+from circle_kernels.arguments import check_choice, check_similarities
+from circle_kernels.autograd import check_operation, is_traced, pair_logsumexp
 from circle_kernels.distributed import gather_batch
 from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
 from circle_kernels.logsumexp import present_logsumexp
+from circle_kernels.row_losses import REDUCTIONS, fused_row_losses, rows_counted, softplus
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 SCOPES = ("anchor", "batch")
-REDUCTIONS = ("mean", "mean_all", "sum", "none")
 
 
 def circle_loss(
@@ -156,7 +150,7 @@ def circle_loss_from_similarity(
     """
     sp, sn = check_similarities(sp, sn)
     formula = CircleFormula(m=m, gamma=gamma, detach_weights=detach_weights)
-    return _softplus(
+    return softplus(
         present_logsumexp(formula.positive_logits(sp), dim=0)
         + present_logsumexp(formula.negative_logits(sn), dim=0)
     )
@@ -178,48 +172,40 @@ def _pair_loss(
 ) -> Tensor:
     check_choice("scope", scope, SCOPES)
     check_choice("reduction", reduction, REDUCTIONS)
-    check_skip_below(skip_below)
+    labels, ref_labels = check_operation(
+        embeddings, labels, ref_emb, ref_labels, formula, skip_below, backend
+    )
     if group is not None:
         if reduction == "none":
             raise ValueError(
                 "reduction='none' cannot be combined with group: the losses of other processes' "
                 "rows would have no gradient here; reduce with 'mean', 'mean_all' or 'sum'"
             )
-        check_pair_inputs(embeddings, labels, ref_emb, ref_labels)
         embeddings, labels = gather_batch(embeddings, labels, group)
         if ref_emb is not None and ref_labels is not None:
             ref_emb, ref_labels = gather_batch(ref_emb, ref_labels, group)
+    inputs = (embeddings, labels, ref_emb, ref_labels)
+    if scope == "anchor" and backend != "reference" and not is_traced(embeddings, backend):
+        return fused_row_losses(
+            *inputs,
+            formula=formula,
+            normalize=normalize,
+            skip_below=skip_below,
+            backend=backend,
+            reduction=reduction,
+        )
     lse_pos, lse_neg = pair_logsumexp(
-        embeddings,
-        labels,
-        ref_emb,
-        ref_labels,
-        formula=formula,
-        normalize=normalize,
-        skip_below=skip_below,
-        backend=backend,
+        *inputs, formula=formula, normalize=normalize, skip_below=skip_below, backend=backend
     )
     if scope == "batch":
         # In self mode every unordered pair stands in two rows.
         times_counted = 2 if ref_emb is None else 1
-        return _softplus(
+        return softplus(
             present_logsumexp(lse_pos, dim=0)
             + present_logsumexp(lse_neg, dim=0)
             - 2 * math.log(times_counted)
         )
     # A row without positives or negatives has the sum -inf, hence loss and gradient exactly 0.
     exponents = lse_pos + lse_neg
-    losses = _softplus(exponents)
-    if reduction == "none":
-        return losses
-    if reduction == "sum":
-        return losses.sum()
-    if reduction == "mean_all":
-        return losses.sum() / max(losses.shape[0], 1)
-    valid = exponents != -math.inf
-    return losses.sum() / valid.sum().clamp_min(1)
-
-
-def _softplus(x: Tensor) -> Tensor:
-    # The default threshold of 20 would cost float64 results their last five digits.
-    return F.softplus(x, threshold=50.0)
+    losses = softplus(exponents)
+    return losses if reduction == "none" else losses.sum() / rows_counted(exponents, reduction)

@@ -6,16 +6,13 @@
 namespace circle_kernels {
 namespace {
 
-// Relative to what the exponentials of a tile are, for each kind of pair. NaN where no one value
-// serves all of the tile.
+// Relative to what the exponentials of a tile are, for each kind of pair. Infinite where no one
+// value serves all of the tile.
 template <class T>
 struct TileShifts {
   T positive, negative;
-  bool shared() const { return negative == negative; }
-  static TileShifts none() {
-    constexpr T NONE = std::numeric_limits<T>::quiet_NaN();
-    return {NONE, NONE};
-  }
+  bool shared() const { return negative < INFINITE<T>; }
+  static TileShifts none() { return {INFINITE<T>, INFINITE<T>}; }
 };
 
 // How far below its tile's shift a logit may lie, and so a row's log-sum-exp, for weights to be
@@ -30,8 +27,7 @@ constexpr T FARTHEST = sizeof(T) == sizeof(float) ? T(90) : T(940);
 // which are G but for a factor of the row and, in self mode, one of the column (backward.h); any
 // other holds similarities, and so do all with skip_below, which needs a pair's share of its row.
 //
-// Without a backward pass to come, only the log-sum-exps have a
-// place, in scratch memory.
+// Without a backward pass to come, only the log-sum-exps have a place, in scratch memory.
 template <class T>
 struct Saved {
   int64_t kept_tiles;

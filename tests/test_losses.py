@@ -245,3 +245,43 @@ def test_pair_logsumexp_over_hand_counted_pairs() -> None:
     assert lse_neg.tolist() == pytest.approx(
         [z_n(0.0), z_n(0.8), math.log(math.exp(z_n(0.0)) + math.exp(z_n(0.8)))]
     )
+
+
+@pytest.mark.parametrize("reduction", ["mean", "mean_all", "sum", "none"])
+@pytest.mark.parametrize("with_references", [False, True])
+def test_fused_losses_are_what_log_sum_exps_give(reduction: str, with_references: bool) -> None:
+    """row_losses.py and functional.py say the same; here also of rows without a positive."""
+    generator = torch.Generator().manual_seed(3)
+    embeddings = torch.randn(40, 6, generator=generator, dtype=torch.float64)
+    labels = torch.cat([torch.arange(30) // 3, torch.arange(100, 110)])
+    arguments = [embeddings.requires_grad_(), labels]
+    if with_references:
+        references = torch.randn(25, 6, generator=generator, dtype=torch.float64)
+        arguments += [references.requires_grad_(), torch.arange(25) // 5]
+    formula = CircleFormula(m=0.25, gamma=64)
+    lse_pos, lse_neg = pair_logsumexp(*arguments, formula=formula)
+    losses = F.softplus(lse_pos + lse_neg, threshold=50.0)
+    valid = ((lse_pos != -math.inf) & (lse_neg != -math.inf)).sum()
+    expected = {
+        "mean": losses.sum() / valid,
+        "mean_all": losses.mean(),
+        "sum": losses.sum(),
+        "none": losses,
+    }[reduction]
+    loss = circle_loss(*arguments, m=0.25, gamma=64, reduction=reduction)
+    torch.testing.assert_close(loss, expected, rtol=1e-14, atol=0)
+
+    upstream = torch.rand(loss.shape, generator=generator, dtype=torch.float64)
+    wanted = arguments[::2]
+    ours, theirs = (torch.autograd.grad(value, wanted, upstream) for value in (loss, expected))
+    for value, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-10, atol=1e-13)
+
+
+def test_changing_embeddings_in_place_before_backward_is_an_error() -> None:
+    embeddings, labels = torch.randn(8, 4), torch.arange(8) // 2
+    inputs = embeddings.requires_grad_() * 1
+    loss = circle_loss(inputs, labels)
+    inputs += 1
+    with pytest.raises(RuntimeError, match="inplace"):
+        loss.backward()
