@@ -225,8 +225,14 @@ def is_traced(embeddings: Tensor, backend: str) -> bool:
     """
     if torch.compiler.is_compiling():
         return True
-    plain = type(embeddings) in (Tensor, Parameter) and not is_in_torch_dispatch_mode()
-    return not plain and resolve_backend(backend, embeddings.device, embeddings.dtype) == "cpu"
+    if is_plain(embeddings):
+        return False
+    return resolve_backend(backend, embeddings.device, embeddings.dtype) == "cpu"
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether there are numbers behind a tensor, and nobody who watches what is done to them."""
+    return type(tensor) in (Tensor, Parameter) and not is_in_torch_dispatch_mode()
 
 
 def _encode(formula: PairFormula) -> tuple[str, list[float], bool]:

@@ -8,6 +8,7 @@
 
 #include "kernels.h"
 #include "memory.h"
+#include "row_losses.h"
 
 namespace py = pybind11;
 
@@ -69,6 +70,18 @@ void backward(Scalar scalar, const Side& rows, const std::optional<Side>& column
       {reinterpret_cast<void*>(tensors[3]), reinterpret_cast<void*>(tensors[4])});
 }
 
+// (lse_pos, lse_neg, loss, slopes), of double or of float
+void row_losses_at(bool is_double, const std::array<Address, 4>& tensors, int64_t rows,
+                   Reduction reduction) {
+  const auto run = [&](auto zero) {
+    using T = decltype(zero);
+    row_losses(reinterpret_cast<const T*>(tensors[0]), reinterpret_cast<const T*>(tensors[1]), rows,
+               reduction, reinterpret_cast<T*>(tensors[2]), reinterpret_cast<T*>(tensors[3]));
+  };
+  py::gil_scoped_release release;
+  is_double ? run(double{}) : run(float{});
+}
+
 }  // namespace
 }  // namespace circle_kernels
 
@@ -84,6 +97,12 @@ PYBIND11_MODULE(_cpu, module) {
   py::enum_<FormulaKind>(module, "FormulaKind")
       .value("circle", FormulaKind::circle)
       .value("unified", FormulaKind::unified);
+
+  py::enum_<Reduction>(module, "Reduction")
+      .value("mean", Reduction::mean)
+      .value("mean_all", Reduction::mean_all)
+      .value("sum", Reduction::sum)
+      .value("none", Reduction::none);
 
   py::class_<Formula>(module, "Formula")
       .def(py::init<FormulaKind, double, double, double, double, double, bool>(), py::kw_only(),
@@ -115,4 +134,6 @@ PYBIND11_MODULE(_cpu, module) {
              py::arg("formula"), py::arg("settings"), py::arg("results"));
   module.def("backward", &backward, py::arg("scalar"), py::arg("rows"), py::arg("columns"),
              py::arg("formula"), py::arg("settings"), py::arg("tensors"));
+  module.def("row_losses", &row_losses_at, py::arg("is_double"), py::arg("tensors"),
+             py::arg("rows"), py::arg("reduction"));
 }

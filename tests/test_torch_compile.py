@@ -97,13 +97,15 @@ def test_traced_without_a_compiler_keeps_the_operation() -> None:
     torch.testing.assert_close(graph(other, tensors[1]), circle_loss(other, tensors[1]))
 
 
-def test_fake_tensors_give_shapes() -> None:
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("backend", ["auto", "tiled"])
+def test_fake_tensors_give_shapes(backend: str, reduction: str) -> None:
     with FakeTensorMode() as mode:
         tensors = [mode.from_tensor(value.detach()) for value in inputs(24)]
     tensors[0].requires_grad_()
-    losses = circle_loss(*tensors, reduction="none")
+    losses = circle_loss(*tensors, reduction=reduction, backend=backend)
     losses.sum().backward()
-    assert losses.shape == (24,)
+    assert losses.shape == ((24,) if reduction == "none" else ())
     assert tensors[0].grad is not None
     assert tensors[0].grad.shape == (24, 8)
 

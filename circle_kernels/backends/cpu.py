@@ -153,6 +153,28 @@ def backward(
     return grad_embeddings, grad_references
 
 
+def row_losses(lse_pos: Tensor, lse_neg: Tensor, reduction: str) -> tuple[Tensor, Tensor] | None:
+    """What ``circle_kernels.row_losses.row_losses`` returns, in one call; None without the
+    extension."""
+    extension = _extension()
+    if isinstance(extension, str):
+        return None
+    slopes = torch.empty_like(lse_pos)
+    loss = torch.empty_like(lse_pos) if reduction == "none" else lse_pos.new_empty(())
+    extension.row_losses(
+        lse_pos.dtype == torch.float64,
+        (lse_pos.data_ptr(), lse_neg.data_ptr(), loss.data_ptr(), slopes.data_ptr()),
+        len(lse_pos),
+        _reduction(extension, reduction),
+    )
+    return loss, slopes
+
+
+@functools.cache
+def _reduction(extension: ModuleType, name: str) -> object:
+    return getattr(extension.Reduction, name)
+
+
 def _new_saved(extension: ModuleType, problem: PairProblem) -> Tensor:
     """Memory that the extension keeps when the tensor is freed, so that pages are cleared once."""
     (size,) = saved_shape(problem)
