@@ -232,14 +232,17 @@ class BackwardPass {
   }
 
   void unpack_gradients() {
+    constexpr int64_t PARTS = PANEL / PACKED_ROWS;
+    const int64_t panels = rows_.panels() + columns_.panels();
 #pragma omp for schedule(dynamic)
-    for (int64_t panel = 0; panel < rows_.panels() + columns_.panels(); ++panel) {
+    for (int64_t task = 0; task < panels * PARTS; ++task) {
+      const int64_t panel = task / PARTS, row = task % PARTS * PACKED_ROWS;
       if (panel < rows_.panels()) {
         if (row_gradient_ == nullptr) continue;
-        unpack(problem_, rows_, panel, row_gradient_ + panel * panel_size_, gradients_.rows);
+        unpack(problem_, rows_, panel, row, row_gradient_ + panel * panel_size_, gradients_.rows);
       } else if (column_gradient_ != nullptr) {
         const int64_t index = panel - rows_.panels();
-        unpack(problem_, columns_, index, column_gradient_ + index * panel_size_,
+        unpack(problem_, columns_, index, row, column_gradient_ + index * panel_size_,
                gradients_.columns);
       }
     }

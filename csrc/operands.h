@@ -45,29 +45,30 @@ Panels<T> make_panels(const Embeddings& side, const Ordering& ordering, Arena& a
 }
 
 template <class T>
-void pack(const Problem& problem, const Embeddings& side, int64_t index, Panels<T>& panels) {
+void pack(const Problem& problem, const Embeddings& side, int64_t index, int64_t row,
+          Panels<T>& panels) {
   if constexpr (sizeof(T) == sizeof(double)) {
-    pack_panel<T, double>(side, problem.normalize, index, panels);
+    pack_rows<T, double>(side, problem.normalize, index, row, panels);
   } else if (problem.scalar == Scalar::float32) {
-    pack_panel<T, float>(side, problem.normalize, index, panels);
+    pack_rows<T, float>(side, problem.normalize, index, row, panels);
   } else if (problem.scalar == Scalar::float16) {
-    pack_panel<T, Half>(side, problem.normalize, index, panels);
+    pack_rows<T, Half>(side, problem.normalize, index, row, panels);
   } else {
-    pack_panel<T, BFloat>(side, problem.normalize, index, panels);
+    pack_rows<T, BFloat>(side, problem.normalize, index, row, panels);
   }
 }
 
 template <class T>
-void unpack(const Problem& problem, const Panels<T>& panels, int64_t index, T* gradient,
-            void* output) {
+void unpack(const Problem& problem, const Panels<T>& panels, int64_t index, int64_t row,
+            T* gradient, void* output) {
   if constexpr (sizeof(T) == sizeof(double)) {
-    unpack_gradient(panels, problem.normalize, index, gradient, static_cast<double*>(output));
+    unpack_gradient(panels, problem.normalize, index, row, gradient, static_cast<double*>(output));
   } else if (problem.scalar == Scalar::float32) {
-    unpack_gradient(panels, problem.normalize, index, gradient, static_cast<float*>(output));
+    unpack_gradient(panels, problem.normalize, index, row, gradient, static_cast<float*>(output));
   } else if (problem.scalar == Scalar::float16) {
-    unpack_gradient(panels, problem.normalize, index, gradient, static_cast<Half*>(output));
+    unpack_gradient(panels, problem.normalize, index, row, gradient, static_cast<Half*>(output));
   } else {
-    unpack_gradient(panels, problem.normalize, index, gradient, static_cast<BFloat*>(output));
+    unpack_gradient(panels, problem.normalize, index, row, gradient, static_cast<BFloat*>(output));
   }
 }
 
@@ -131,13 +132,26 @@ struct Operands {
   // Called by every thread of a parallel region.
   void pack_all() {
     const int64_t row_panels = rows.panels();
-    const int64_t column_panels = problem.self_mode ? 0 : columns.panels();
+    const int64_t panels = row_panels + (problem.self_mode ? 0 : columns.panels());
+    constexpr int64_t PARTS = PANEL / PACKED_ROWS;
 #pragma omp for schedule(dynamic)
-    for (int64_t panel = 0; panel < row_panels + column_panels; ++panel) {
+    for (int64_t task = 0; task < panels * PARTS; ++task) {
+      const int64_t panel = task / PARTS, row = task % PARTS * PACKED_ROWS;
       if (panel < row_panels) {
-        pack_side(problem.rows, panel, rows, bfloat_rows);
+        pack(problem, problem.rows, panel, row, rows);
       } else {
-        pack_side(problem.columns, panel - row_panels, columns, bfloat_columns);
+        pack(problem, problem.columns, panel - row_panels, row, columns);
+      }
+    }
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (products == nullptr) return;
+#pragma omp for schedule(dynamic)
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        const bool of_rows = panel < row_panels;
+        const Panels<T>& side = of_rows ? rows : columns;
+        const int64_t index = of_rows ? panel : panel - row_panels;
+        pack_operand(side.panel(index), side.divisors + index * PANEL, side.dim,
+                     problem.bfloat_terms, index, of_rows ? bfloat_rows : bfloat_columns);
       }
     }
   }
@@ -193,17 +207,6 @@ struct Operands {
     }
     accumulate_tile(others.panel(panel), tile, share, transposed, others.live(panel), live_outputs,
                     range, scratch.tile, upcoming, gradient);
-  }
-
- private:
-  void pack_side(const Embeddings& side, int64_t index, Panels<T>& panels,
-                 const BFloatPanels& bfloat_panels) {
-    pack(problem, side, index, panels);
-    if constexpr (sizeof(T) == sizeof(float)) {
-      if (products == nullptr) return;
-      pack_operand(panels.panel(index), panels.divisors + index * PANEL, panels.dim,
-                   problem.bfloat_terms, index, bfloat_panels);
-    }
   }
 };
 

@@ -76,17 +76,26 @@ double norm(const S* row, int64_t stride, int64_t dim) {
   return std::sqrt(total);
 }
 
-// Fills one panel. A row with a NaN or an infinity, or whose norm is one, becomes zeros with the
-// divisor NaN: results that saw it are made NaN afterwards, and tiles need not look for it.
+// Rows that one thread packs or unpacks at a time: of a small batch, whole panels would leave
+// threads without work.
+constexpr int64_t PACKED_ROWS = 32;
+static_assert(PANEL % PACKED_ROWS == 0);
+
+// Fills PACKED_ROWS rows of a panel, from `begin_row` on. A row with a NaN or an infinity, or whose
+// norm is one, becomes zeros with the divisor NaN: results that saw it are made NaN afterwards, and
+// tiles need not look for it.
 template <class T, class S>
-void pack_panel(const Embeddings& side, bool normalize, int64_t index, Panels<T>& panels) {
+void pack_rows(const Embeddings& side, bool normalize, int64_t index, int64_t begin_row,
+               Panels<T>& panels) {
+  static_assert(PACKED_ROWS % LANES<T> == 0);
   const S* values = static_cast<const S*>(side.values);
   const int64_t dim = panels.dim, live = panels.live(index);
   T* panel = panels.values + index * dim * PANEL;
   T* divisors = panels.divisors + index * PANEL;
 
+  const int64_t end_row = begin_row + PACKED_ROWS;
   const S* rows[PANEL];
-  for (int64_t row = 0; row < PANEL; ++row) {
+  for (int64_t row = begin_row; row < end_row; ++row) {
     rows[row] = nullptr;
     divisors[row] = 1;
     if (row >= live) continue;
@@ -102,7 +111,7 @@ void pack_panel(const Embeddings& side, bool normalize, int64_t index, Panels<T>
 
   T strip[LANES<T>][STRIP];
   T block[LANES<T>][LANES<T>];
-  for (int64_t row = 0; row < PANEL; row += LANES<T>) {
+  for (int64_t row = begin_row; row < end_row; row += LANES<T>) {
     for (int64_t begin = 0; begin < dim; begin += STRIP) {
       const int64_t count = dim - begin < STRIP ? dim - begin : STRIP;
       for (int lane = 0; lane < LANES<T>; ++lane) {
@@ -130,35 +139,37 @@ void pack_panel(const Embeddings& side, bool normalize, int64_t index, Panels<T>
   }
 }
 
-// One panel of the gradient with respect to the embeddings as given, from the one with respect to
-// the normalised embeddings: dx = (g - x <x, g>) / |x|. `gradient` is overwritten.
+// PACKED_ROWS rows of a panel of the gradient with respect to the embeddings as given, from the one
+// with respect to the normalised embeddings: dx = (g - x <x, g>) / |x|. `gradient` is overwritten.
 template <class T, class S>
-void unpack_gradient(const Panels<T>& panels, bool normalize, int64_t index,
+void unpack_gradient(const Panels<T>& panels, bool normalize, int64_t index, int64_t begin_row,
                      T* gradient,  // (dim, PANEL)
                      S* output) {  // (count, dim), contiguous
   const int64_t dim = panels.dim, live = panels.live(index);
   const T* panel = panels.panel(index);
   const T* divisors = panels.divisors + index * PANEL;
+  const int64_t end_row = begin_row + PACKED_ROWS;
+  if (begin_row >= live) return;
 
   if (normalize) {
     // In double, and over <x, x>, which rounding has made only nearly 1: so what is left has no
     // part along x, also where it is small against what is taken away.
     double along[PANEL] = {}, square[PANEL] = {};
     for (int64_t d = 0; d < dim; ++d) {
-      for (int64_t row = 0; row < PANEL; ++row) {
+      for (int64_t row = begin_row; row < end_row; ++row) {
         const double value = panel[d * PANEL + row];
         along[row] += value * gradient[d * PANEL + row];
         square[row] += value * value;
       }
     }
     double inverse[PANEL];
-    for (int64_t row = 0; row < PANEL; ++row) {
+    for (int64_t row = begin_row; row < end_row; ++row) {
       inverse[row] = 1 / static_cast<double>(divisors[row]);
       // Below eps the divisor is a constant and there is nothing to project out.
       along[row] = divisors[row] <= static_cast<T>(NORM_EPS) ? 0 : along[row] / square[row];
     }
     for (int64_t d = 0; d < dim; ++d) {
-      for (int64_t row = 0; row < PANEL; ++row) {
+      for (int64_t row = begin_row; row < end_row; ++row) {
         const int64_t at = d * PANEL + row;
         gradient[at] = static_cast<T>((gradient[at] - panel[at] * along[row]) * inverse[row]);
       }
@@ -166,7 +177,7 @@ void unpack_gradient(const Panels<T>& panels, bool normalize, int64_t index,
   }
 
   T strip[LANES<T>][STRIP];
-  for (int64_t row = 0; row < live; row += LANES<T>) {
+  for (int64_t row = begin_row; row < live && row < end_row; row += LANES<T>) {
     for (int64_t begin = 0; begin < dim; begin += STRIP) {
       const int64_t count = dim - begin < STRIP ? dim - begin : STRIP;
       for (int64_t d = 0; d < count; d += LANES<T>) {
