@@ -88,7 +88,7 @@ class BackwardPass {
       for_each_chunk(rows_.panels(), columns_.panels(), BACKWARD_CHUNK, problem_.self_mode,
                      [&](const Chunk& chunk) {
                        compute_tiles(chunk);
-                       accumulate_panels(chunk);
+                       accumulate(chunk);
                      });
       operands_.end();
       unpack_gradients();
@@ -160,9 +160,9 @@ class BackwardPass {
     }
   }
 
-  // A task is one panel of the gradient, or a part of its values of d where there are few panels
-  // for many threads.
-  void accumulate_panels(const Chunk& chunk) {
+  // A task is some panels of the gradient, or a part of one's values of d where there are few
+  // panels for many threads.
+  void accumulate(const Chunk& chunk) {
     // In self mode a chunk beside the diagonal serves its columns' panels as well.
     const bool other_side = problem_.self_mode ? row_gradient_ != nullptr && !chunk.on_diagonal
                                                : column_gradient_ != nullptr;
@@ -171,18 +171,34 @@ class BackwardPass {
     const int64_t blocks = (rows_.dim + BFLOAT_DEPTH - 1) / BFLOAT_DEPTH;
     int64_t parts = 1;
     while (outputs * parts < 8 * problem_.threads && 2 * parts <= blocks && parts < 8) parts *= 2;
+    const int64_t width = outputs_of_a_task(outputs);
+    const int64_t row_tasks = (row_outputs + width - 1) / width;
+    const int64_t tasks = row_tasks + (outputs - row_outputs + width - 1) / width;
 #pragma omp for schedule(dynamic)
-    for (int64_t task = 0; task < outputs * parts; ++task) {
-      const int64_t output = task / parts, part = task % parts;
+    for (int64_t task = 0; task < tasks * parts; ++task) {
+      const int64_t part = task % parts;
+      const bool of_rows = task / parts < row_tasks;
+      const int64_t place = (task / parts - (of_rows ? 0 : row_tasks)) * width;
       const int64_t first = blocks * part / parts * BFLOAT_DEPTH;
       const int64_t last = blocks * (part + 1) / parts * BFLOAT_DEPTH;
       const DimRange range{first, smaller(last, operands_.gradient_dim())};
-      if (output < row_outputs) {
-        accumulate_panel(chunk, Side::rows, chunk.first_row + output, range);
-      } else {
-        accumulate_panel(chunk, Side::columns, chunk.first_column + output - row_outputs, range);
-      }
+      const int64_t begin = (of_rows ? chunk.first_row : chunk.first_column) + place;
+      const int64_t end = smaller(begin + width, of_rows ? chunk.last_row : chunk.last_column);
+      accumulate_panels(chunk, of_rows ? Side::rows : Side::columns, begin, end, range);
     }
+  }
+
+  // Several outputs a task, where there are enough of them: the other side's panels are then read
+  // once for all from the last-level cache. They and the outputs stay in the second level.
+  int64_t outputs_of_a_task(int64_t outputs) const {
+    constexpr int64_t CACHE_BYTES = 640 * 1024;
+    const int64_t panel_bytes = panel_size_ * static_cast<int64_t>(sizeof(T));
+    int64_t width = 4;
+    while (width > 1 &&
+           ((width + 1) * panel_bytes > CACHE_BYTES || outputs < 4 * width * problem_.threads)) {
+      width /= 2;
+    }
+    return width;
   }
 
   // Where the tile of an output panel and one of the other side lies.
@@ -197,38 +213,42 @@ class BackwardPass {
     return of_rows ? Place{output, other, true} : Place{other, output, false};
   }
 
-  // Adds what a chunk has for one panel of the gradient of one side.
-  void accumulate_panel(const Chunk& chunk, Side side, int64_t output, const DimRange& range) {
+  // Adds what a chunk has for panels [begin, end) of the gradient of one side.
+  void accumulate_panels(const Chunk& chunk, Side side, int64_t begin, int64_t end,
+                         const DimRange& range) {
     const bool of_rows = side == Side::rows;
-    T* gradient = of_rows || problem_.self_mode ? row_gradient_ : column_gradient_;
-    gradient += output * panel_size_;
-    const int64_t live = (of_rows ? rows_ : columns_).live(output);
+    T* gradients = of_rows || problem_.self_mode ? row_gradient_ : column_gradient_;
     const int64_t first = of_rows ? chunk.first_column : chunk.first_row;
     const int64_t last = of_rows ? chunk.last_column : chunk.last_row;
     ProductScratch<T>& scratch = scratch_[thread_index()];
-    for (int64_t other = first; other < last; ++other) {
-      const Place place = place_of(chunk, side, output, other);
-      const int64_t slot = chunk.slot(place.row, place.column);
-      const TileShare& share = shares_[slot];
-      if (!share.any) continue;
-      const T* tile = tiles_ + slot * PANEL * PANEL;
-      bool transposed = place.transposed;
-      // Kept weights are scaled here, into the caches of who multiplies them.
-      const int64_t index = index_of(place.row, place.column);
-      if (saved_.holds_weights(index)) {
-        scale_weights(operands_.tile(place.row, place.column), saved_.tile(index), statistics_,
-                      saved_.shifts[index], transposed, scratch.gradient);
-        tile = scratch.gradient;
-        transposed = false;
+    for (int64_t other = first; other < last; ++other)
+      for (int64_t output = begin; output < end; ++output) {
+        T* gradient = gradients + output * panel_size_;
+        const int64_t live = (of_rows ? rows_ : columns_).live(output);
+        const Place place = place_of(chunk, side, output, other);
+        const int64_t slot = chunk.slot(place.row, place.column);
+        const TileShare& share = shares_[slot];
+        if (!share.any) continue;
+        const T* tile = tiles_ + slot * PANEL * PANEL;
+        bool transposed = place.transposed;
+        // Kept weights are scaled here, into the caches of who multiplies them.
+        const int64_t index = index_of(place.row, place.column);
+        if (saved_.holds_weights(index)) {
+          scale_weights(operands_.tile(place.row, place.column), saved_.tile(index), statistics_,
+                        saved_.shifts[index], transposed, scratch.gradient);
+          tile = scratch.gradient;
+          transposed = false;
+        }
+        const T* upcoming = nullptr;
+        const bool more = output + 1 < end;
+        if (more || other + 1 < last) {
+          const Place next = more ? place_of(chunk, side, output + 1, other)
+                                  : place_of(chunk, side, begin, other + 1);
+          upcoming = saved_.tile(index_of(next.row, next.column));
+        }
+        operands_.accumulate(of_rows ? Side::columns : Side::rows, other, tile, share, transposed,
+                             live, range, scratch, upcoming, gradient);
       }
-      const T* upcoming = nullptr;
-      if (other + 1 < last) {
-        const Place next = place_of(chunk, side, output, other + 1);
-        upcoming = saved_.tile(index_of(next.row, next.column));
-      }
-      operands_.accumulate(of_rows ? Side::columns : Side::rows, other, tile, share, transposed,
-                           live, range, scratch, upcoming, gradient);
-    }
   }
 
   void unpack_gradients() {

@@ -21,8 +21,10 @@ struct Exp2;
 template <>
 struct Exp2<float> {
   static constexpr float LOWEST = -126, HIGHEST = 126;
-  static constexpr float ROUNDER = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  static constexpr int MANTISSA_BITS = 23, EXPONENT_BIAS = 127;
+  // 1.5 * 2^23, and the exponent's bias: adding it rounds to an integer and leaves that, biased, in
+  // the lowest bits.
+  static constexpr float ROUNDER = 12582912.0f + 127;
+  static constexpr int MANTISSA_BITS = 23;
   static constexpr int DEGREE = 6;
   static constexpr float COEFFICIENTS[DEGREE + 1] = {
       1.0000000005540172241f,    0.69314720573803900499f,   0.24022646891201110587f,
@@ -33,8 +35,8 @@ struct Exp2<float> {
 template <>
 struct Exp2<double> {
   static constexpr double LOWEST = -1022, HIGHEST = 1022;
-  static constexpr double ROUNDER = 6755399441055744.0;  // 1.5 * 2^52
-  static constexpr int MANTISSA_BITS = 52, EXPONENT_BIAS = 1023;
+  static constexpr double ROUNDER = 6755399441055744.0 + 1023;  // 1.5 * 2^52 and the bias
+  static constexpr int MANTISSA_BITS = 52;
   static constexpr int DEGREE = 11;
   static constexpr double COEFFICIENTS[DEGREE + 1] = {
       0.9999999999999999971,    0.69314718055994533045,     0.24022650695910156208,
@@ -43,10 +45,11 @@ struct Exp2<double> {
       1.0178198004833684788e-7, 7.0741057273785042419e-9,   4.4352847841887902929e-10};
 };
 
-template <class T>
+// With `clamped` false, for x known to lie in [LOWEST, HIGHEST]; others give anything.
+template <class T, bool clamped = true>
 CIRCLE_INLINE Vec<T> exp2(Vec<T> x) {
   using Constants = Exp2<T>;
-  x = at_least(splat<T>(Constants::LOWEST), at_most(splat<T>(Constants::HIGHEST), x));
+  if (clamped) x = at_least(splat<T>(Constants::LOWEST), at_most(splat<T>(Constants::HIGHEST), x));
   const Vec<T> rounded = x + Constants::ROUNDER;
   const Vec<T> fraction = x - (rounded - Constants::ROUNDER);
   Vec<T> power = splat<T>(Constants::COEFFICIENTS[Constants::DEGREE]);
@@ -54,9 +57,8 @@ CIRCLE_INLINE Vec<T> exp2(Vec<T> x) {
   for (int term = Constants::DEGREE - 1; term >= 0; --term) {
     power = power * fraction + Constants::COEFFICIENTS[term];
   }
-  // The integer stands in the lowest bits of `rounded`; shifting drops everything above them.
-  const Vec<Int<T>> bits = ((Vec<Int<T>>)rounded + Constants::EXPONENT_BIAS)
-                           << Constants::MANTISSA_BITS;
+  // Shifting drops everything above the integer.
+  const Vec<Int<T>> bits = (Vec<Int<T>>)rounded << Constants::MANTISSA_BITS;
   return power * (Vec<T>)bits;  // a product, not integer arithmetic, so that NaN stays NaN
 }
 

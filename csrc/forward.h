@@ -86,7 +86,7 @@ void mark_empty(PartialSums<T>& partial) {
 }
 
 // Sums of a tile relative to one shift for each kind of pair; false where that is not exact. With
-// `weighing` also the tile's weights.
+// `weighing` also the tile's weights, and then exponentials lie inside exp2's range.
 //
 // Logits are copied: through a reference, every store might have changed them.
 template <class T, bool mixed, bool mirrored, bool weighing, class Logits>
@@ -102,9 +102,9 @@ bool sum_tile(const Tile<T>& tile, const T* similarities, const TileShifts<T>& s
       const Vec<T> similarity = load(similarities + at);
       if constexpr (mixed) {
         const PairMasks<T> masks = pair_masks(tile, row, vector * LANES<T>);
-        const Vec<T> exponential =
-            exp2<T>(select<T>(masks.positive, logits.positive(similarity) - shifts.positive,
-                              logits.negative(similarity) - shifts.negative));
+        const Vec<T> exponential = exp2<T, !weighing>(
+            select<T>(masks.positive, logits.positive(similarity) - shifts.positive,
+                      logits.negative(similarity) - shifts.negative));
         const Vec<T> positive = select<T>(masks.positive, exponential, Vec<T>{});
         const Vec<T> negative = select<T>(masks.negative, exponential, Vec<T>{});
         row_positive += positive;
@@ -118,7 +118,8 @@ bool sum_tile(const Tile<T>& tile, const T* similarities, const TileShifts<T>& s
                                    negative * logits.negative_slope(similarity));
         }
       } else {
-        const Vec<T> exponential = exp2<T>(logits.negative(similarity) - shifts.negative);
+        const Vec<T> exponential =
+            exp2<T, !weighing>(logits.negative(similarity) - shifts.negative);
         row_negative += exponential;
         if constexpr (mirrored) column_negative[vector] += exponential;
         if constexpr (weighing)

@@ -95,8 +95,11 @@ Block::Block(std::size_t bytes) : memory_(spare_block.exchange(nullptr)), size_(
     if (Header::of(memory_)->capacity >= bytes) return;
     std::free(Header::of(memory_));
   }
-  auto* header = static_cast<Header*>(new_pages(sizeof(Header) + bytes));
-  header->capacity = bytes;
+  // Whole huge pages, so that problems of nearly the same size take turns with one block.
+  std::size_t total = sizeof(Header) + bytes;
+  if (total > HUGE_PAGE) total = (total + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+  auto* header = static_cast<Header*>(new_pages(total));
+  header->capacity = total - sizeof(Header);
   memory_ = header + 1;
 }
 

@@ -39,7 +39,7 @@ class Arena {
 // cleared.
 class Block {
  public:
-  static constexpr std::size_t SPARE_BYTES = std::size_t{128} << 20;
+  static constexpr std::size_t SPARE_BYTES = std::size_t{80} << 20;
 
   // Throws std::bad_alloc.
   explicit Block(std::size_t bytes);
