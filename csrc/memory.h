@@ -12,7 +12,7 @@ namespace circle_kernels {
 // the system for pages again takes longer than computing.
 class Arena {
  public:
-  static constexpr std::size_t SPARE_BYTES = std::size_t{16} << 20;
+  static constexpr std::size_t SPARE_BYTES = std::size_t{48} << 20;
 
   Arena();
   Arena(const Arena&) = delete;
