@@ -154,11 +154,13 @@ def backward(
 
 
 def row_losses(lse_pos: Tensor, lse_neg: Tensor, reduction: str) -> tuple[Tensor, Tensor] | None:
-    """What ``circle_kernels.row_losses.row_losses`` returns, in one call; None without the
-    extension."""
+    """What :func:`circle_kernels.row_losses.row_losses` returns, in one call; None without the
+    extension.
+    """
     extension = _extension()
     if isinstance(extension, str):
         return None
+    lse_pos, lse_neg = lse_pos.contiguous(), lse_neg.contiguous()
     slopes = torch.empty_like(lse_pos)
     loss = torch.empty_like(lse_pos) if reduction == "none" else lse_pos.new_empty(())
     extension.row_losses(
