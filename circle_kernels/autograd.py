@@ -27,6 +27,11 @@ from circle_kernels.formula import FORMULAS, PairFormula, formula_from_parameter
 from circle_kernels.reference import pair_logsumexp_reference
 
 
+# Raised when a backend saves something of another shape. torch keeps compiled graphs on disk by the
+# arguments of their ops: with this among them, none is found that an earlier version compiled.
+SAVED_LAYOUT = 2
+
+
 def pair_logsumexp(
     embeddings: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
@@ -131,7 +136,7 @@ class _PairLogSumExp(torch.autograd.Function):
         if not is_traced(embeddings, backend):
             return forward_and_keep(ctx, *inputs, formula, normalize, skip_below, backend)
         lse_pos, lse_neg, saved = _forward_op(
-            *inputs, *_encode(formula), normalize, skip_below, backend, _keeps(ctx)
+            *inputs, *_encode(formula), normalize, skip_below, backend, _keeps(ctx), SAVED_LAYOUT
         )
         ctx.save_for_backward(*inputs, lse_pos, lse_neg, saved)
         ctx.settings = (formula, normalize, skip_below)
@@ -271,6 +276,7 @@ def _forward(
     skip_below: float,
     backend: str,
     keep_for_backward: bool,
+    saved_layout: int = SAVED_LAYOUT,
 ) -> tuple[Tensor, Tensor, Tensor]:
     problem = _problem(
         embeddings,
@@ -356,6 +362,7 @@ def _forward_fake(
     skip_below: float,
     backend: str,
     keep_for_backward: bool,
+    saved_layout: int = SAVED_LAYOUT,
 ) -> tuple[Tensor, Tensor, Tensor]:
     problem = _problem(
         embeddings,
