@@ -26,7 +26,6 @@ from circle_kernels.backends.interface import PairProblem, result_dtype
 from circle_kernels.formula import FORMULAS, PairFormula, formula_from_parameters
 from circle_kernels.reference import pair_logsumexp_reference
 
-
 # Raised when a backend saves something of another shape. torch keeps compiled graphs on disk by the
 # arguments of their ops: with this among them, none is found that an earlier version compiled.
 SAVED_LAYOUT = 2
