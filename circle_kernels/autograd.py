@@ -27,7 +27,8 @@ from circle_kernels.formula import FORMULAS, PairFormula, formula_from_parameter
 from circle_kernels.reference import pair_logsumexp_reference
 
 # Raised when a backend saves something of another shape. torch keeps compiled graphs on disk by the
-# arguments of their ops: with this among them, none is found that an earlier version compiled.
+# arguments of their ops: with this among them, none is found that an earlier version compiled. (Not
+# as a default, which torch leaves out.)
 SAVED_LAYOUT = 2
 
 
@@ -275,7 +276,7 @@ def _forward(
     skip_below: float,
     backend: str,
     keep_for_backward: bool,
-    saved_layout: int = SAVED_LAYOUT,
+    saved_layout: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     problem = _problem(
         embeddings,
@@ -361,7 +362,7 @@ def _forward_fake(
     skip_below: float,
     backend: str,
     keep_for_backward: bool,
-    saved_layout: int = SAVED_LAYOUT,
+    saved_layout: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     problem = _problem(
         embeddings,

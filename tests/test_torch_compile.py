@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from circle_kernels import CircleFormula, CircleLoss, circle_loss, unified_loss
+from circle_kernels.autograd import SAVED_LAYOUT
 
 
 def inputs(n: int, m: int | None = None) -> list[Tensor]:
@@ -76,10 +77,9 @@ def test_registered_ops_are_well_formed(backend: str, m: int | None) -> None:
     encoded = (formula.name, formula.parameters(), formula.detach_weights)
     forward = torch.ops.circle_kernels.pair_logsumexp_forward
     for skip_below, keep in ((0.0, True), (0.25, True), (0.0, False)):
-        torch.library.opcheck(
-            forward.default, (*tensors, *encoded, True, skip_below, backend, keep)
-        )
-    statistics = forward(*tensors, *encoded, True, 0.0, backend, True)
+        options = (True, skip_below, backend, keep, SAVED_LAYOUT)
+        torch.library.opcheck(forward.default, (*tensors, *encoded, *options))
+    statistics = forward(*tensors, *encoded, True, 0.0, backend, True, SAVED_LAYOUT)
     grads = (torch.rand(24), torch.rand(24))
     for needs in ((True, m is not None), (True, False), (False, m is not None)):
         torch.library.opcheck(
