@@ -221,7 +221,7 @@ class BackwardPass {
     const int64_t first = of_rows ? chunk.first_column : chunk.first_row;
     const int64_t last = of_rows ? chunk.last_column : chunk.last_row;
     ProductScratch<T>& scratch = scratch_[thread_index()];
-    for (int64_t other = first; other < last; ++other)
+    for (int64_t other = first; other < last; ++other) {
       for (int64_t output = begin; output < end; ++output) {
         T* gradient = gradients + output * panel_size_;
         const int64_t live = (of_rows ? rows_ : columns_).live(output);
@@ -249,6 +249,7 @@ class BackwardPass {
         operands_.accumulate(of_rows ? Side::columns : Side::rows, other, tile, share, transposed,
                              live, range, scratch, upcoming, gradient);
       }
+    }
   }
 
   void unpack_gradients() {

@@ -122,8 +122,9 @@ bool sum_tile(const Tile<T>& tile, const T* similarities, const TileShifts<T>& s
             exp2<T, !weighing>(logits.negative(similarity) - shifts.negative);
         row_negative += exponential;
         if constexpr (mirrored) column_negative[vector] += exponential;
-        if constexpr (weighing)
+        if constexpr (weighing) {
           stream(weights + at, exponential * logits.negative_slope(similarity));
+        }
       }
     }
     rows.negative.sum[row] = sum<T>(row_negative);
