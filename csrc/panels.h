@@ -139,58 +139,82 @@ void pack_rows(const Embeddings& side, bool normalize, int64_t index, int64_t be
   }
 }
 
-// PACKED_ROWS rows of a panel of the gradient with respect to the embeddings as given, from the one
-// with respect to the normalised embeddings: dx = (g - x <x, g>) / |x|. `gradient` is overwritten.
+// The gradient with respect to LANES embeddings as given, from that with respect to the normalised
+// ones: dx = (g - x <x, g>) / |x|.
+template <class T>
+class Projection {
+ public:
+  // Panels at the first of the embeddings.
+  Projection(const T* values, const T* gradient, const T* divisors, int64_t dim)
+      : values_(values), gradient_(gradient) {
+    // In double, and over <x, x>, which rounding has made only nearly 1: so what is left has no
+    // part along x, also where it is small against what is taken away.
+    Doubled<T> along{}, square{};
+    for (int64_t d = 0; d < dim; ++d) {
+      const Doubled<T> value = Doubled<T>::load(values + d * PANEL);
+      const Doubled<T> slope = Doubled<T>::load(gradient + d * PANEL);
+      __builtin_prefetch(values + (d + AHEAD) * PANEL);
+      __builtin_prefetch(gradient + (d + AHEAD) * PANEL);
+      CIRCLE_UNROLL
+      for (int part = 0; part < Doubled<T>::PARTS; ++part) {
+        along.parts[part] += value.parts[part] * slope.parts[part];
+        square.parts[part] += value.parts[part] * value.parts[part];
+      }
+    }
+    const Doubled<T> divisor = Doubled<T>::load(divisors);
+    for (int part = 0; part < Doubled<T>::PARTS; ++part) {
+      inverse_.parts[part] = 1 / divisor.parts[part];
+      // Below eps the divisor is a constant and there is nothing to project out.
+      along_.parts[part] = select<double>(divisor.parts[part] <= double{static_cast<T>(NORM_EPS)},
+                                          Vec<double>{}, along.parts[part] / square.parts[part]);
+    }
+  }
+
+  CIRCLE_INLINE void at(int64_t d, T* result) const {
+    const Doubled<T> value = Doubled<T>::load(values_ + d * PANEL);
+    Doubled<T> slope = Doubled<T>::load(gradient_ + d * PANEL);
+    CIRCLE_UNROLL
+    for (int part = 0; part < Doubled<T>::PARTS; ++part) {
+      slope.parts[part] =
+          (slope.parts[part] - value.parts[part] * along_.parts[part]) * inverse_.parts[part];
+    }
+    slope.store(result);
+  }
+
+ private:
+  // Panel rows asked for ahead of their use.
+  static constexpr int64_t AHEAD = 16;
+
+  const T *values_, *gradient_;
+  Doubled<T> along_, inverse_;
+};
+
+// PACKED_ROWS rows of a panel of the gradient, as the caller wants them.
 template <class T, class S>
 void unpack_gradient(const Panels<T>& panels, bool normalize, int64_t index, int64_t begin_row,
-                     T* gradient,  // (dim, PANEL)
-                     S* output) {  // (count, dim), contiguous
+                     const T* gradient,  // (dim, PANEL)
+                     S* output) {        // (count, dim), contiguous
   const int64_t dim = panels.dim, live = panels.live(index);
   const T* panel = panels.panel(index);
   const T* divisors = panels.divisors + index * PANEL;
   const int64_t end_row = begin_row + PACKED_ROWS;
-  if (begin_row >= live) return;
 
-  if (normalize) {
-    // In double, and over <x, x>, which rounding has made only nearly 1: so what is left has no
-    // part along x, also where it is small against what is taken away.
-    double along[PANEL] = {}, square[PANEL] = {};
-    for (int64_t d = 0; d < dim; ++d) {
-      for (int64_t row = begin_row; row < end_row; ++row) {
-        const double value = panel[d * PANEL + row];
-        along[row] += value * gradient[d * PANEL + row];
-        square[row] += value * value;
-      }
-    }
-    double inverse[PANEL];
-    for (int64_t row = begin_row; row < end_row; ++row) {
-      inverse[row] = 1 / static_cast<double>(divisors[row]);
-      // Below eps the divisor is a constant and there is nothing to project out.
-      along[row] = divisors[row] <= static_cast<T>(NORM_EPS) ? 0 : along[row] / square[row];
-    }
-    for (int64_t d = 0; d < dim; ++d) {
-      for (int64_t row = begin_row; row < end_row; ++row) {
-        const int64_t at = d * PANEL + row;
-        gradient[at] = static_cast<T>((gradient[at] - panel[at] * along[row]) * inverse[row]);
-      }
-    }
-  }
-
-  T strip[LANES<T>][STRIP];
+  T block[LANES<T>][LANES<T>] = {}, strip[LANES<T>][STRIP];
   for (int64_t row = begin_row; row < live && row < end_row; row += LANES<T>) {
+    const Projection<T> projection(panel + row, gradient + row, divisors + row,
+                                   normalize ? dim : 0);
     for (int64_t begin = 0; begin < dim; begin += STRIP) {
       const int64_t count = dim - begin < STRIP ? dim - begin : STRIP;
-      for (int64_t d = 0; d < count; d += LANES<T>) {
-        const T* from = gradient + (begin + d) * PANEL + row;
-        if (count - d >= LANES<T>) {
-          transpose_block(from, PANEL, &strip[0][d], STRIP);
-          continue;
-        }
-        for (int64_t rest = 0; rest < count - d; ++rest) {
-          for (int lane = 0; lane < LANES<T>; ++lane) {
-            strip[lane][d + rest] = from[rest * PANEL + lane];
+      for (int64_t first = 0; first < count; first += LANES<T>) {
+        for (int64_t d = first; d < first + LANES<T> && d < count; ++d) {
+          if (normalize) {
+            projection.at(begin + d, block[d - first]);
+          } else {
+            store(block[d - first], load(gradient + (begin + d) * PANEL + row));
           }
         }
+        // The rest of the block is not looked at.
+        transpose_block(&block[0][0], LANES<T>, &strip[0][first], STRIP);
       }
       for (int64_t lane = 0; lane < LANES<T> && row + lane < live; ++lane) {
         const int64_t given = panels.order[index * PANEL + row + lane];

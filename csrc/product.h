@@ -49,8 +49,8 @@ constexpr int TILE_COLUMNS = TILE_VECTORS * LANES<T>;
 static_assert(PANEL % TILE_ROWS == 0 && PANEL % TILE_COLUMNS<float> == 0 &&
               PANEL % TILE_COLUMNS<double> == 0);
 
-// Vectors of b that a product asks for ahead of their use, in depth: about the time that the
-// last-level cache takes to answer.
+// Vectors of b that the similarities' product asks for ahead of their use, in depth: about the time
+// that the last-level cache takes to answer.
 constexpr int64_t AHEAD = 12;
 
 // Looks at each vector of a product before it is stored; this one does not.
@@ -68,6 +68,9 @@ template <class E, int rows, int vectors, int row_stride, int depth_stride, bool
 CIRCLE_INLINE void multiply_registers(const E* a, const int32_t* indices, const E* b, int64_t depth,
                                       Sum<E>* c, bool accumulate, Look&& look = {}) {
   using T = Sum<E>;
+  // The gradient's product: the same columns of b are multiplied next with the rows of a and c that
+  // follow in memory, so these are asked for, an equal part at each depth.
+  constexpr bool ROWS_FOLLOW = depth_stride == 1;
   Vec<T> sums[rows][vectors];
   CIRCLE_UNROLL
   for (int row = 0; row < rows; ++row) {
@@ -82,7 +85,11 @@ CIRCLE_INLINE void multiply_registers(const E* a, const int32_t* indices, const 
     CIRCLE_UNROLL
     for (int vector = 0; vector < vectors; ++vector) {
       operands[vector] = load(b + k * PANEL + vector * LANES<E>);
-      __builtin_prefetch(b + (k + AHEAD) * PANEL + vector * LANES<E>);
+      if (!ROWS_FOLLOW) __builtin_prefetch(b + (k + AHEAD) * PANEL + vector * LANES<E>);
+    }
+    if (ROWS_FOLLOW) {
+      __builtin_prefetch(a + rows * (row_stride + k));
+      __builtin_prefetch(c + rows * (PANEL + k * (PANEL / row_stride)));
     }
     CIRCLE_UNROLL
     for (int row = 0; row < rows; ++row) {

@@ -63,6 +63,33 @@ CIRCLE_INLINE void store(T* to, Vec<T> vector) {
   std::memcpy(to, &vector, sizeof vector);
 }
 
+// As many numbers as a vector of T has, in double.
+template <class T>
+struct Doubled {
+  static constexpr int PARTS = sizeof(double) / sizeof(T);
+  typedef T Narrow __attribute__((vector_size(CIRCLE_VECTOR_BYTES / PARTS)));
+
+  Vec<double> parts[PARTS];
+
+  static CIRCLE_INLINE Doubled load(const T* from) {
+    Doubled result;
+    CIRCLE_UNROLL
+    for (int part = 0; part < PARTS; ++part) {
+      Narrow numbers;
+      std::memcpy(&numbers, from + part * LANES<double>, sizeof numbers);
+      result.parts[part] = __builtin_convertvector(numbers, Vec<double>);
+    }
+    return result;
+  }
+  CIRCLE_INLINE void store(T* to) const {
+    CIRCLE_UNROLL
+    for (int part = 0; part < PARTS; ++part) {
+      const Narrow numbers = __builtin_convertvector(parts[part], Narrow);
+      std::memcpy(to + part * LANES<double>, &numbers, sizeof numbers);
+    }
+  }
+};
+
 // Stores past the caches, for what will not be read soon: the memory's old contents are then not
 // fetched first. `to` is aligned to a vector; finish_streaming() comes before another thread reads.
 template <class T>
