@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path as FilePath
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -25,12 +25,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from bench.disassembly import Path, tile_paths
 from circle_kernels.backends import triton as triton_backend
 from circle_kernels.backends.interface import PairProblem
 from circle_kernels.backends.triton import launch as launch_module
 from circle_kernels.formula import PairFormula
 
-_BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+_BINARIES = FilePath(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _POINTERS = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
@@ -47,6 +48,11 @@ class Device:
     target: GPUTarget
     shared_memory: int  # bytes per block, opt-in
     multiprocessors: int
+    # Of a multiprocessor, per cycle: multiply-adds of its matrix units in bfloat16 with float32
+    # sums (tf32: half of it). From the makers' peak rates, numbers of units and boost clocks.
+    multiply_adds: int
+    threads: int  # that a multiprocessor can hold
+    multiprocessor_memory: int  # shared, bytes
 
     @property
     def capability(self) -> tuple[int, int]:
@@ -54,13 +60,13 @@ class Device:
 
 
 DEVICES = {
-    "sm_80": Device(GPUTarget("cuda", 80, 32), 166_912, 108),  # A100
-    "sm_86": Device(GPUTarget("cuda", 86, 32), 101_376, 82),  # RTX 3090
-    "sm_89": Device(GPUTarget("cuda", 89, 32), 101_376, 128),  # RTX 4090, L40
-    "sm_90": Device(GPUTarget("cuda", 90, 32), 232_448, 132),  # H100, H200
-    "sm_100": Device(GPUTarget("cuda", 100, 32), 232_448, 148),  # B200
-    "sm_120": Device(GPUTarget("cuda", 120, 32), 101_376, 170),  # RTX 5090
-    "gfx942": Device(GPUTarget("hip", "gfx942", 64), 65_536, 304),  # MI300X
+    "sm_80": Device(GPUTarget("cuda", 80, 32), 166_912, 108, 1024, 2048, 167_936),  # A100
+    "sm_86": Device(GPUTarget("cuda", 86, 32), 101_376, 82, 256, 1536, 102_400),  # RTX 3090
+    "sm_89": Device(GPUTarget("cuda", 89, 32), 101_376, 128, 256, 1536, 102_400),  # RTX 4090, L40
+    "sm_90": Device(GPUTarget("cuda", 90, 32), 232_448, 132, 2048, 2048, 233_472),  # H100, H200
+    "sm_100": Device(GPUTarget("cuda", 100, 32), 232_448, 148, 4096, 2048, 233_472),  # B200
+    "sm_120": Device(GPUTarget("cuda", 120, 32), 101_376, 170, 256, 1536, 102_400),  # RTX 5090
+    "gfx942": Device(GPUTarget("hip", "gfx942", 64), 65_536, 304, 1024, 2048, 65_536),  # MI300X
 }
 
 
@@ -190,6 +196,7 @@ class Resources:
     shared_memory: int  # bytes per block
     matrix_instructions: int
     exponentials: int
+    paths: tuple[Path, ...] = ()  # through the tile loop, cheapest first (NVIDIA)
 
 
 def compile_launch(launch: Launch, device: Device) -> Resources:
@@ -227,7 +234,7 @@ def _read_amd(assembly: str, shared_memory: int) -> Resources:
 def _read_nvidia(cubin: bytes, shared_memory: int) -> Resources:
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "kernel.cubin")
-        Path(path).write_bytes(cubin)
+        FilePath(path).write_bytes(cubin)
         usage = _run("cuobjdump", "-res-usage", path)
         disassembly = _run("nvdisasm", path)
     registers = re.search(r"REG:(\d+)", usage)
@@ -238,6 +245,7 @@ def _read_nvidia(cubin: bytes, shared_memory: int) -> Resources:
         shared_memory=shared_memory,
         matrix_instructions=len(re.findall(r"\b(?:HMMA|HGMMA|UTC\w*MMA)\b", disassembly)),
         exponentials=len(re.findall(r"\bMUFU\.EX2\b", disassembly)),
+        paths=tuple(tile_paths(disassembly)),
     )
 
 

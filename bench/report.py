@@ -8,16 +8,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import loss_plot, loss_tables, markers
+from bench import kernel_tables, loss_plot, loss_tables, markers
 from bench.errors import UserError
 from bench.results import Results, load
 from bench.tables import Table, environment, markdown_table, print_table
 
 HELP = "print a results file again, rewrite the tables in Markdown files, draw the picture"
 
-# Per command that writes results: its tables, the first of which is the one to print, and its
-# picture.
-TABLES = {"loss": loss_tables.loss_tables}
+# Per command that writes results: its tables, the first of which is the one to print, where its
+# numbers come from, and its picture if it has one.
+TABLES = {"loss": loss_tables.loss_tables, "kernels": kernel_tables.kernel_tables}
+ENVIRONMENTS = {"loss": environment, "kernels": kernel_tables.environment}
 PLOTS = {"loss": loss_plot.plot_loss}
 
 # Wide enough for the full table where output goes to a file.
@@ -65,7 +66,7 @@ def tables(results: Results) -> list[Table]:
 def blocks(results: Results) -> dict[str, str]:
     """Markdown by marker name: every table, and the sentence on where the numbers come from."""
     content = {table.name: markdown_table(table) for table in tables(results)}
-    content[f"{results.command}-{results.device}-environment"] = environment(results)
+    content[f"{results.command}-{results.device}-environment"] = _environment(results)
     return content
 
 
@@ -73,10 +74,20 @@ def show(results: Results) -> None:
     """Print the first table and where the numbers come from."""
     console = Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL)
     print_table(tables(results)[0], console)
-    console.print(environment(results), highlight=False, markup=False)
+    console.print(_environment(results), highlight=False, markup=False)
+
+
+def _environment(results: Results) -> str:
+    return ENVIRONMENTS[results.command](results)
 
 
 def draw(results: Results, path: Path) -> None:
-    """Write the picture of a results file as PNG."""
+    """Write the picture of a results file as PNG.
+
+    Raises:
+        UserError: the file comes from a command without a picture.
+    """
+    if results.command not in PLOTS:
+        raise UserError(f"no picture is known for the command {results.command!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
     PLOTS[results.command](results, path)

@@ -20,7 +20,12 @@ from circle_kernels.backends.triton import settings
 from circle_kernels.formula import PairFormula
 
 DEPTHS = (64, 128, 256, 512)
-TILE_KERNELS = ("pair_logsumexp_kernel", "accumulate_gradient_kernel", "write_weights_kernel")
+TILE_KERNELS = (
+    "sum_rows_kernel",
+    "sum_triangle_kernel",
+    "accumulate_gradient_kernel",
+    "write_weights_kernel",
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,7 @@ class Problem:
     dtype: torch.dtype
     depth: int
     self_mode: bool = True
+    num_rows: int = 4096
     formula: PairFormula = CircleFormula()  # noqa: RUF009, a frozen value
     precision: str = "highest"
     normalize: bool = True
@@ -53,6 +59,12 @@ def problems() -> list[Problem]:
     # A depth that needs masking and has no aligned rows, and the smallest.
     chosen += [Problem(torch.bfloat16, depth) for depth in (1, 100, 515)]
     chosen += [Problem(torch.float16, 64, normalize=False)]
+    # Small tiles, and the triangle in several bands; both need no depth of their own.
+    for num_rows in (256, 100_000):
+        for dtype in (torch.bfloat16, torch.float32):
+            chosen += [Problem(dtype, 128, self_mode, num_rows) for self_mode in (True, False)]
+        chosen += [Problem(torch.bfloat16, 128, num_rows=num_rows, formula=UnifiedFormula(m=0.35))]
+        chosen += [Problem(torch.float32, 128, num_rows=num_rows, precision="high")]
     return chosen
 
 
@@ -67,13 +79,14 @@ def launches(target: str) -> tuple[Launch, ...]:
             recorded = plan_launches(
                 DEVICES[target],
                 dtype=problem.dtype,
-                num_rows=4096,
+                num_rows=problem.num_rows,
                 depth=problem.depth,
                 formula=problem.formula,
-                num_references=None if problem.self_mode else 8192,
+                num_references=None if problem.self_mode else 2 * problem.num_rows,
                 normalize=problem.normalize,
             )
-            found.update(dict.fromkeys(recorded))
+            # How many programs run changes nothing of what is compiled.
+            found.update(dict.fromkeys(replace(launch, programs=0) for launch in recorded))
     finally:
         torch.set_float32_matmul_precision(previous)
     return tuple(found)
@@ -103,9 +116,18 @@ def test_kernels_compile_without_spills_within_shared_memory(target: str, kernel
     assert not failures, "\n".join(failures)
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [(1, 1), (16, 16), (1000, 300), (3, 10_000)],
+        [(4096, 4000), (5001, 3999), (300, 100_000)],
+        [(20_000, 20_000), (30_001, 25_003)],
+    ],
+    ids=["small", "large", "sorted"],
+)
 @pytest.mark.parametrize("depth", [64, 100, 600])
-def test_batch_sizes_share_compiled_kernels(depth: int) -> None:
-    """N and M are run-time values: no batch size compiles anything of its own, not even 1."""
+def test_batch_sizes_share_compiled_kernels(depth: int, sizes: list[tuple[int, int]]) -> None:
+    """N and M are run-time values: there are three kinds of sizes, and a kind is compiled once."""
 
     def kernels(num_rows: int, num_references: int) -> set[Launch]:
         launches = plan_launches(
@@ -118,8 +140,8 @@ def test_batch_sizes_share_compiled_kernels(depth: int) -> None:
         )
         return {replace(launch, programs=0) for launch in launches}
 
-    expected = kernels(1000, 3001)
-    for num_rows, num_references in ((1, 1), (16, 16), (4096, 17), (3, 100_000)):
+    expected = kernels(*sizes[0])
+    for num_rows, num_references in sizes[1:]:
         assert kernels(num_rows, num_references) == expected
 
 
@@ -139,8 +161,18 @@ def test_every_settings_entry_is_compiled() -> None:
                         options["num_stages"],
                     )
                 )
-    entries = {**settings._FORWARD, **settings._WEIGHTS}
-    listed = {entry for (family, _), entry in entries.items() if family != settings.INTERPRETER}
+    tables = (
+        settings._RECTANGLE,
+        settings._SMALL_RECTANGLE,
+        settings._TRIANGLE,
+        settings._WEIGHTS,
+    )
+    listed = {
+        entry
+        for table in tables
+        for (family, _), entry in table.items()
+        if family != settings.INTERPRETER
+    }
     for (family, _), by_depth in settings._ACCUMULATE.items():
         if family != settings.INTERPRETER:
             listed.update(by_depth)

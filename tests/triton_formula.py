@@ -7,8 +7,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from circle_kernels.backends.triton.launch import formula_arguments
-from circle_kernels.backends.triton.primitives import LN_2, pair_logits, pair_slopes
+from circle_kernels.backends.triton.launch import coordinate_scale, formula_arguments, slope_scale
+from circle_kernels.backends.triton.primitives import (
+    LN_2,
+    logit_constant,
+    pair_distances,
+    pair_slopes,
+    shifted_exponents,
+)
 from circle_kernels.formula import PairFormula
 
 
@@ -18,9 +24,10 @@ def formula_kernel(
     logits_ptr,
     slopes_ptr,
     count,
-    gamma,
-    optimum,
-    margin,
+    coordinate,  # of a similarity of 1
+    vertex,
+    floor,
+    slope,
     POSITIVE: tl.constexpr,
     FORMULA: tl.constexpr,
     DETACH_WEIGHTS: tl.constexpr,
@@ -29,8 +36,11 @@ def formula_kernel(
     indices = tl.arange(0, BLOCK)
     inside = indices < count
     similarity = tl.load(similarity_ptr + indices, mask=inside, other=0.0)
-    logits = pair_logits(similarity, gamma, optimum, margin, POSITIVE, FORMULA)
-    slopes = pair_slopes(similarity, gamma, optimum, margin, POSITIVE, FORMULA, DETACH_WEIGHTS)
+    scales = tl.zeros(similarity.shape, tl.float32) + coordinate
+    distances = pair_distances(similarity, scales, vertex, floor, POSITIVE, FORMULA)
+    logits = shifted_exponents(distances, tl.zeros(similarity.shape, tl.float32), FORMULA)
+    logits -= logit_constant(floor, FORMULA)
+    slopes = pair_slopes(distances, floor, slope, POSITIVE, FORMULA, DETACH_WEIGHTS)
     tl.store(logits_ptr + indices, logits * LN_2, mask=inside)
     tl.store(slopes_ptr + indices, slopes, mask=inside)
 
@@ -45,9 +55,10 @@ def evaluate(formula: PairFormula, similarity: Tensor, positive: bool) -> tuple[
         logits,
         slopes,
         len(similarity),
-        arguments["gamma"],
-        arguments[f"optimum_{kind}"],
-        arguments[f"margin_{kind}"],
+        coordinate_scale(formula),
+        arguments[f"vertex_{kind}"],
+        arguments[f"floor_{kind}"],
+        slope_scale(formula),
         POSITIVE=positive,
         FORMULA=formula.name,
         DETACH_WEIGHTS=formula.detach_weights,

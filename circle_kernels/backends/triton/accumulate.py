@@ -14,7 +14,7 @@ from circle_kernels.backends.triton.primitives import (
     label_masks,
     load_tile,
     multiply_add,
-    scale_products,
+    pair_scales,
     similarity_gradient,
 )
 from circle_kernels.backends.triton.settings import Settings
@@ -38,11 +38,12 @@ def accumulate_gradient_kernel(
     column_stride,
     num_row_blocks,
     tiles_per_split,
-    gamma,
-    optimum_pos,
-    optimum_neg,
-    margin_pos,
-    margin_neg,
+    vertex_pos,
+    floor_pos,
+    vertex_neg,
+    floor_neg,
+    slope_scale,
+    column_unit,  # what turns a column's scale into the inverse of its operand's norm
     SELF_MODE: tl.constexpr,
     ROW_ANCHORS: tl.constexpr,
     COLUMN_ANCHORS: tl.constexpr,
@@ -78,12 +79,12 @@ def accumulate_gradient_kernel(
             tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32),
             INPUT_PRECISION,
         )
-        similarity = scale_products(products, row_scales, column_scales)
         positive, negative = label_masks(
-            row_labels, column_labels, rows, columns, num_columns, SELF_MODE
+            row_labels, column_labels, rows, num_rows, columns, num_columns, SELF_MODE
         )
         gradient = similarity_gradient(
-            similarity,
+            products,
+            pair_scales(row_scales, column_scales),
             positive,
             negative,
             row_statistics_ptr,
@@ -92,17 +93,17 @@ def accumulate_gradient_kernel(
             column_statistics_ptr,
             columns,
             num_columns,
-            gamma,
-            optimum_pos,
-            optimum_neg,
-            margin_pos,
-            margin_neg,
+            vertex_pos,
+            floor_pos,
+            vertex_neg,
+            floor_neg,
+            slope_scale,
             ROW_ANCHORS,
             COLUMN_ANCHORS,
             FORMULA,
             DETACH_WEIGHTS,
         )
-        weights = (gradient * column_scales[None, :]).to(column_tile.dtype)
+        weights = (gradient * (column_scales * column_unit)[None, :]).to(column_tile.dtype)
         sums = multiply_add(weights, column_tile, sums, INPUT_PRECISION)
 
     offsets = (split.to(tl.int64) * num_rows + rows)[:, None] * depth + depths[None, :]

@@ -13,7 +13,12 @@ from torch import Tensor
 
 from circle_kernels.backends.interface import PairProblem
 from circle_kernels.backends.triton.accumulate import accumulate_in_registers
-from circle_kernels.backends.triton.launch import device_family, formula_arguments, on_device
+from circle_kernels.backends.triton.launch import (
+    device_family,
+    formula_arguments,
+    on_device,
+    slope_scale,
+)
 from circle_kernels.backends.triton.normalization import finish_gradient
 from circle_kernels.backends.triton.operands import Side, operand_arguments, prepare_sides
 from circle_kernels.backends.triton.settings import (
@@ -28,7 +33,7 @@ def backward(
     problem: PairProblem,
     lse_pos: Tensor,
     lse_neg: Tensor,
-    saved: Tensor,  # (2, N): both log-sum-exps in base 2
+    saved: Tensor,  # (2, N): both log-sum-exps of exponents
     grad_lse_pos: Tensor,
     grad_lse_neg: Tensor,
     *,
@@ -37,7 +42,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of both sides."""
     with on_device(problem.embeddings.device):
-        rows, columns = prepare_sides(problem)
+        rows, columns = prepare_sides(problem, by_label=False)
         unit = None
         if rows.operand.dtype == torch.float16:
             unit = _gradient_unit(problem, grad_lse_pos, grad_lse_neg)
@@ -83,6 +88,8 @@ def _side_gradient(
         "row_statistics_ptr": unused if row_statistics is None else row_statistics,
         "column_statistics_ptr": unused if column_statistics is None else column_statistics,
         **formula_arguments(problem.formula),
+        "slope_scale": slope_scale(problem.formula),
+        "column_unit": 1 / columns.root_scale,
     }
     constants = {
         "SELF_MODE": problem.self_mode,

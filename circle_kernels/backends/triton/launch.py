@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -146,13 +147,33 @@ def split_columns(
     return row_blocks, triton.cdiv(tiles, tiles_per_split), tiles_per_split
 
 
+def coordinate_scale(formula: PairFormula) -> float:
+    """Coordinate of a similarity of 1: what makes a squared distance a base-2 logit."""
+    scale = float(formula.gamma) / math.log(2)
+    return math.sqrt(scale) if formula.name == "circle" else scale
+
+
 def formula_arguments(formula: PairFormula) -> dict[str, float]:
-    """The formula's numbers under the names that every kernel gives them."""
+    """The formula's numbers, in coordinates, under the names that every kernel gives them."""
     optimum_pos, optimum_neg, margin_pos, margin_neg = formula.constants
+    scale = coordinate_scale(formula)
+    if formula.name == "circle":
+        return {
+            "vertex_pos": scale * (optimum_pos + margin_pos) / 2,
+            "floor_pos": scale * (margin_pos - optimum_pos) / 2,
+            "vertex_neg": scale * (optimum_neg + margin_neg) / 2,
+            "floor_neg": scale * (optimum_neg - margin_neg) / 2,
+        }
     return {
-        "gamma": float(formula.gamma),
-        "optimum_pos": float(optimum_pos),
-        "optimum_neg": float(optimum_neg),
-        "margin_pos": float(margin_pos),
-        "margin_neg": float(margin_neg),
+        "vertex_pos": scale * margin_pos,
+        "floor_pos": 0.0,
+        "vertex_neg": scale * margin_neg,
+        "floor_neg": 0.0,
     }
+
+
+def slope_scale(formula: PairFormula) -> float:
+    """What turns the slopes of :func:`primitives.pair_slopes` into those of natural logits."""
+    if formula.name == "circle":
+        return float(formula.gamma) / coordinate_scale(formula)
+    return float(formula.gamma)

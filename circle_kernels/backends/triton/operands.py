@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,14 @@ import triton.language as tl
 from torch import Tensor
 
 from circle_kernels.backends.interface import NORM_EPS, PairProblem
-from circle_kernels.backends.triton.launch import launch_kernel
+from circle_kernels.backends.triton.launch import coordinate_scale, launch_kernel
 
 # Rows and depths of the O(N·D) kernels' tiles.
 ROW_BLOCK = {"BLOCK_ROWS": 16, "BLOCK_DEPTH": 128}
+# Offsets within a tile of 256 rows are 32-bit.
+MAX_STRIDE = 2**22
+# Scales and labels are padded to a multiple of this, which every block of rows divides.
+ROW_PADDING = 256
 # Strides and depths in multiples of this let Triton load 16 bytes at a time in every dtype.
 _ALIGNMENT = 16
 
@@ -30,9 +35,12 @@ def load_any_layout(rows_ptr, rows, num_rows, row_stride, depths, depth, depth_s
 @triton.jit(do_not_specialize=["num_rows"])
 def prepare_operand_kernel(
     rows_ptr,  # (N, D), any strides
+    labels_ptr,  # (N,) int64
+    order_ptr,  # (N,) int64: which of the rows comes where, if SORTED
     norms_ptr,  # (N,) float32: max(|x|, eps), or 1; NaN for a non-finite row
     operand_norms_ptr,  # (N,) float32: the same for the rows of the operand, if EQUILIBRATE
-    scales_ptr,  # (N,) float32: what turns a row of the operand into the normalised row
+    scales_ptr,  # (padded N,) float32: root_scale over the norms of the operand
+    padded_labels_ptr,  # (padded N,) int64
     operand_ptr,  # (N, padded depth) contiguous, if WRITE_OPERAND
     num_rows,
     depth,
@@ -40,7 +48,9 @@ def prepare_operand_kernel(
     row_stride,
     depth_stride,
     norm_eps,
+    root_scale,
     NORMALIZE: tl.constexpr,
+    SORTED: tl.constexpr,
     WRITE_OPERAND: tl.constexpr,
     EQUILIBRATE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -48,16 +58,22 @@ def prepare_operand_kernel(
 ):
     """Compute norms and scales; where needed write an aligned copy, padded with zeros.
 
+    Scales and labels go on beyond the last row with its own, so that tiles load them unmasked.
+
     For float16 the copy is brought to norms in [1, 2). Dividing by a power of two is exact (down
     to float16's subnormals beside a norm of 1) and puts the scales in (0.5, 1], so that a float16
     product with them can neither overflow nor vanish.
     """
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     inside = rows < num_rows
+    given = tl.minimum(rows, num_rows - 1).to(tl.int64)
+    if SORTED:
+        given = tl.load(order_ptr + given)
+    tl.store(padded_labels_ptr + rows, tl.load(labels_ptr + given))
     squares = tl.zeros((BLOCK_ROWS, BLOCK_DEPTH), tl.float32)
     for start in range(0, depth, BLOCK_DEPTH):
         depths = start + tl.arange(0, BLOCK_DEPTH)
-        chunk = load_any_layout(rows_ptr, rows, num_rows, row_stride, depths, depth, depth_stride)
+        chunk = load_any_layout(rows_ptr, given, num_rows, row_stride, depths, depth, depth_stride)
         squares += chunk * chunk
     norms = tl.sqrt_rn(tl.sum(squares, axis=1))
     # False for NaN and for infinity, which make every similarity of the row NaN.
@@ -72,12 +88,13 @@ def prepare_operand_kernel(
         powers = (divisors.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
         divisors = divisors / powers
         tl.store(operand_norms_ptr + rows, divisors, mask=inside)
-    tl.store(scales_ptr + rows, tl.div_rn(1.0, divisors), mask=inside)
+    scales = tl.div_rn(tl.full(divisors.shape, 1.0, tl.float32) * root_scale, divisors)
+    tl.store(scales_ptr + rows, scales)
     if WRITE_OPERAND:
         for start in range(0, padded_depth, BLOCK_DEPTH):
             depths = start + tl.arange(0, BLOCK_DEPTH)
             chunk = load_any_layout(
-                rows_ptr, rows, num_rows, row_stride, depths, depth, depth_stride
+                rows_ptr, given, num_rows, row_stride, depths, depth, depth_stride
             )
             if EQUILIBRATE:
                 chunk = chunk / powers[:, None]
@@ -94,14 +111,17 @@ class Side:
     """The embeddings or the references, ready for the kernels.
 
     ``operand / operand_norms`` are the normalised rows. The operand is the input itself where its
-    layout allows wide loads; otherwise, and for float16, it is a copy, the depth padded by zeros.
+    layout allows wide loads; otherwise, for float16, and in label order it is a copy, the depth
+    padded by zeros.
     """
 
     operand: Tensor  # (N, padded depth), unit stride along the depth
-    scales: Tensor  # (N,) float32, 1 / operand_norms
+    scales: Tensor  # (padded N,) float32, root_scale / operand_norms
     operand_norms: Tensor  # (N,) float32
     norms: Tensor  # (N,) float32, of the input
-    labels: Tensor  # (N,) int64
+    labels: Tensor  # (padded N,) int64
+    order: Tensor | None  # (N,) int64: the input's rows in this side's order; None if the same
+    root_scale: float  # the root of the coordinate of a similarity of 1
     depth: int  # of the input
     dtype: torch.dtype  # of the input, and so of its gradient
 
@@ -109,38 +129,51 @@ class Side:
         return len(self.operand)
 
 
-def prepare_sides(problem: PairProblem) -> tuple[Side, Side]:
-    """Both sides of a problem; in self mode the same one twice."""
-    rows = _prepare_side(problem.embeddings, problem.labels, problem.normalize)
+def operand_layout(problem: PairProblem) -> tuple[torch.dtype, int]:
+    """Dtype and depth of both operands."""
+    depth = triton.cdiv(problem.embeddings.shape[1], _ALIGNMENT) * _ALIGNMENT
+    dtype = problem.embeddings.dtype
+    # Unnormalised float16 has no bound that would keep its weights in float16's range.
+    widen = dtype == torch.float16 and not problem.normalize
+    return torch.float32 if widen else dtype, depth
+
+
+def prepare_sides(problem: PairProblem, by_label: bool) -> tuple[Side, Side]:
+    """Both sides of a problem, sorted by label if wanted; in self mode the same one twice."""
+    rows = _prepare_side(problem, problem.embeddings, problem.labels, by_label)
     if problem.self_mode:
         return rows, rows
-    return rows, _prepare_side(problem.columns, problem.column_labels, problem.normalize)
+    return rows, _prepare_side(problem, problem.columns, problem.column_labels, by_label)
 
 
-def _prepare_side(embeddings: Tensor, labels: Tensor, normalize: bool) -> Side:
+def _prepare_side(problem: PairProblem, embeddings: Tensor, labels: Tensor, by_label: bool) -> Side:
     num_rows, depth = embeddings.shape
     dtype = embeddings.dtype
-    padded_depth = triton.cdiv(depth, _ALIGNMENT) * _ALIGNMENT
-    equilibrate = dtype == torch.float16 and normalize
+    operand_dtype, padded_depth = operand_layout(problem)
+    equilibrate = dtype == torch.float16 and problem.normalize
     norms = embeddings.new_empty(num_rows, dtype=torch.float32)
     operand_norms = torch.empty_like(norms) if equilibrate else norms
-    scales = torch.empty_like(norms)
+    padded_rows = triton.cdiv(num_rows, ROW_PADDING) * ROW_PADDING
+    scales = norms.new_empty(padded_rows)
+    padded_labels = labels.new_empty(padded_rows)
+    order = torch.sort(labels, stable=True).indices if by_label else None
     operand = embeddings
-    write_operand = dtype == torch.float16 or not _loads_wide(embeddings)
+    write_operand = by_label or dtype == torch.float16 or not _loads_wide(embeddings)
     if write_operand:
-        # Unnormalised float16 has no bound that would keep its weights in float16's range.
-        widen = dtype == torch.float16 and not normalize
-        operand = embeddings.new_empty(
-            num_rows, padded_depth, dtype=torch.float32 if widen else dtype
-        )
+        operand = embeddings.new_empty(num_rows, padded_depth, dtype=operand_dtype)
+    root_scale = math.sqrt(coordinate_scale(problem.formula))
     launch_kernel(
         prepare_operand_kernel,
-        triton.cdiv(num_rows, ROW_BLOCK["BLOCK_ROWS"]),
+        padded_rows // ROW_BLOCK["BLOCK_ROWS"],
         {
             "rows_ptr": embeddings,
+            "labels_ptr": labels.contiguous(),
+            # A pointer that is never followed still has to be a tensor.
+            "order_ptr": norms if order is None else order,
             "norms_ptr": norms,
             "operand_norms_ptr": operand_norms,
             "scales_ptr": scales,
+            "padded_labels_ptr": padded_labels,
             "operand_ptr": operand,
             "num_rows": num_rows,
             "depth": depth,
@@ -148,9 +181,11 @@ def _prepare_side(embeddings: Tensor, labels: Tensor, normalize: bool) -> Side:
             "row_stride": embeddings.stride(0),
             "depth_stride": embeddings.stride(1),
             "norm_eps": NORM_EPS,
+            "root_scale": root_scale,
         },
         {
-            "NORMALIZE": normalize,
+            "NORMALIZE": problem.normalize,
+            "SORTED": by_label,
             "WRITE_OPERAND": write_operand,
             "EQUILIBRATE": equilibrate,
             **ROW_BLOCK,
@@ -158,7 +193,17 @@ def _prepare_side(embeddings: Tensor, labels: Tensor, normalize: bool) -> Side:
         num_warps=4,
         num_stages=2,
     )
-    return Side(operand, scales, operand_norms, norms, labels.contiguous(), depth, dtype)
+    return Side(
+        operand,
+        scales,
+        operand_norms,
+        norms,
+        padded_labels,
+        order,
+        root_scale,
+        depth,
+        dtype,
+    )
 
 
 def _loads_wide(embeddings: Tensor) -> bool:
@@ -166,23 +211,31 @@ def _loads_wide(embeddings: Tensor) -> bool:
     return (
         embeddings.stride(1) == 1
         and embeddings.stride(0) % _ALIGNMENT == 0
+        and embeddings.stride(0) <= MAX_STRIDE
         and embeddings.shape[1] % _ALIGNMENT == 0
         and embeddings.storage_offset() % _ALIGNMENT == 0
     )
 
 
-def operand_arguments(rows: Side, columns: Side) -> dict[str, Any]:
-    """Both sides under the names that every tile kernel gives them."""
+def row_arguments(rows: Side) -> dict[str, Any]:
+    """One side under the names that every tile kernel gives it."""
     return {
         "rows_ptr": rows.operand,
         "row_labels_ptr": rows.labels,
         "row_scales_ptr": rows.scales,
+        "num_rows": len(rows),
+        "depth": rows.operand.shape[1],
+        "row_stride": rows.operand.stride(0),
+    }
+
+
+def operand_arguments(rows: Side, columns: Side) -> dict[str, Any]:
+    """Both sides under the names that every tile kernel gives them."""
+    return {
+        **row_arguments(rows),
         "columns_ptr": columns.operand,
         "column_labels_ptr": columns.labels,
         "column_scales_ptr": columns.scales,
-        "num_rows": len(rows),
         "num_columns": len(columns),
-        "depth": rows.operand.shape[1],
-        "row_stride": rows.operand.stride(0),
         "column_stride": columns.operand.stride(0),
     }

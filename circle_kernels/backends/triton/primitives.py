@@ -1,7 +1,9 @@
 """What forward and backward kernels share: tiles, masks, the pair formulas, the online sum.
 
-Logits are in base 2 throughout (``log2(e)`` is folded into gamma), so that every exponential is a
-single hardware ``exp2``. Derivations: docs/derivation.md.
+Pairs are seen through their *coordinate* u, the similarity times a constant of the formula, and
+their *distance* t from the vertex of their logit's parabola, in units that make the base-2 logit
+t^2 less a constant of its kind (t itself for formulas without a parabola). The constants join the
+log-sum-exps at the end. Derivation: docs/derivation.md.
 """
 
 from __future__ import annotations
@@ -9,7 +11,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 
 
@@ -29,6 +30,16 @@ def load_tile(
 
 
 @triton.jit
+def load_block(
+    values_ptr,
+    start,
+    BLOCK: tl.constexpr,
+):
+    """Load a block of a padded vector; one address and constant offsets from it."""
+    return tl.load(values_ptr + start + tl.arange(0, BLOCK))
+
+
+@triton.jit
 def multiply_add(
     left,  # (R, K)
     right,  # (K, C)
@@ -45,43 +56,62 @@ def multiply_add(
 
 
 @triton.jit
-def similarity_tile(
+def tile_products(
     rows_ptr,
-    rows,  # (R,)
+    first_row,
     num_rows,
     row_stride,
     columns_ptr,
-    columns,  # (C,)
+    first_column,
     num_columns,
     column_stride,
     depth,
-    row_scales,  # (R,)
-    column_scales,  # (C,)
-    BLOCK_DEPTH: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
+    EVEN_DEPTH: tl.constexpr,  # depth is a multiple of BLOCK_DEPTH
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
 ):
-    """Compute the (R, C) similarities: products over chunks of the depth, scaled in float32."""
-    products = tl.zeros((rows.shape[0], columns.shape[0]), dtype=tl.float32)
+    """Compute a tile of inner products, over chunks of the depth, in float32.
+
+    Beyond the last row or column it stands again, so that loads need no masks. Offsets are 64-bit
+    to the tile and 32-bit within it (operands.MAX_STRIDE).
+    """
+    depths = tl.arange(0, BLOCK_DEPTH)
+    # Whether the first row is a loop's variable or not (interpreted, that is a plain int).
+    one = tl.full((), 1, tl.int64)
+    row_ptr = rows_ptr + one * first_row * row_stride
+    rows = tl.minimum(tl.arange(0, BLOCK_ROWS), num_rows - 1 - first_row)
+    row_ptrs = row_ptr + (rows[:, None] * row_stride + depths[None, :])
+    column_ptr = columns_ptr + one * first_column * column_stride
+    columns = tl.minimum(tl.arange(0, BLOCK_COLUMNS), num_columns - 1 - first_column)
+    column_ptrs = column_ptr + (columns[:, None] * column_stride + depths[None, :])
+    products = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
     for start in range(0, depth, BLOCK_DEPTH):
-        depths = start + tl.arange(0, BLOCK_DEPTH)
-        row_chunk = load_tile(rows_ptr, rows, num_rows, row_stride, depths, depth)
-        column_chunk = load_tile(columns_ptr, columns, num_columns, column_stride, depths, depth)
+        if EVEN_DEPTH:
+            row_chunk = tl.load(row_ptrs)
+            column_chunk = tl.load(column_ptrs)
+        else:
+            inside = (depths < depth - start)[None, :]
+            row_chunk = tl.load(row_ptrs, mask=inside, other=0.0)
+            column_chunk = tl.load(column_ptrs, mask=inside, other=0.0)
         products = multiply_add(row_chunk, tl.trans(column_chunk), products, INPUT_PRECISION)
-    return scale_products(products, row_scales, column_scales)
+        row_ptrs += BLOCK_DEPTH
+        column_ptrs += BLOCK_DEPTH
+    return products
 
 
 @triton.jit
-def scale_products(
-    products,  # (R, C)
+def pair_scales(
     row_scales,  # (R,)
     column_scales,  # (C,)
 ):
-    """Turn inner products of operands into similarities, the same for (i, j) as for (j, i).
+    """What turns inner products of operands into coordinates, the same for (i, j) as for (j, i).
 
-    The scales are multiplied first: a pair whose two roundings differed would have its logit
-    exponentiated against a log-sum-exp that saw another one.
+    Were products scaled by one side first, the two would be rounded apart, and one's logit
+    exponentiated against a log-sum-exp that saw the other's.
     """
-    return products * (row_scales[:, None] * column_scales[None, :])
+    return row_scales[:, None] * column_scales[None, :]
 
 
 @triton.jit
@@ -89,12 +119,13 @@ def label_masks(
     row_labels,  # (R,)
     column_labels,  # (C,)
     rows,  # (R,)
+    num_rows,
     columns,  # (C,)
     num_columns,
     SELF_MODE: tl.constexpr,
 ):
     """Say which pairs of a tile are positive and which negative; padding and self-pairs neither."""
-    inside = (columns < num_columns)[None, :]
+    inside = (rows < num_rows)[:, None] & (columns < num_columns)[None, :]
     same = row_labels[:, None] == column_labels[None, :]
     positive = same & inside
     if SELF_MODE:
@@ -103,81 +134,103 @@ def label_masks(
 
 
 @triton.jit
-def pair_logits(
-    similarity,
-    gamma,
-    optimum,
-    margin,
+def pair_distances(
+    products,  # (R, C)
+    scales,  # (R, C)
+    vertex,
+    floor,
     POSITIVE: tl.constexpr,
     FORMULA: tl.constexpr,
 ):
-    """Compute base-2 pair logits of one kind of pair.
+    """Compute t of one kind of pair: from the vertex toward larger loss, at least ``floor``.
 
-    Circle logits come as a completed square: gamma ((clamped s - vertex)^2 - half_width^2).
+    An explicit fused multiply-add, as in :func:`shifted_exponents`: the passes have to round alike,
+    whatever else a compiler finds to fuse in one of them.
     """
-    scale = gamma * LOG2_E
-    if FORMULA == "unified":
-        logits = scale * (margin - similarity) if POSITIVE else scale * (similarity - margin)
+    vertices = tl.zeros(products.shape, tl.float32) + vertex
+    if POSITIVE:
+        distances = tl.fma(-products, scales, vertices)
     else:
-        vertex = 0.5 * (optimum + margin)
-        half_width = 0.5 * (optimum - margin)
-        # The optimum lies half a width from the vertex: a clamped pair's logit is exactly 0. The
-        # clamp must let NaN through, or a NaN embedding would end in a finite loss.
-        if POSITIVE:
-            distance = tl.maximum(
-                vertex - similarity, -half_width, propagate_nan=tl.PropagateNan.ALL
-            )
-        else:
-            distance = tl.maximum(
-                similarity - vertex, half_width, propagate_nan=tl.PropagateNan.ALL
-            )
-        logits = scale * distance * distance - scale * half_width * half_width
-    return logits
+        distances = tl.fma(products, scales, -vertices)
+    if FORMULA == "circle":
+        # The clamp must let NaN through, or a NaN embedding would end in a finite loss.
+        distances = tl.maximum(distances, floor, propagate_nan=tl.PropagateNan.ALL)
+    return distances
+
+
+@triton.jit
+def shifted_exponents(
+    distances,  # (R, C)
+    shifts,  # (R, C)
+    FORMULA: tl.constexpr,
+):
+    """Compute base-2 logits, but for :func:`logit_constant`, less ``shifts``."""
+    exponents = distances - shifts
+    if FORMULA == "circle":
+        exponents = tl.fma(distances, distances, -shifts)
+    return exponents
+
+
+@triton.jit
+def logit_constant(floor, FORMULA: tl.constexpr):
+    """What exponents have more than logits: a clamped pair's logit is 0."""
+    return floor * floor if FORMULA == "circle" else 0.0
 
 
 @triton.jit
 def pair_slopes(
-    similarity,
-    gamma,
-    optimum,
-    margin,
+    distances,
+    floor,
+    slope_scale,
     POSITIVE: tl.constexpr,
     FORMULA: tl.constexpr,
     DETACH_WEIGHTS: tl.constexpr,
 ):
     """Compute dz/ds (natural units) of one kind of pair: the paper's Eq. 9 and 10 if detached."""
     if FORMULA == "unified":
-        slopes = tl.full(similarity.shape, 1.0, tl.float32) * (-gamma if POSITIVE else gamma)
+        slopes = tl.full(distances.shape, 1.0, tl.float32)
     elif DETACH_WEIGHTS:
-        if POSITIVE:
-            slopes = -gamma * tl.maximum(optimum - similarity, 0.0)
-        else:
-            slopes = gamma * tl.maximum(similarity - optimum, 0.0)
+        slopes = distances - floor
     else:
-        clamped = similarity >= optimum if POSITIVE else similarity <= optimum
-        slopes = tl.where(clamped, 0.0, gamma * (2.0 * similarity - optimum - margin))
-    return slopes
+        # Below 0 only where the clamp is below the vertex, as it is for the usual margins.
+        slopes = tl.where(distances <= floor, 0.0, 2.0 * distances)
+    return slopes * (-slope_scale if POSITIVE else slope_scale)
 
 
 @triton.jit
-def accumulate_logsumexp(
-    running_max,  # (R,)
-    running_sum,  # (R,)
-    logits,  # (R, C), base 2
-    mask,  # (R, C)
+def merge_sums(
+    shift,  # (R,)
+    sums,  # (R,): sum of 2^exponent is sums * 2^shift
+    other_shift,  # (R,)
+    other_sums,  # (R,)
 ):
-    """Take one tile into a row-wise online log-sum-exp; empty rows keep (-inf, 0)."""
-    logits = tl.where(mask, logits, -float("inf"))
-    new_max = tl.maximum(running_max, tl.max(logits, axis=1))
-    # Nothing seen yet: any finite shift keeps the sum at 0, where -inf would make it NaN.
-    shift = tl.where(new_max == -float("inf"), 0.0, new_max)
-    tile_sum = tl.sum(tl.exp2(logits - shift[:, None]), axis=1)
-    return new_max, running_sum * tl.exp2(running_max - shift) + tile_sum
+    """Add two sums of exponentials, whatever their shifts; an empty one is 0 with any shift."""
+    larger = tl.maximum(shift, other_shift)
+    # Nothing in either: any finite shift keeps the sum at 0, where -inf would make it NaN.
+    finite = tl.where(larger == -float("inf"), 0.0, larger)
+    merged = sums * tl.exp2(shift - finite) + other_sums * tl.exp2(other_shift - finite)
+    return larger, merged
+
+
+@triton.jit
+def finish_logsumexp(
+    shift,  # (R,)
+    sums,  # (R,)
+):
+    """Take the logarithm, base 2; -inf for an empty sum.
+
+    Rounded once where it can be: beside a shift of 100 a result of the size of 1 would lose seven
+    bits.
+    """
+    small = (shift < 120.0) & (shift > -120.0) & (sums < 64.0)
+    whole = tl.log2(tl.where(small, sums * tl.exp2(tl.where(small, shift, 0.0)), 1.0))
+    return tl.where(small, whole, shift + tl.log2(sums))
 
 
 @triton.jit
 def load_statistics(
-    statistics_ptr,  # (4, num_anchors): base-2 lse_pos, lse_neg; grad_lse_pos, grad_lse_neg
+    # (4, num_anchors): log-sum-exps of exponents, positive and negative, and gradients of the same
+    statistics_ptr,
     anchors,  # (A,)
     num_anchors,
 ):
@@ -195,7 +248,8 @@ def load_statistics(
 
 @triton.jit
 def similarity_gradient(
-    similarity,  # (R, C)
+    products,  # (R, C)
+    scales,  # (R, C)
     positive,  # (R, C)
     negative,  # (R, C)
     row_statistics_ptr,
@@ -204,11 +258,11 @@ def similarity_gradient(
     column_statistics_ptr,
     columns,  # (C,)
     num_columns,
-    gamma,
-    optimum_pos,
-    optimum_neg,
-    margin_pos,
-    margin_neg,
+    vertex_pos,
+    floor_pos,
+    vertex_neg,
+    floor_neg,
+    slope_scale,
     ROW_ANCHORS: tl.constexpr,
     COLUMN_ANCHORS: tl.constexpr,
     FORMULA: tl.constexpr,
@@ -218,26 +272,28 @@ def similarity_gradient(
 
     In self mode every embedding is an anchor on both sides and the result is G + G.T.
     """
-    logits = tl.where(
+    distances = tl.where(
         positive,
-        pair_logits(similarity, gamma, optimum_pos, margin_pos, True, FORMULA),
-        pair_logits(similarity, gamma, optimum_neg, margin_neg, False, FORMULA),
+        pair_distances(products, scales, vertex_pos, floor_pos, True, FORMULA),
+        pair_distances(products, scales, vertex_neg, floor_neg, False, FORMULA),
     )
-    weights = tl.zeros(similarity.shape, dtype=tl.float32)
+    weights = tl.zeros(products.shape, dtype=tl.float32)
     if ROW_ANCHORS:
         lse_pos, lse_neg, grad_pos, grad_neg = load_statistics(row_statistics_ptr, rows, num_rows)
-        share = tl.exp2(logits - tl.where(positive, lse_pos[:, None], lse_neg[:, None]))
+        shifts = tl.where(positive, lse_pos[:, None], lse_neg[:, None])
+        share = tl.exp2(shifted_exponents(distances, shifts, FORMULA))
         weights += share * tl.where(positive, grad_pos[:, None], grad_neg[:, None])
     if COLUMN_ANCHORS:
         lse_pos, lse_neg, grad_pos, grad_neg = load_statistics(
             column_statistics_ptr, columns, num_columns
         )
-        share = tl.exp2(logits - tl.where(positive, lse_pos[None, :], lse_neg[None, :]))
+        shifts = tl.where(positive, lse_pos[None, :], lse_neg[None, :])
+        share = tl.exp2(shifted_exponents(distances, shifts, FORMULA))
         weights += share * tl.where(positive, grad_pos[None, :], grad_neg[None, :])
     slopes = tl.where(
         positive,
-        pair_slopes(similarity, gamma, optimum_pos, margin_pos, True, FORMULA, DETACH_WEIGHTS),
-        pair_slopes(similarity, gamma, optimum_neg, margin_neg, False, FORMULA, DETACH_WEIGHTS),
+        pair_slopes(distances, floor_pos, slope_scale, True, FORMULA, DETACH_WEIGHTS),
+        pair_slopes(distances, floor_neg, slope_scale, False, FORMULA, DETACH_WEIGHTS),
     )
     # Selected, not multiplied: what stands at a pair that is in neither set may be inf or NaN.
     return tl.where(positive | negative, weights * slopes, 0.0)

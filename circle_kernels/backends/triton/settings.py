@@ -39,21 +39,53 @@ INTERPRETER = "interpreter"
 
 _INTERPRETS_FLOAT64_DOT = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 6)
 
-# (family, bytes per element) -> settings.
-_FORWARD = {
-    ("sm_80", 2): Settings(128, 64, 64, num_warps=8, num_stages=3),
+# (family, bytes per element) -> settings. Forward pass over every tile:
+_RECTANGLE = {
+    ("sm_80", 2): Settings(128, 128, 64, num_warps=8, num_stages=3),
     ("sm_80", 4): Settings(128, 32, 32, num_warps=8, num_stages=2),
-    ("sm_86", 2): Settings(128, 64, 64, num_warps=8, num_stages=3),
+    ("sm_86", 2): Settings(128, 128, 64, num_warps=8, num_stages=3),
     ("sm_86", 4): Settings(128, 32, 32, num_warps=8, num_stages=2),
-    ("sm_90", 2): Settings(128, 64, 64, num_warps=8, num_stages=3),
+    ("sm_90", 2): Settings(128, 128, 64, num_warps=8, num_stages=3),
     ("sm_90", 4): Settings(128, 64, 32, num_warps=8, num_stages=2),
-    ("sm_100", 2): Settings(128, 32, 64, num_warps=8, num_stages=3),
+    ("sm_100", 2): Settings(128, 128, 64, num_warps=8, num_stages=3),
     ("sm_100", 4): Settings(128, 64, 32, num_warps=8, num_stages=2),
-    ("gfx942", 2): Settings(128, 64, 64, num_warps=8, num_stages=2),
+    ("gfx942", 2): Settings(128, 128, 64, num_warps=8, num_stages=2),
     ("gfx942", 4): Settings(128, 64, 32, num_warps=8, num_stages=2),
     ("interpreter", 2): Settings(64, 64, 64, num_warps=4, num_stages=1),
     ("interpreter", 4): Settings(64, 64, 64, num_warps=4, num_stages=1),
 }
+# The same where so few large tiles would leave multiprocessors without one:
+_SMALL_RECTANGLE = {
+    ("sm_80", 2): Settings(64, 64, 64, num_warps=4, num_stages=3),
+    ("sm_80", 4): Settings(64, 32, 32, num_warps=4, num_stages=2),
+    ("sm_86", 2): Settings(64, 64, 64, num_warps=4, num_stages=3),
+    ("sm_86", 4): Settings(64, 32, 32, num_warps=4, num_stages=2),
+    ("sm_90", 2): Settings(64, 64, 64, num_warps=4, num_stages=3),
+    ("sm_90", 4): Settings(64, 64, 32, num_warps=4, num_stages=2),
+    ("sm_100", 2): Settings(64, 64, 64, num_warps=4, num_stages=3),
+    ("sm_100", 4): Settings(64, 32, 32, num_warps=4, num_stages=2),
+    ("gfx942", 2): Settings(64, 64, 64, num_warps=4, num_stages=2),
+    ("gfx942", 4): Settings(64, 64, 32, num_warps=4, num_stages=2),
+    ("interpreter", 2): Settings(64, 64, 64, num_warps=4, num_stages=1),
+    ("interpreter", 4): Settings(64, 64, 64, num_warps=4, num_stages=1),
+}
+# Forward pass over the tiles on and above the diagonal, which are square:
+_TRIANGLE = {
+    ("sm_80", 2): Settings(64, 64, 64, num_warps=4, num_stages=3),
+    ("sm_80", 4): Settings(32, 32, 32, num_warps=4, num_stages=2),
+    ("sm_86", 2): Settings(128, 128, 64, num_warps=8, num_stages=3),
+    ("sm_86", 4): Settings(64, 64, 16, num_warps=8, num_stages=2),
+    ("sm_90", 2): Settings(128, 128, 64, num_warps=8, num_stages=3),
+    ("sm_90", 4): Settings(64, 64, 32, num_warps=8, num_stages=2),
+    # 128x128 ends in a failed assertion of Triton 3.9.
+    ("sm_100", 2): Settings(64, 64, 64, num_warps=4, num_stages=3),
+    ("sm_100", 4): Settings(64, 64, 32, num_warps=8, num_stages=2),
+    ("gfx942", 2): Settings(64, 64, 64, num_warps=4, num_stages=2),
+    ("gfx942", 4): Settings(64, 64, 32, num_warps=8, num_stages=2),
+    ("interpreter", 2): Settings(64, 64, 64, num_warps=4, num_stages=1),
+    ("interpreter", 4): Settings(64, 64, 64, num_warps=4, num_stages=1),
+}
+# Backward pass: weights to the workspace.
 _WEIGHTS = {
     ("sm_80", 2): Settings(128, 64, 64, num_warps=8, num_stages=3),
     ("sm_80", 4): Settings(64, 32, 32, num_warps=4, num_stages=2),
@@ -127,9 +159,15 @@ def dot_precision(family: str, dtype: torch.dtype) -> str:
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
-def forward_settings(family: str, dtype: torch.dtype, depth: int) -> Settings:
-    """Settings of the forward kernel."""
-    return _fit_depth(_FORWARD[family, dtype.itemsize], depth)
+def rectangle_settings(family: str, dtype: torch.dtype, depth: int, small: bool) -> Settings:
+    """Settings of the forward kernel over every tile, for ``small`` problems or for others."""
+    table = _SMALL_RECTANGLE if small else _RECTANGLE
+    return _fit_depth(table[family, dtype.itemsize], depth)
+
+
+def triangle_settings(family: str, dtype: torch.dtype, depth: int) -> Settings:
+    """Settings of the forward kernel over the tiles on and above the diagonal."""
+    return _fit_depth(_TRIANGLE[family, dtype.itemsize], depth)
 
 
 def weights_settings(family: str, dtype: torch.dtype, depth: int) -> Settings:

@@ -13,8 +13,9 @@ from circle_kernels.backends.triton.launch import WORKSPACE_BYTES, launch_tiles
 from circle_kernels.backends.triton.operands import Side
 from circle_kernels.backends.triton.primitives import (
     label_masks,
+    pair_scales,
     similarity_gradient,
-    similarity_tile,
+    tile_products,
 )
 from circle_kernels.backends.triton.settings import Settings
 
@@ -51,17 +52,19 @@ def write_weights_kernel(
     first_column,
     last_column,
     num_row_blocks,
-    gamma,
-    optimum_pos,
-    optimum_neg,
-    margin_pos,
-    margin_neg,
+    vertex_pos,
+    floor_pos,
+    vertex_neg,
+    floor_neg,
+    slope_scale,
+    column_unit,  # what turns a column's scale into the inverse of its operand's norm
     SELF_MODE: tl.constexpr,
     ROW_ANCHORS: tl.constexpr,
     COLUMN_ANCHORS: tl.constexpr,
     FORMULA: tl.constexpr,
     DETACH_WEIGHTS: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
+    EVEN_DEPTH: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
@@ -71,33 +74,33 @@ def write_weights_kernel(
     column_block = tl.program_id(0) // num_row_blocks
     rows = first_row + row_block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     columns = first_column + column_block * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-    row_inside = rows < last_row
-    column_inside = columns < last_column
-    row_labels = tl.load(row_labels_ptr + rows, mask=row_inside, other=0)
-    row_scales = tl.load(row_scales_ptr + rows, mask=row_inside, other=0.0)
-    column_labels = tl.load(column_labels_ptr + columns, mask=column_inside, other=0)
-    column_scales = tl.load(column_scales_ptr + columns, mask=column_inside, other=0.0)
+    row_labels = tl.load(row_labels_ptr + rows)
+    row_scales = tl.load(row_scales_ptr + rows)
+    column_labels = tl.load(column_labels_ptr + columns)
+    column_scales = tl.load(column_scales_ptr + columns)
 
-    similarity = similarity_tile(
+    products = tile_products(
         rows_ptr,
-        rows,
+        first_row + row_block * BLOCK_ROWS,
         num_rows,
         row_stride,
         columns_ptr,
-        columns,
+        first_column + column_block * BLOCK_COLUMNS,
         num_columns,
         column_stride,
         depth,
-        row_scales,
-        column_scales,
-        BLOCK_DEPTH,
         INPUT_PRECISION,
+        EVEN_DEPTH,
+        BLOCK_ROWS,
+        BLOCK_COLUMNS,
+        BLOCK_DEPTH,
     )
     positive, negative = label_masks(
-        row_labels, column_labels, rows, columns, num_columns, SELF_MODE
+        row_labels, column_labels, rows, num_rows, columns, num_columns, SELF_MODE
     )
     gradient = similarity_gradient(
-        similarity,
+        products,
+        pair_scales(row_scales, column_scales),
         positive,
         negative,
         row_statistics_ptr,
@@ -106,20 +109,21 @@ def write_weights_kernel(
         column_statistics_ptr,
         columns,
         num_columns,
-        gamma,
-        optimum_pos,
-        optimum_neg,
-        margin_pos,
-        margin_neg,
+        vertex_pos,
+        floor_pos,
+        vertex_neg,
+        floor_neg,
+        slope_scale,
         ROW_ANCHORS,
         COLUMN_ANCHORS,
         FORMULA,
         DETACH_WEIGHTS,
     )
-    weights = (gradient * column_scales[None, :]).to(weights_ptr.dtype.element_ty)
+    weights = (gradient * (column_scales * column_unit)[None, :]).to(weights_ptr.dtype.element_ty)
     offsets = (rows - first_row).to(tl.int64)[:, None] * weights_stride
     offsets += (columns - first_column)[None, :]
-    tl.store(weights_ptr + offsets, weights, mask=row_inside[:, None] & column_inside[None, :])
+    inside = (rows < last_row)[:, None] & (columns < last_column)[None, :]
+    tl.store(weights_ptr + offsets, weights, mask=inside)
 
 
 def multiply_workspace(
@@ -154,7 +158,7 @@ def multiply_workspace(
                     "last_column": last_column,
                     "num_row_blocks": row_blocks,
                 },
-                constants,
+                {**constants, "EVEN_DEPTH": depth % settings.block_depth == 0},
                 settings,
             )
             num_chunk_rows, num_chunk_columns = last_row - first_row, last_column - first_column

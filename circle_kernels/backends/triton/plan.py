@@ -1,0 +1,114 @@
+"""How the forward pass walks over the tiles: which are visited, by whom, and what they leave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import triton
+
+from circle_kernels.backends.triton.launch import (
+    device_family,
+    num_multiprocessors,
+    split_columns,
+)
+from circle_kernels.backends.triton.settings import (
+    Settings,
+    rectangle_settings,
+    triangle_settings,
+)
+
+# What partial sums may take. Every tile of a triangle leaves four numbers for each of its rows, so
+# large batches go in bands of blocks, and what a band leaves is merged before the next one.
+PARTIAL_BYTES = 32 * 2**20
+# Blocks that a band has whatever its size: fewer would not fill a device.
+MIN_BAND = 8
+# Tiles that a program of a triangle visits: few enough to spread, enough to share a block.
+TRIANGLE_RUN = 8
+# Tiles of 128x128 per multiprocessor from which sorting by label pays, and in self mode with it the
+# triangle. Sorting costs a few launches and a copy; it saves half of the work around the product,
+# and the triangle half of the product.
+SORTED_TILES = 24
+
+
+@dataclass(frozen=True)
+class Band:
+    """Blocks that one launch visits, and the shapes of what it leaves."""
+
+    first: int  # row (column in a triangle)
+    size: int  # rows or columns
+    blocks: int
+    run_sums: tuple[int, int, int]  # (4, runs, size)
+    tile_sums: tuple[int, int, int]  # (4, blocks, N), in a triangle
+    is_first: bool
+    is_last: bool
+
+
+@dataclass(frozen=True)
+class Walk:
+    """Which tiles are visited.
+
+    In a triangle those on and above the diagonal: a program stays with a block of columns, passes a
+    run of row tiles, and leaves sums of its columns and of each tile's rows. Otherwise all of them:
+    a program stays with a block of rows, passes a run of column tiles, and leaves sums of its rows.
+    """
+
+    num_rows: int
+    triangle: bool
+    by_label: bool
+    settings: Settings
+    runs: int  # of tiles, per block
+    tiles_per_run: int
+    band_blocks: int
+
+    @property
+    def block(self) -> int:
+        """Rows or columns that a program stays with."""
+        return self.settings.block_rows
+
+    def bands(self) -> Iterator[Band]:
+        """The bands in order; the first is the largest."""
+        step = self.band_blocks * self.block
+        for first in range(0, self.num_rows, step):
+            size = min(step, self.num_rows - first)
+            blocks = triton.cdiv(size, self.block)
+            yield Band(
+                first,
+                size,
+                blocks,
+                (4, self.runs, size),
+                (4, blocks, self.num_rows) if self.triangle else (4, 0, 0),
+                is_first=first == 0,
+                is_last=first + size == self.num_rows,
+            )
+
+
+def plan_walk(
+    num_rows: int,
+    num_columns: int,
+    self_mode: bool,
+    dtype: torch.dtype,
+    depth: int,
+    device: torch.device,
+) -> Walk:
+    """Choose order, triangle and settings by size, and bands that bound the partial sums."""
+    family, multiprocessors = device_family(device), num_multiprocessors(device)
+    tiles = triton.cdiv(num_rows, 128) * triton.cdiv(num_columns, 128)
+    by_label = tiles >= SORTED_TILES * multiprocessors
+    triangle = self_mode and by_label
+    if triangle:
+        settings = triangle_settings(family, dtype, depth)
+        row_blocks = triton.cdiv(num_rows, settings.block_rows)
+        # Eight programs or more for each multiprocessor, since they end at different times.
+        tiles_per_run = row_blocks * row_blocks // (16 * multiprocessors)
+        tiles_per_run = max(1, min(TRIANGLE_RUN, tiles_per_run))
+        runs = triton.cdiv(row_blocks, tiles_per_run)
+    else:
+        settings = rectangle_settings(family, dtype, depth, small=tiles < multiprocessors)
+        row_blocks, runs, tiles_per_run = split_columns(
+            num_rows, num_columns, settings.block_rows, settings.block_columns, device
+        )
+    entries = runs * settings.block_rows + (num_rows if triangle else 0)  # of a block
+    band_blocks = min(row_blocks, max(MIN_BAND, PARTIAL_BYTES // (16 * entries)))
+    return Walk(num_rows, triangle, by_label, settings, runs, tiles_per_run, band_blocks)

@@ -1,0 +1,201 @@
+"""Sums of exponentials over tiles: what the forward kernels do with products.
+
+A sum is kept as a shift and the sum of 2^(exponent - shift). Nearly all tiles take the fixed shift;
+``add_tile_exactly`` takes any.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from circle_kernels.backends.triton.primitives import (
+    load_block,
+    pair_distances,
+    pair_scales,
+    shifted_exponents,
+    tile_products,
+)
+
+# The circle formula's exponents t^2 are at least 0. Relative to this shift none underflows, and one
+# that a float32 cannot hold shows in the sum: up to twice the shift, sums are as good as any.
+FIXED_SHIFT = tl.constexpr(100.0)
+LARGEST_SUM = tl.constexpr(2.0**107)  # 2^100 from each of 128 pairs
+
+
+@triton.jit
+def first_shift(FORMULA: tl.constexpr):
+    """Shift of an empty sum: the fixed one, or for exponents without a lower bound none yet."""
+    return FIXED_SHIFT if FORMULA == "circle" else -float("inf")
+
+
+@triton.jit
+def negative_exponentials(
+    products,  # (R, C)
+    scales,  # (R, C)
+    vertex_neg,
+    floor_neg,
+    FORMULA: tl.constexpr,
+):
+    """Exponentials, relative to the fixed shift, of a tile in which every pair is negative."""
+    distances = pair_distances(products, scales, vertex_neg, floor_neg, False, FORMULA)
+    shifts = tl.full(products.shape, FIXED_SHIFT, tl.float32)
+    return tl.exp2(shifted_exponents(distances, shifts, FORMULA))
+
+
+@triton.jit
+def mixed_exponentials(
+    products,  # (R, C)
+    scales,  # (R, C)
+    same,  # (R, C): whether a pair is positive
+    vertex_pos,
+    floor_pos,
+    vertex_neg,
+    floor_neg,
+    FORMULA: tl.constexpr,
+):
+    """Exponentials, relative to the fixed shift, of a tile in which every pair counts."""
+    distances = tl.where(
+        same,
+        pair_distances(products, scales, vertex_pos, floor_pos, True, FORMULA),
+        pair_distances(products, scales, vertex_neg, floor_neg, False, FORMULA),
+    )
+    shifts = tl.full(products.shape, FIXED_SHIFT, tl.float32)
+    return tl.exp2(shifted_exponents(distances, shifts, FORMULA))
+
+
+@triton.jit
+def add_pairs_exactly(
+    shift,  # (A,)
+    sums,  # (A,)
+    products,  # (A, C)
+    scales,  # (A, C)
+    mask,  # (A, C): the pairs of this kind
+    exclusions,  # (C,): 0, or infinity for padding
+    vertex,
+    floor,
+    POSITIVE: tl.constexpr,
+    FORMULA: tl.constexpr,
+):
+    """Take one kind of pair into its anchors' sums; shifts rise to the largest exponent."""
+    distances = pair_distances(products, scales, vertex, floor, POSITIVE, FORMULA)
+    exponents = shifted_exponents(distances, exclusions[None, :], FORMULA)
+    exponents = tl.where(mask, exponents, -float("inf"))
+    new_shift = tl.maximum(shift, tl.max(exponents, axis=1))
+    # Nothing seen yet: any finite shift keeps the sum at 0, where -inf would make it NaN.
+    finite = tl.where(new_shift == -float("inf"), 0.0, new_shift)
+    tile_sums = tl.sum(tl.exp2(exponents - finite[:, None]), axis=1)
+    return new_shift, sums * tl.exp2(shift - finite) + tile_sums
+
+
+@triton.jit
+def add_tile_exactly(
+    shift_pos,  # (A,)
+    sum_pos,  # (A,)
+    shift_neg,  # (A,)
+    sum_neg,  # (A,)
+    anchors_ptr,  # (N, D)
+    anchor_labels_ptr,  # (padded N,)
+    anchor_scales_ptr,  # (padded N,)
+    first_anchor,
+    num_anchors,
+    anchor_stride,
+    others_ptr,  # (M, D)
+    other_labels_ptr,  # (padded M,)
+    other_scales_ptr,  # (padded M,)
+    first_other,
+    num_others,
+    other_stride,
+    depth,
+    vertex_pos,
+    floor_pos,
+    vertex_neg,
+    floor_neg,
+    SELF_MODE: tl.constexpr,
+    FORMULA: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+    EVEN_DEPTH: tl.constexpr,
+    BLOCK_ANCHORS: tl.constexpr,
+    BLOCK_OTHERS: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+    MAX_PART: tl.constexpr,
+):
+    """Take any tile into its anchors' sums, in parts narrow enough for masks and two logits."""
+    PART: tl.constexpr = MAX_PART if BLOCK_OTHERS > MAX_PART else BLOCK_OTHERS
+    anchors = first_anchor + tl.arange(0, BLOCK_ANCHORS)
+    labels = load_block(anchor_labels_ptr, first_anchor, BLOCK_ANCHORS)
+    scales = load_block(anchor_scales_ptr, first_anchor, BLOCK_ANCHORS)
+    for start in range(first_other, first_other + BLOCK_OTHERS, PART):
+        others = start + tl.arange(0, PART)
+        products = tile_products(
+            anchors_ptr,
+            first_anchor,
+            num_anchors,
+            anchor_stride,
+            others_ptr,
+            start,
+            num_others,
+            other_stride,
+            depth,
+            INPUT_PRECISION,
+            EVEN_DEPTH,
+            BLOCK_ANCHORS,
+            PART,
+            BLOCK_DEPTH,
+        )
+        tile_scales = pair_scales(scales, load_block(other_scales_ptr, start, PART))
+        same = labels[:, None] == load_block(other_labels_ptr, start, PART)[None, :]
+        positive = same
+        if SELF_MODE:
+            positive = same & (anchors[:, None] != others[None, :])
+        exclusions = tl.where(others < num_others, 0.0, float("inf"))
+        # One kind after the other: together they would take twice the registers.
+        shift_pos, sum_pos = add_pairs_exactly(
+            shift_pos,
+            sum_pos,
+            products,
+            tile_scales,
+            positive,
+            exclusions,
+            vertex_pos,
+            floor_pos,
+            True,
+            FORMULA,
+        )
+        shift_neg, sum_neg = add_pairs_exactly(
+            shift_neg,
+            sum_neg,
+            products,
+            tile_scales,
+            same ^ True,
+            exclusions,
+            vertex_neg,
+            floor_neg,
+            False,
+            FORMULA,
+        )
+    return shift_pos, sum_pos, shift_neg, sum_neg
+
+
+@triton.jit
+def store_sums(
+    sums_ptr,  # (4, slots, anchors) float32: shift and sum of positives, then of negatives
+    slot,
+    num_slots,
+    start,  # within the anchors
+    num_anchors,
+    shift_pos,
+    sum_pos,
+    shift_neg,
+    sum_neg,
+    BLOCK: tl.constexpr,
+):
+    """Store what one program found for a block of anchors."""
+    block = tl.arange(0, BLOCK)
+    inside = block < num_anchors - start
+    stride = num_slots.to(tl.int64) * num_anchors
+    sums_ptr += slot.to(tl.int64) * num_anchors + start
+    tl.store(sums_ptr + block, shift_pos, mask=inside)
+    tl.store(sums_ptr + stride + block, sum_pos, mask=inside)
+    tl.store(sums_ptr + 2 * stride + block, shift_neg, mask=inside)
+    tl.store(sums_ptr + 3 * stride + block, sum_neg, mask=inside)

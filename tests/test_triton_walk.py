@@ -1,0 +1,128 @@
+"""The Triton forward pass' ways over the tiles: sorted, in a triangle, in bands; all are exact."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from cases import INTERPRETED, REGIMES, Case, yardsticks
+
+from circle_kernels import CircleFormula, UnifiedFormula, pair_logsumexp
+
+pytest.importorskip("triton", minversion="3.3")
+
+from bench.offline import DEVICES, pretend_device
+from circle_kernels.backends.triton import plan
+
+interpreted = [
+    pytest.mark.backends,
+    pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1"),
+]
+# Four blocks and a bit, so that there are whole tiles beside the diagonal, and edges.
+CASES = [Case(regime, n=270, m=m) for regime in REGIMES for m in (None, 200)]
+CASES += [
+    Case(regime, n=270, m=m, formula=formula)
+    for regime in ("random", "clusters", "duplicates_and_antipodes")
+    for m in (None, 200)
+    for formula in (
+        CircleFormula(m=0.25, gamma=256.0),
+        CircleFormula(m=-0.1, gamma=1024.0),
+        CircleFormula(m=0.25, gamma=1.0),
+        UnifiedFormula(m=0.35, gamma=64.0),
+    )
+]
+
+
+def _logsumexps(case: Case, dtype: torch.dtype) -> list[torch.Tensor]:
+    inputs = case.tensors(dtype)
+    statistics = pair_logsumexp(*inputs, formula=case.formula, backend="triton")
+    return [statistic.detach() for statistic in statistics]
+
+
+class TestInterpreted:
+    pytestmark = interpreted
+
+    @pytest.mark.parametrize("case", CASES, ids=str)
+    @pytest.mark.parametrize("banded", [False, True], ids=["whole", "banded"])
+    def test_sorted_walks_are_as_exact_as_eager(
+        self, monkeypatch: pytest.MonkeyPatch, case: Case, banded: bool
+    ) -> None:
+        monkeypatch.setattr(plan, "SORTED_TILES", 0)
+        if banded:
+            monkeypatch.setattr(plan, "PARTIAL_BYTES", 0)
+            monkeypatch.setattr(plan, "MIN_BAND", 2)
+        expected, _ = yardsticks(case, torch.float32)
+        for ours, yardstick in zip(_logsumexps(case, torch.float32), expected, strict=True):
+            yardstick.assert_close(ours, torch.finfo(torch.float32).eps, case.formula.gamma)
+
+    @pytest.mark.parametrize("m", [None, 200])
+    def test_order_of_rows_changes_nothing_but_rounding(
+        self, monkeypatch: pytest.MonkeyPatch, m: int | None
+    ) -> None:
+        case = Case("random", n=270, m=m)
+        unsorted = _logsumexps(case, torch.float16)
+        monkeypatch.setattr(plan, "SORTED_TILES", 0)
+        for ours, theirs in zip(_logsumexps(case, torch.float16), unsorted, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)
+
+    @pytest.mark.parametrize("gamma", [80.0, 256.0])
+    def test_a_bad_row_shows_in_the_losses_that_saw_it_and_no_others(
+        self, monkeypatch: pytest.MonkeyPatch, gamma: float
+    ) -> None:
+        case = Case("distinct_classes", n=270, formula=CircleFormula(m=0.25, gamma=gamma))
+        embeddings, labels, *_ = case.tensors(torch.float32)
+        labels[100] = labels[101]
+        embeddings = embeddings.detach()
+        embeddings[100, 3] = float("nan")
+        results = []
+        for tiles in (plan.SORTED_TILES, 0):
+            monkeypatch.setattr(plan, "SORTED_TILES", tiles)
+            results.append(
+                pair_logsumexp(embeddings, labels, formula=case.formula, backend="triton")
+            )
+        for ours, theirs in zip(*results, strict=True):
+            assert torch.equal(ours.isnan(), theirs.isnan())
+        lse_pos, lse_neg = results[1]
+        assert lse_pos.isnan().nonzero().flatten().tolist() == [100, 101]
+        assert lse_neg.isnan().sum() == 269  # all but the bad row's only positive
+
+
+SIZES = [1, 100, 1000, 5000, 20_000, 65_536, 1_000_000]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("num_rows", SIZES)
+def test_bands_cover_every_block_once_within_the_bound(num_rows: int, dtype: torch.dtype) -> None:
+    for num_columns, self_mode in ((num_rows, True), (4096, False)):
+        with pretend_device(DEVICES["sm_90"]):
+            walk = plan.plan_walk(
+                num_rows, num_columns, self_mode, dtype, 512, torch.device("cuda")
+            )
+        bands = list(walk.bands())
+        assert [band.is_first for band in bands] == [True] + [False] * (len(bands) - 1)
+        assert [band.is_last for band in bands] == [False] * (len(bands) - 1) + [True]
+        assert bands[0].first == 0
+        for band, following in itertools.pairwise(bands):
+            assert band.first + band.size == following.first
+            assert band.size == band.blocks * walk.block
+        assert bands[-1].first + bands[-1].size == num_rows
+        settings = walk.settings
+        tiles = -(-num_columns // settings.block_columns)
+        assert walk.runs * walk.tiles_per_run >= tiles
+        assert (walk.runs - 1) * walk.tiles_per_run < tiles
+        entries = sum(
+            shape[0] * shape[1] * shape[2] for shape in (bands[0].run_sums, bands[0].tile_sums)
+        )
+        smallest_band = 16 * plan.MIN_BAND * (num_rows + walk.runs * walk.block)
+        assert 4 * entries <= max(plan.PARTIAL_BYTES, smallest_band)
+
+
+def test_triangles_and_sorting_begin_where_they_pay() -> None:
+    with pretend_device(DEVICES["sm_90"]):
+        device = torch.device("cuda")
+        for size, expected in ((4096, False), (8192, True)):
+            walk = plan.plan_walk(size, size, True, torch.bfloat16, 512, device)
+            assert (walk.triangle, walk.by_label) == (expected, expected)
+            walk = plan.plan_walk(size, size, False, torch.bfloat16, 512, device)
+            assert (walk.triangle, walk.by_label) == (False, expected)
