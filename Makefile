@@ -55,6 +55,7 @@ test-cpp-plain test-cpp-sanitized: $(VENV)/installed
 # Several kernels at a time: the compiler uses one core each.
 test-compile: $(VENV)/installed
 	$(BIN)/python -m pytest -q -n auto tests/test_triton_compile.py
+	$(BIN)/python -m bench kernels --check
 
 # A process of its own: Triton decides at import whether kernels are interpreted.
 test-interpreter: $(VENV)/installed

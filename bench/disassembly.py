@@ -167,9 +167,9 @@ def _paths(
     for index in body:
         node = loop_of[index]
         for successor in blocks[index].successors:
-            if successor == header or successor not in body:
+            if successor == header:
                 ends.add(node)
-            elif loop_of[successor] != node:
+            elif successor in body and loop_of[successor] != node:
                 successors[node].add(loop_of[successor])
         if not blocks[index].successors:
             ends.add(node)

@@ -273,9 +273,7 @@ def got_worse(rows: list[dict[str, Any]], committed: list[dict[str, Any]]) -> li
     for row in rows:
         before = known.get(_name(row))
         if before is None:
-            problems.append(
-                f"{_name(row)}: not in the committed results; run python -m bench kernels"
-            )
+            problems.append(f"{_name(row)}: not in {_RESULTS.name}; run python -m bench kernels")
             continue
         for figure in ("registers", "shared_memory", "instructions_per_pair"):
             if figure in row and row[figure] > before[figure] * TOLERANCE:
