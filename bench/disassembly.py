@@ -14,11 +14,11 @@ from dataclasses import astuple, dataclass, field
 
 _LABEL = re.compile(r"^(\.L_x_\d+):")
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)([^;]*);")
-# Calls of labels within a kernel are long branches.
+# Calls of labels are long branches, or those of subroutines, which come back.
 _BRANCH = re.compile(r"^(?:BRA|CALL)\b")
 # A branch on a uniform predicate has it among its operands.
 _CONDITION = re.compile(r"^\s*!?U?P\d")
-_ENDS_BLOCK = re.compile(r"^(?:BRA|CALL|EXIT)\b")
+_ENDS = re.compile(r"^(?:BRA|EXIT|RET)\b")
 _TARGET = re.compile(r"`\((\.L_x_\d+)\)")
 _EXPONENTIAL = "MUFU.EX2"
 _MATRIX = re.compile(r"^(?:HMMA|HGMMA|UTC\w*MMA)\b")
@@ -71,9 +71,15 @@ def parse_blocks(disassembly: str) -> list[Block]:
             target = _TARGET.search(match[4]) if _BRANCH.match(match[3]) else None
             condition = match[2] or _CONDITION.match(match[4])
             instructions.append((match[3], condition is not None, target[1] if target else None))
+
+    def ends_block(opcode: str, target: str | None) -> bool:
+        return target is not None or _ENDS.match(opcode) is not None
+
     leaders = {0, *labels.values()}
     leaders.update(
-        index + 1 for index, (opcode, _, _) in enumerate(instructions) if _ENDS_BLOCK.match(opcode)
+        index + 1
+        for index, (opcode, _, target) in enumerate(instructions)
+        if ends_block(opcode, target)
     )
     starts = sorted(leader for leader in leaders if leader < len(instructions))
     number = {start: index for index, start in enumerate(starts)}
@@ -84,8 +90,7 @@ def parse_blocks(disassembly: str) -> list[Block]:
         opcode, conditional, target = instructions[end - 1]
         if target is not None and labels[target] in number:
             block.successors.append(number[labels[target]])
-        leaves = _ENDS_BLOCK.match(opcode) is not None and not conditional
-        if not leaves and index + 1 < len(starts):
+        if (conditional or not ends_block(opcode, target)) and index + 1 < len(starts):
             block.successors.append(index + 1)
         blocks.append(block)
     return blocks
@@ -96,6 +101,7 @@ def _dominators(blocks: list[Block]) -> list[set[int]]:
     for index, block in enumerate(blocks):
         for successor in block.successors:
             predecessors[successor].append(index)
+    # Subroutines are reached from nowhere, and dominated by nothing but themselves.
     dominators = [set(range(len(blocks))) for _ in blocks]
     dominators[0] = {0}
     changed = True

@@ -214,7 +214,9 @@ def _bodies(
     """Instructions and exponentials per thread of each body that a tile can take."""
     bodies: dict[str, tuple[float, float]] = {}
     whole = [path for path in paths if path.exponentials > 0 and path.part_exponentials == 0]
-    if whole:
+    if whole and kernel == "accumulate_gradient_kernel":  # it has no other
+        bodies["exact"] = (whole[0].instructions, whole[0].exponentials)
+    elif whole:
         in_order = constants.get("SORTED", kernel == "sum_triangle_kernel")
         name = "only negatives" if in_order else "both kinds"
         bodies[name] = (whole[0].instructions, whole[0].exponentials)

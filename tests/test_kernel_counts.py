@@ -83,6 +83,14 @@ def test_paths_leave_out_the_loop_over_the_depth() -> None:
     assert (other.instructions, other.exponentials, other.part_instructions) == (8, 2, 0)
 
 
+def test_calls_of_subroutines_come_back() -> None:
+    called = TILE_LOOP.replace(
+        "FADD R5, R5, R3 ;",
+        "CALL.REL.NOINC `($__internal_0_$__cuda_sm3x_div_rn_noftz_f32_slowpath) ;",
+    )
+    assert tile_paths(called) == tile_paths(TILE_LOOP)
+
+
 def test_parts_of_a_tile_count_apart_without_their_loop_over_the_depth() -> None:
     paths = tile_paths(PARTS)
     in_parts = [path for path in paths if path.part_exponentials]

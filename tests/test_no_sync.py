@@ -111,11 +111,19 @@ def test_the_check_sees_a_synchronisation() -> None:
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter runs kernels as host code")
-@pytest.mark.parametrize("num_references", [None, 700])
+@pytest.mark.parametrize(
+    ("num_rows", "num_references", "kernel"),
+    [
+        (500, None, "sum_rows_kernel"),
+        (500, 700, "sum_rows_kernel"),
+        (20_000, None, "sum_triangle_kernel"),  # sorted by label
+        (20_000, 30_000, "sum_rows_kernel"),
+    ],
+)
 @pytest.mark.parametrize("depth", [64, 600])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_triton_launches_without_waiting(
-    dtype: torch.dtype, depth: int, num_references: int | None
+    dtype: torch.dtype, depth: int, num_rows: int, num_references: int | None, kernel: str
 ) -> None:
     """Planned on fake CUDA tensors, which hold no data: whatever needs data raises."""
     pytest.importorskip("triton")
@@ -124,11 +132,11 @@ def test_triton_launches_without_waiting(
     launches = plan_launches(
         DEVICES["sm_90"],
         dtype=dtype,
-        num_rows=500,
+        num_rows=num_rows,
         depth=depth,
         formula=CircleFormula(),
         num_references=num_references,
     )
-    assert {"prepare_operand_kernel", "pair_logsumexp_kernel", "finish_gradient_kernel"} <= {
+    assert {"prepare_operand_kernel", kernel, "finish_gradient_kernel"} <= {
         launch.kernel.__name__ for launch in launches
     }

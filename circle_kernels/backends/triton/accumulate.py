@@ -8,15 +8,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from circle_kernels.backends.triton.gradients import tile_gradient
 from circle_kernels.backends.triton.launch import WORKSPACE_BYTES, launch_tiles, split_columns
 from circle_kernels.backends.triton.operands import Side
-from circle_kernels.backends.triton.primitives import (
-    label_masks,
-    load_tile,
-    multiply_add,
-    pair_scales,
-    similarity_gradient,
-)
+from circle_kernels.backends.triton.primitives import load_block, load_tile, multiply_add
 from circle_kernels.backends.triton.settings import Settings
 
 
@@ -25,11 +20,11 @@ def accumulate_gradient_kernel(
     rows_ptr,  # (N, D): the side whose gradient this is
     row_labels_ptr,  # (N,) int64
     row_scales_ptr,  # (N,) float32
-    row_statistics_ptr,  # (4, N) float32 where rows are anchors
+    row_table_ptr,  # (7, padded N) float32 where rows are anchors
     columns_ptr,  # (M, D)
     column_labels_ptr,  # (M,) int64
     column_scales_ptr,  # (M,) float32
-    column_statistics_ptr,  # (4, M) float32 where columns are anchors
+    column_table_ptr,  # (7, padded M) float32 where columns are anchors
     partial_ptr,  # (splits, N, D) float32: the sums over the columns of each split
     num_rows,
     num_columns,
@@ -45,6 +40,7 @@ def accumulate_gradient_kernel(
     slope_scale,
     column_unit,  # what turns a column's scale into the inverse of its operand's norm
     SELF_MODE: tl.constexpr,
+    SORTED: tl.constexpr,
     ROW_ANCHORS: tl.constexpr,
     COLUMN_ANCHORS: tl.constexpr,
     FORMULA: tl.constexpr,
@@ -57,21 +53,17 @@ def accumulate_gradient_kernel(
     """Sum the gradients of one block of normalised rows over one split of the columns."""
     row_block = tl.program_id(0) % num_row_blocks
     split = tl.program_id(0) // num_row_blocks
-    rows = row_block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    row_start = row_block * BLOCK_ROWS
+    rows = row_start + tl.arange(0, BLOCK_ROWS)
     row_inside = rows < num_rows
     depths = tl.arange(0, BLOCK_DEPTH)
-    row_labels = tl.load(row_labels_ptr + rows, mask=row_inside, other=0)
-    row_scales = tl.load(row_scales_ptr + rows, mask=row_inside, other=0.0)
     row_tile = load_tile(rows_ptr, rows, num_rows, row_stride, depths, depth)
 
     sums = tl.zeros((BLOCK_ROWS, BLOCK_DEPTH), tl.float32)
     first = split * tiles_per_split * BLOCK_COLUMNS
     last = tl.minimum(first + tiles_per_split * BLOCK_COLUMNS, num_columns)
-    for start in range(first, last, BLOCK_COLUMNS):
-        columns = start + tl.arange(0, BLOCK_COLUMNS)
-        column_inside = columns < num_columns
-        column_labels = tl.load(column_labels_ptr + columns, mask=column_inside, other=0)
-        column_scales = tl.load(column_scales_ptr + columns, mask=column_inside, other=0.0)
+    for column_start in range(first, last, BLOCK_COLUMNS):
+        columns = column_start + tl.arange(0, BLOCK_COLUMNS)
         column_tile = load_tile(columns_ptr, columns, num_columns, column_stride, depths, depth)
         products = multiply_add(
             row_tile,
@@ -79,31 +71,33 @@ def accumulate_gradient_kernel(
             tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32),
             INPUT_PRECISION,
         )
-        positive, negative = label_masks(
-            row_labels, column_labels, rows, num_rows, columns, num_columns, SELF_MODE
-        )
-        gradient = similarity_gradient(
+        gradient = tile_gradient(
             products,
-            pair_scales(row_scales, column_scales),
-            positive,
-            negative,
-            row_statistics_ptr,
-            rows,
+            row_labels_ptr,
+            row_scales_ptr,
+            row_table_ptr,
+            row_start,
             num_rows,
-            column_statistics_ptr,
-            columns,
+            column_labels_ptr,
+            column_scales_ptr,
+            column_table_ptr,
+            column_start,
             num_columns,
             vertex_pos,
             floor_pos,
             vertex_neg,
             floor_neg,
             slope_scale,
+            SELF_MODE,
+            SORTED,
             ROW_ANCHORS,
             COLUMN_ANCHORS,
             FORMULA,
             DETACH_WEIGHTS,
+            True,
         )
-        weights = (gradient * (column_scales * column_unit)[None, :]).to(column_tile.dtype)
+        column_scales = load_block(column_scales_ptr, column_start, BLOCK_COLUMNS) * column_unit
+        weights = (gradient * column_scales[None, :]).to(column_tile.dtype)
         sums = multiply_add(weights, column_tile, sums, INPUT_PRECISION)
 
     offsets = (split.to(tl.int64) * num_rows + rows)[:, None] * depth + depths[None, :]

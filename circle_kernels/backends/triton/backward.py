@@ -20,12 +20,19 @@ from circle_kernels.backends.triton.launch import (
     slope_scale,
 )
 from circle_kernels.backends.triton.normalization import finish_gradient
-from circle_kernels.backends.triton.operands import Side, operand_arguments, prepare_sides
+from circle_kernels.backends.triton.operands import (
+    Side,
+    operand_arguments,
+    operand_layout,
+    prepare_sides,
+)
+from circle_kernels.backends.triton.plan import plan_walk
 from circle_kernels.backends.triton.settings import (
     accumulate_settings,
     dot_precision,
     weights_settings,
 )
+from circle_kernels.backends.triton.statistics import prepare_statistics
 from circle_kernels.backends.triton.workspace import multiply_workspace
 
 
@@ -42,19 +49,30 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of both sides."""
     with on_device(problem.embeddings.device):
-        rows, columns = prepare_sides(problem, by_label=False)
+        dtype, depth = operand_layout(problem)
+        walk = plan_walk(
+            len(problem.embeddings),
+            len(problem.columns),
+            problem.self_mode,
+            dtype,
+            depth,
+            problem.embeddings.device,
+        )
+        rows, columns = prepare_sides(problem, walk.by_label)
         unit = None
         if rows.operand.dtype == torch.float16:
             unit = _gradient_unit(problem, grad_lse_pos, grad_lse_neg)
             grad_lse_pos, grad_lse_neg = grad_lse_pos / unit, grad_lse_neg / unit
-        statistics = torch.cat((saved, torch.stack((grad_lse_pos, grad_lse_neg))))  # (4, N)
+        table = prepare_statistics(
+            rows, saved, grad_lse_pos, grad_lse_neg, slope_scale(problem.formula)
+        )
         grad_embeddings = grad_references = None
         if needs_embeddings:
             grad_embeddings = _side_gradient(
-                problem, rows, columns, statistics, statistics if problem.self_mode else None, unit
+                problem, rows, columns, table, table if problem.self_mode else None, unit
             )
         if needs_references:
-            grad_references = _side_gradient(problem, columns, rows, None, statistics, unit)
+            grad_references = _side_gradient(problem, columns, rows, None, table, unit)
         return grad_embeddings, grad_references
 
 
@@ -74,8 +92,8 @@ def _side_gradient(
     problem: PairProblem,
     rows: Side,
     columns: Side,
-    row_statistics: Tensor | None,  # (4, N) where rows are anchors
-    column_statistics: Tensor | None,  # (4, M) where columns are anchors
+    row_table: Tensor | None,  # (7, padded N) where rows are anchors
+    column_table: Tensor | None,  # (7, padded M) where columns are anchors
     unit: Tensor | None,
 ) -> Tensor:
     """Gradient of the side that ``rows`` stands for."""
@@ -85,16 +103,17 @@ def _side_gradient(
     unused = rows.scales
     arguments = {
         **operand_arguments(rows, columns),
-        "row_statistics_ptr": unused if row_statistics is None else row_statistics,
-        "column_statistics_ptr": unused if column_statistics is None else column_statistics,
+        "row_table_ptr": unused if row_table is None else row_table,
+        "column_table_ptr": unused if column_table is None else column_table,
         **formula_arguments(problem.formula),
         "slope_scale": slope_scale(problem.formula),
         "column_unit": 1 / columns.root_scale,
     }
     constants = {
         "SELF_MODE": problem.self_mode,
-        "ROW_ANCHORS": row_statistics is not None,
-        "COLUMN_ANCHORS": column_statistics is not None,
+        "SORTED": rows.order is not None,
+        "ROW_ANCHORS": row_table is not None,
+        "COLUMN_ANCHORS": column_table is not None,
         "FORMULA": problem.formula.name,
         "DETACH_WEIGHTS": problem.formula.detach_weights,
         "INPUT_PRECISION": dot_precision(family, dtype),

@@ -20,6 +20,7 @@ def finish_gradient_kernel(
     operand_norms_ptr,  # (N,) float32
     norms_ptr,  # (N,) float32
     unit_ptr,  # (1,) float32: what the upstream gradients were divided by, if HAS_UNIT
+    order_ptr,  # (N,) int64: where the caller has each row, if SORTED
     gradient_ptr,  # (N, D) contiguous, the dtype of the embeddings
     num_rows,
     num_splits,
@@ -29,6 +30,7 @@ def finish_gradient_kernel(
     norm_eps,
     largest,
     NORMALIZE: tl.constexpr,
+    SORTED: tl.constexpr,
     HAS_UNIT: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
@@ -36,6 +38,9 @@ def finish_gradient_kernel(
     """Merge the splits, project out the row's own direction and divide by its norm."""
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     inside = rows < num_rows
+    given = rows.to(tl.int64)
+    if SORTED:
+        given = tl.load(order_ptr + rows, mask=inside, other=0)
     operand_norms = tl.load(operand_norms_ptr + rows, mask=inside, other=1.0)
     norms = tl.load(norms_ptr + rows, mask=inside, other=1.0)
     along = tl.zeros((BLOCK_ROWS,), tl.float32)
@@ -62,7 +67,7 @@ def finish_gradient_kernel(
         # fails both comparisons and stays.
         gradient = tl.where(at_zero[:, None] & (gradient > largest), largest, gradient)
         gradient = tl.where(at_zero[:, None] & (gradient < -largest), -largest, gradient)
-        offsets = rows.to(tl.int64)[:, None] * depth + depths[None, :]
+        offsets = given[:, None] * depth + depths[None, :]
         tl.store(
             gradient_ptr + offsets,
             gradient.to(gradient_ptr.dtype.element_ty),
@@ -119,6 +124,7 @@ def finish_gradient(
             "norms_ptr": side.norms,
             # A pointer that is never followed still has to be a tensor.
             "unit_ptr": side.scales if unit is None else unit,
+            "order_ptr": side.scales if side.order is None else side.order,
             "gradient_ptr": gradient,
             "num_rows": num_rows,
             "num_splits": len(partial),
@@ -128,7 +134,12 @@ def finish_gradient(
             "norm_eps": NORM_EPS,
             "largest": torch.finfo(side.dtype).max,
         },
-        {"NORMALIZE": normalize, "HAS_UNIT": unit is not None, **ROW_BLOCK},
+        {
+            "NORMALIZE": normalize,
+            "SORTED": side.order is not None,
+            "HAS_UNIT": unit is not None,
+            **ROW_BLOCK,
+        },
         num_warps=4,
         num_stages=2,
     )

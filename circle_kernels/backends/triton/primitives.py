@@ -12,6 +12,11 @@ import triton
 import triton.language as tl
 
 LN_2 = tl.constexpr(0.6931471805599453)
+# The circle formula's exponents t^2 are at least 0. Relative to this shift none underflows, and up
+# to twice the shift a float32 holds them.
+FIXED_SHIFT = tl.constexpr(100.0)
+# Anchors that share one entry of the statistics' last row; every block of rows divides it.
+STATISTICS_BLOCK = tl.constexpr(256)
 
 
 @triton.jit
@@ -115,25 +120,6 @@ def pair_scales(
 
 
 @triton.jit
-def label_masks(
-    row_labels,  # (R,)
-    column_labels,  # (C,)
-    rows,  # (R,)
-    num_rows,
-    columns,  # (C,)
-    num_columns,
-    SELF_MODE: tl.constexpr,
-):
-    """Say which pairs of a tile are positive and which negative; padding and self-pairs neither."""
-    inside = (rows < num_rows)[:, None] & (columns < num_columns)[None, :]
-    same = row_labels[:, None] == column_labels[None, :]
-    positive = same & inside
-    if SELF_MODE:
-        positive = positive & (rows[:, None] != columns[None, :])
-    return positive, (same ^ True) & inside
-
-
-@triton.jit
 def pair_distances(
     products,  # (R, C)
     scales,  # (R, C)
@@ -225,75 +211,3 @@ def finish_logsumexp(
     small = (shift < 120.0) & (shift > -120.0) & (sums < 64.0)
     whole = tl.log2(tl.where(small, sums * tl.exp2(tl.where(small, shift, 0.0)), 1.0))
     return tl.where(small, whole, shift + tl.log2(sums))
-
-
-@triton.jit
-def load_statistics(
-    # (4, num_anchors): log-sum-exps of exponents, positive and negative, and gradients of the same
-    statistics_ptr,
-    anchors,  # (A,)
-    num_anchors,
-):
-    """Load what the backward pass knows of some anchors."""
-    inside = anchors < num_anchors
-    lse_pos = tl.load(statistics_ptr + anchors, mask=inside, other=0.0)
-    statistics_ptr += num_anchors
-    lse_neg = tl.load(statistics_ptr + anchors, mask=inside, other=0.0)
-    statistics_ptr += num_anchors
-    grad_pos = tl.load(statistics_ptr + anchors, mask=inside, other=0.0)
-    statistics_ptr += num_anchors
-    grad_neg = tl.load(statistics_ptr + anchors, mask=inside, other=0.0)
-    return lse_pos, lse_neg, grad_pos, grad_neg
-
-
-@triton.jit
-def similarity_gradient(
-    products,  # (R, C)
-    scales,  # (R, C)
-    positive,  # (R, C)
-    negative,  # (R, C)
-    row_statistics_ptr,
-    rows,  # (R,)
-    num_rows,
-    column_statistics_ptr,
-    columns,  # (C,)
-    num_columns,
-    vertex_pos,
-    floor_pos,
-    vertex_neg,
-    floor_neg,
-    slope_scale,
-    ROW_ANCHORS: tl.constexpr,
-    COLUMN_ANCHORS: tl.constexpr,
-    FORMULA: tl.constexpr,
-    DETACH_WEIGHTS: tl.constexpr,
-):
-    """Compute dL/ds of a tile from the anchors that lie along its rows, its columns or both.
-
-    In self mode every embedding is an anchor on both sides and the result is G + G.T.
-    """
-    distances = tl.where(
-        positive,
-        pair_distances(products, scales, vertex_pos, floor_pos, True, FORMULA),
-        pair_distances(products, scales, vertex_neg, floor_neg, False, FORMULA),
-    )
-    weights = tl.zeros(products.shape, dtype=tl.float32)
-    if ROW_ANCHORS:
-        lse_pos, lse_neg, grad_pos, grad_neg = load_statistics(row_statistics_ptr, rows, num_rows)
-        shifts = tl.where(positive, lse_pos[:, None], lse_neg[:, None])
-        share = tl.exp2(shifted_exponents(distances, shifts, FORMULA))
-        weights += share * tl.where(positive, grad_pos[:, None], grad_neg[:, None])
-    if COLUMN_ANCHORS:
-        lse_pos, lse_neg, grad_pos, grad_neg = load_statistics(
-            column_statistics_ptr, columns, num_columns
-        )
-        shifts = tl.where(positive, lse_pos[None, :], lse_neg[None, :])
-        share = tl.exp2(shifted_exponents(distances, shifts, FORMULA))
-        weights += share * tl.where(positive, grad_pos[None, :], grad_neg[None, :])
-    slopes = tl.where(
-        positive,
-        pair_slopes(distances, floor_pos, slope_scale, True, FORMULA, DETACH_WEIGHTS),
-        pair_slopes(distances, floor_neg, slope_scale, False, FORMULA, DETACH_WEIGHTS),
-    )
-    # Selected, not multiplied: what stands at a pair that is in neither set may be inf or NaN.
-    return tl.where(positive | negative, weights * slopes, 0.0)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from circle_kernels.backends.triton.primitives import load_block, pair_scales, tile_products
-from circle_kernels.backends.triton.sums import (
+from circle_kernels.backends.triton.primitives import (
     FIXED_SHIFT,
+    load_block,
+    pair_scales,
+    tile_products,
+)
+from circle_kernels.backends.triton.sums import (
     LARGEST_SUM,
     add_tile_exactly,
     first_shift,

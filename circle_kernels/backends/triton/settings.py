@@ -123,7 +123,7 @@ _ACCUMULATE = {
     ("sm_100", 2): (
         Settings(64, 64, 64, num_warps=4, num_stages=2),
         Settings(128, 64, 128, num_warps=8, num_stages=2),
-        Settings(64, 32, 256, num_warps=8, num_stages=2),
+        Settings(64, 32, 256, num_warps=4, num_stages=2),
     ),
     ("sm_100", 4): (Settings(64, 32, 64, num_warps=8, num_stages=2),),
     ("gfx942", 2): (

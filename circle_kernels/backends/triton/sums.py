@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from circle_kernels.backends.triton.primitives import (
+    FIXED_SHIFT,
     load_block,
     pair_distances,
     pair_scales,
@@ -17,9 +18,7 @@ from circle_kernels.backends.triton.primitives import (
     tile_products,
 )
 
-# The circle formula's exponents t^2 are at least 0. Relative to this shift none underflows, and one
-# that a float32 cannot hold shows in the sum: up to twice the shift, sums are as good as any.
-FIXED_SHIFT = tl.constexpr(100.0)
+# Sums against the fixed shift up to this one hold no exponential that a float32 cannot.
 LARGEST_SUM = tl.constexpr(2.0**107)  # 2^100 from each of 128 pairs
 
 

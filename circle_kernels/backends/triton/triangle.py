@@ -11,13 +11,13 @@ import triton
 import triton.language as tl
 
 from circle_kernels.backends.triton.primitives import (
+    FIXED_SHIFT,
     load_block,
     merge_sums,
     pair_scales,
     tile_products,
 )
 from circle_kernels.backends.triton.sums import (
-    FIXED_SHIFT,
     LARGEST_SUM,
     add_tile_exactly,
     first_shift,

@@ -9,14 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from circle_kernels.backends.triton.gradients import tile_gradient
 from circle_kernels.backends.triton.launch import WORKSPACE_BYTES, launch_tiles
-from circle_kernels.backends.triton.operands import Side
-from circle_kernels.backends.triton.primitives import (
-    label_masks,
-    pair_scales,
-    similarity_gradient,
-    tile_products,
-)
+from circle_kernels.backends.triton.operands import ROW_PADDING, Side
+from circle_kernels.backends.triton.primitives import load_block, tile_products
 from circle_kernels.backends.triton.settings import Settings
 
 
@@ -35,11 +31,11 @@ def write_weights_kernel(
     rows_ptr,  # (N, D): the side whose gradient this is
     row_labels_ptr,  # (N,) int64
     row_scales_ptr,  # (N,) float32
-    row_statistics_ptr,  # (4, N) float32 where rows are anchors
+    row_table_ptr,  # (7, padded N) float32 where rows are anchors
     columns_ptr,  # (M, D)
     column_labels_ptr,  # (M,) int64
     column_scales_ptr,  # (M,) float32
-    column_statistics_ptr,  # (4, M) float32 where columns are anchors
+    column_table_ptr,  # (7, padded M) float32 where columns are anchors
     weights_ptr,  # (last_row - first_row, last_column - first_column), the dtype of the columns
     num_rows,
     num_columns,
@@ -59,6 +55,7 @@ def write_weights_kernel(
     slope_scale,
     column_unit,  # what turns a column's scale into the inverse of its operand's norm
     SELF_MODE: tl.constexpr,
+    SORTED: tl.constexpr,
     ROW_ANCHORS: tl.constexpr,
     COLUMN_ANCHORS: tl.constexpr,
     FORMULA: tl.constexpr,
@@ -72,20 +69,18 @@ def write_weights_kernel(
     """Write ``dL/ds_ij`` times the column's scale for one tile of the workspace."""
     row_block = tl.program_id(0) % num_row_blocks
     column_block = tl.program_id(0) // num_row_blocks
-    rows = first_row + row_block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    columns = first_column + column_block * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-    row_labels = tl.load(row_labels_ptr + rows)
-    row_scales = tl.load(row_scales_ptr + rows)
-    column_labels = tl.load(column_labels_ptr + columns)
-    column_scales = tl.load(column_scales_ptr + columns)
-
+    # Chunks begin at multiples of operands.ROW_PADDING.
+    row_start = tl.multiple_of(first_row + row_block * BLOCK_ROWS, BLOCK_ROWS)
+    column_start = tl.multiple_of(first_column + column_block * BLOCK_COLUMNS, BLOCK_COLUMNS)
+    rows = row_start + tl.arange(0, BLOCK_ROWS)
+    columns = column_start + tl.arange(0, BLOCK_COLUMNS)
     products = tile_products(
         rows_ptr,
-        first_row + row_block * BLOCK_ROWS,
+        row_start,
         num_rows,
         row_stride,
         columns_ptr,
-        first_column + column_block * BLOCK_COLUMNS,
+        column_start,
         num_columns,
         column_stride,
         depth,
@@ -95,31 +90,33 @@ def write_weights_kernel(
         BLOCK_COLUMNS,
         BLOCK_DEPTH,
     )
-    positive, negative = label_masks(
-        row_labels, column_labels, rows, num_rows, columns, num_columns, SELF_MODE
-    )
-    gradient = similarity_gradient(
+    gradient = tile_gradient(
         products,
-        pair_scales(row_scales, column_scales),
-        positive,
-        negative,
-        row_statistics_ptr,
-        rows,
+        row_labels_ptr,
+        row_scales_ptr,
+        row_table_ptr,
+        row_start,
         num_rows,
-        column_statistics_ptr,
-        columns,
+        column_labels_ptr,
+        column_scales_ptr,
+        column_table_ptr,
+        column_start,
         num_columns,
         vertex_pos,
         floor_pos,
         vertex_neg,
         floor_neg,
         slope_scale,
+        SELF_MODE,
+        SORTED,
         ROW_ANCHORS,
         COLUMN_ANCHORS,
         FORMULA,
         DETACH_WEIGHTS,
+        False,
     )
-    weights = (gradient * (column_scales * column_unit)[None, :]).to(weights_ptr.dtype.element_ty)
+    column_scales = load_block(column_scales_ptr, column_start, BLOCK_COLUMNS) * column_unit
+    weights = (gradient * column_scales[None, :]).to(weights_ptr.dtype.element_ty)
     offsets = (rows - first_row).to(tl.int64)[:, None] * weights_stride
     offsets += (columns - first_column)[None, :]
     inside = (rows < last_row)[:, None] & (columns < last_column)[None, :]
@@ -172,13 +169,17 @@ def workspace_shape(num_rows: int, num_columns: int, itemsize: int) -> tuple[int
     """Rows and columns of the weights that are in memory at a time, within WORKSPACE_BYTES.
 
     Whole rows while they leave at least 1,024 of them, since each chunk of columns costs one more
-    pass over the sums.
+    pass over the sums. Chunks are multiples of ROW_PADDING, as far as tiles load without masks; a
+    workspace of one chunk has no more rows than there are.
     """
     entries = WORKSPACE_BYTES // itemsize
-    # A multiple of 16 keeps every row of the workspace aligned for the matrix product.
-    chunk_columns = min(triton.cdiv(num_columns, 16) * 16, entries // min(num_rows, 1024))
-    chunk_columns = max(16, chunk_columns // 16 * 16)
-    return min(num_rows, max(1, entries // chunk_columns)), chunk_columns
+    padded_columns = triton.cdiv(num_columns, ROW_PADDING) * ROW_PADDING
+    most_columns = entries // min(num_rows, 1024) // ROW_PADDING * ROW_PADDING
+    chunk_columns = max(ROW_PADDING, min(padded_columns, most_columns))
+    most_rows = entries // chunk_columns
+    if most_rows >= num_rows:
+        return num_rows, chunk_columns
+    return max(ROW_PADDING, most_rows // ROW_PADDING * ROW_PADDING), chunk_columns
 
 
 def _product(
