@@ -247,7 +247,7 @@ def tile_gradient(
     if ONE_BODY or FORMULA != "circle":
         plain = False
     if plain:
-        same = tl.full((1, 1), 0, tl.int1)
+        same = tl.zeros((1, 1), tl.int32) != 0
         if not SORTED:
             row_labels = load_block(row_labels_ptr, row_start, BLOCK_ROWS)
             column_labels = load_block(column_labels_ptr, column_start, BLOCK_COLUMNS)
