@@ -190,14 +190,14 @@ def _compile(chosen: tuple[str, int]) -> list[dict[str, Any]]:
 
 
 def _mode(constants: dict[str, Any]) -> str:
-    """What the constants say of the problem, in words."""
-    if "SORTED" in constants:
-        return "in label order" if constants["SORTED"] else "in any order"
+    """What the constants say of the problem, in words: its order, and whose gradient it is."""
+    order = "in label order" if constants.get("SORTED", True) else "in any order"
     if "ROW_ANCHORS" not in constants:
-        return "in label order"
-    if constants["SELF_MODE"]:
-        return "both sides"
-    return "rows" if constants["ROW_ANCHORS"] else "columns"
+        return order
+    side = "both sides" if constants["SELF_MODE"] else "columns"
+    if constants["ROW_ANCHORS"] and not constants["SELF_MODE"]:
+        side = "rows"
+    return f"{side}, {order}"
 
 
 def _blocks(device: Any, threads: int, registers: int, shared_memory: int) -> int:

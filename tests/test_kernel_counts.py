@@ -161,6 +161,9 @@ def test_committed_results_are_what_the_page_shows() -> None:
     for name, content in blocks(results).items():
         assert f"<!-- bench:{name} -->\n{content}\n<!-- /bench:{name} -->" in page
     assert kernels.exceeded_budgets(results.rows) == []
+    # Every row is compared with itself: names tell rows apart.
+    assert kernels.got_worse(results.rows, results.rows) == []
+    assert kernels.got_worse(results.rows, results.rows[::-1]) == []
 
 
 def test_unknown_target_is_named(capsys: pytest.CaptureFixture[str]) -> None:
