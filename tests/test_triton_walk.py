@@ -14,6 +14,7 @@ pytest.importorskip("triton", minversion="3.3")
 
 from bench.offline import DEVICES, pretend_device
 from circle_kernels.backends.triton import plan
+from circle_kernels.formula import PairFormula
 
 interpreted = [
     pytest.mark.backends,
@@ -75,6 +76,56 @@ class TestInterpreted:
         monkeypatch.setattr(plan, "SORTED_TILES", 0)
         for ours, theirs in zip(_logsumexps(case, torch.float16), unsorted, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)
+
+    # Beyond a depth of 256 weights go to the workspace, from a body of their own.
+    @pytest.mark.parametrize("sorted_tiles", [0, plan.SORTED_TILES])
+    @pytest.mark.parametrize("m", [None, 200])
+    @pytest.mark.parametrize(
+        "formula",
+        [
+            CircleFormula(),
+            CircleFormula(m=0.25, gamma=256.0),
+            CircleFormula(detach_weights=False),
+            UnifiedFormula(m=0.35, gamma=64.0),
+        ],
+        ids=lambda formula: f"{formula.name}-g{formula.gamma:g}-{formula.detach_weights}",
+    )
+    def test_weights_in_the_workspace_are_as_exact_as_eager(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        formula: PairFormula,
+        m: int | None,
+        sorted_tiles: int,
+    ) -> None:
+        monkeypatch.setattr(plan, "SORTED_TILES", sorted_tiles)
+        case = Case("random", n=270, m=m, d=272, formula=formula)
+        inputs = case.tensors(torch.float32)
+        statistics = pair_logsumexp(*inputs, formula=formula, backend="triton")
+        _, expected = yardsticks(case, torch.float32)
+        for ours, yardstick in zip(gradients(*statistics, inputs), expected, strict=True):
+            yardstick.assert_close(ours, torch.finfo(torch.float32).eps, formula.gamma)
+
+    def test_rows_without_gradient_may_hold_any_exponent(self) -> None:
+        """Their factors are 0, which an exponential beyond float32 would make NaN."""
+        case = Case("distinct_classes", n=270, d=272, formula=CircleFormula(m=0.25, gamma=256.0))
+        embeddings, labels, *_ = case.tensors(torch.float32)
+        references = embeddings.detach().flip(0)[:200].contiguous()
+        references[70] = embeddings.detach()[3]  # another class
+        statistics = pair_logsumexp(
+            embeddings,
+            labels,
+            references,
+            torch.arange(1000, 1200),
+            formula=case.formula,
+            backend="triton",
+        )
+        assert statistics[1][3] > 230
+        upstream = torch.ones(270)
+        upstream[statistics[1] > 100] = 0
+        statistics[1].backward(upstream)
+        assert embeddings.grad is not None
+        assert embeddings.grad.isfinite().all()
+        assert (embeddings.grad[3] == 0).all()
 
     @pytest.mark.parametrize("gamma", [80.0, 256.0])
     def test_a_bad_row_shows_in_the_losses_that_saw_it_and_no_others(

@@ -47,11 +47,12 @@ def prepare_statistics_kernel(
         scale = slope_scale if kind else -slope_scale
         factor = grad * scale * tl.exp2(-lse + FIXED_SHIFT)
         # An empty set has the log-sum-exp -inf and no gradient.
-        empty = (grad == 0.0) | (lse == -float("inf"))
-        factor = tl.where(empty, 0.0, factor)
+        none = (grad == 0.0) | (lse == -float("inf"))
+        factor = tl.where(none, 0.0, factor)
         size = tl.abs(factor)
-        usable = empty | ((size > 2.0**-100) & (size < 2.0**120))
-        highest = tl.maximum(highest, tl.where(usable, tl.where(empty, 0.0, lse), float("inf")))
+        usable = none | ((size > 2.0**-100) & (size < 2.0**120))
+        # Also without a gradient: 0 times an exponential beyond float32 is NaN.
+        highest = tl.maximum(highest, tl.where(usable, lse, float("inf")))
         tl.store(table_ptr + kind * padded + anchors, lse)
         tl.store(table_ptr + (2 + kind) * padded + anchors, grad)
         tl.store(table_ptr + (4 + kind) * padded + anchors, factor)
