@@ -38,7 +38,11 @@ def kernel_tables(results: Results) -> list[Table]:
         )
         for row in results.rows:
             if row["target"] == target:
-                table.rows.append([*_cells(row), *(_ratio(row, depth) for depth in depths)])
+                ratios = [
+                    number(cycle_ratio(row, depth)) if "body" in row else MISSING
+                    for depth in depths
+                ]
+                table.rows.append([*_cells(row), *ratios])
         tables.append(table)
     return tables
 
@@ -61,11 +65,10 @@ def _cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _ratio(row: dict[str, Any], depth: int) -> str:
-    if "body" not in row:
-        return MISSING
+def cycle_ratio(row: dict[str, Any], depth: int) -> float:
+    """Cycles that a tile implies, without overlap, over those of its matrix product."""
     matrix = row["matrix_cycles"][str(depth)]
-    return number((matrix + row["cycles"]) / matrix)
+    return (matrix + row["cycles"]) / matrix
 
 
 def environment(results: Results) -> str:

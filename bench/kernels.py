@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from bench import markers, report
 from bench.errors import UserError
+from bench.kernel_tables import cycle_ratio
 from bench.results import load, save, start_results
 from circle_kernels import CircleFormula
 
@@ -281,12 +282,6 @@ def got_worse(rows: list[dict[str, Any]], committed: list[dict[str, Any]]) -> li
             if figure in row and row[figure] > before[figure] * TOLERANCE:
                 problems.append(f"{_name(row)}: {figure} {row[figure]}, was {before[figure]}")
     return problems
-
-
-def cycle_ratio(row: dict[str, Any], depth: int) -> float:
-    """Cycles that a tile implies, without overlap, over those of its matrix product."""
-    matrix = row["matrix_cycles"][str(depth)]
-    return (matrix + row["cycles"]) / matrix
 
 
 def _name(row: dict[str, Any]) -> str:

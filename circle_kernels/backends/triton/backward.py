@@ -23,10 +23,9 @@ from circle_kernels.backends.triton.normalization import finish_gradient
 from circle_kernels.backends.triton.operands import (
     Side,
     operand_arguments,
-    operand_layout,
     prepare_sides,
 )
-from circle_kernels.backends.triton.plan import plan_walk
+from circle_kernels.backends.triton.plan import plan_problem
 from circle_kernels.backends.triton.settings import (
     accumulate_settings,
     dot_precision,
@@ -49,16 +48,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of both sides."""
     with on_device(problem.embeddings.device):
-        dtype, depth = operand_layout(problem)
-        walk = plan_walk(
-            len(problem.embeddings),
-            len(problem.columns),
-            problem.self_mode,
-            dtype,
-            depth,
-            problem.embeddings.device,
-        )
-        rows, columns = prepare_sides(problem, walk.by_label)
+        rows, columns = prepare_sides(problem, plan_problem(problem).by_label)
         unit = None
         if rows.operand.dtype == torch.float16:
             unit = _gradient_unit(problem, grad_lse_pos, grad_lse_neg)

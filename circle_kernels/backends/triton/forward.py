@@ -20,11 +20,10 @@ from circle_kernels.backends.triton.launch import (
 from circle_kernels.backends.triton.merge import merge_sums_of_band
 from circle_kernels.backends.triton.operands import (
     operand_arguments,
-    operand_layout,
     prepare_sides,
     row_arguments,
 )
-from circle_kernels.backends.triton.plan import plan_walk
+from circle_kernels.backends.triton.plan import plan_problem
 from circle_kernels.backends.triton.rectangle import sum_rows_kernel
 from circle_kernels.backends.triton.settings import dot_precision
 from circle_kernels.backends.triton.triangle import sum_triangle_kernel
@@ -39,22 +38,14 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exps of every row, and what the backward pass needs of them."""
     device = problem.embeddings.device
     with on_device(device):
-        dtype, depth = operand_layout(problem)
-        walk = plan_walk(
-            len(problem.embeddings),
-            len(problem.columns),
-            problem.self_mode,
-            dtype,
-            depth,
-            device,
-        )
+        walk = plan_problem(problem)
         settings = walk.settings
         rows, columns = prepare_sides(problem, walk.by_label)
         formula = formula_arguments(problem.formula)
         constants = {
             "FORMULA": problem.formula.name,
-            "INPUT_PRECISION": dot_precision(device_family(device), dtype),
-            "EVEN_DEPTH": depth % settings.block_depth == 0,
+            "INPUT_PRECISION": dot_precision(device_family(device), rows.operand.dtype),
+            "EVEN_DEPTH": rows.operand.shape[1] % settings.block_depth == 0,
         }
         bands = list(walk.bands())
         run_sums = rows.scales.new_empty(math.prod(bands[0].run_sums))

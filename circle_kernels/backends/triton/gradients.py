@@ -11,7 +11,9 @@ import triton.language as tl
 from circle_kernels.backends.triton.primitives import (
     FIXED_SHIFT,
     STATISTICS_BLOCK,
+    labels_apart,
     load_block,
+    mixed_distances,
     pair_distances,
     pair_scales,
     pair_slopes,
@@ -39,6 +41,12 @@ def label_masks(
 
 
 @triton.jit
+def padded_anchors(num_anchors):
+    """Length of a row of the statistics' table."""
+    return tl.cdiv(num_anchors, STATISTICS_BLOCK) * STATISTICS_BLOCK
+
+
+@triton.jit
 def load_statistics(
     table_ptr,  # (7, padded anchors)
     start,
@@ -46,7 +54,7 @@ def load_statistics(
     BLOCK: tl.constexpr,
 ):
     """Load log-sum-exps of exponents and upstream gradients of a block of anchors."""
-    padded = tl.cdiv(num_anchors, STATISTICS_BLOCK) * STATISTICS_BLOCK
+    padded = padded_anchors(num_anchors)
     lse_pos = load_block(table_ptr, start, BLOCK)
     lse_neg = load_block(table_ptr + padded, start, BLOCK)
     grad_pos = load_block(table_ptr + 2 * padded, start, BLOCK)
@@ -62,7 +70,7 @@ def load_factors(
     BLOCK: tl.constexpr,
 ):
     """Load what exponentials against the fixed shift are multiplied by, for a block of anchors."""
-    padded = tl.cdiv(num_anchors, STATISTICS_BLOCK) * STATISTICS_BLOCK
+    padded = padded_anchors(num_anchors)
     factor_pos = load_block(table_ptr + 4 * padded, start, BLOCK)
     factor_neg = load_block(table_ptr + 5 * padded, start, BLOCK)
     return factor_pos, factor_neg
@@ -78,7 +86,7 @@ def fixed_shift_serves(
 
     No exponent of a pair exceeds the log-sum-exps that it is part of.
     """
-    padded = tl.cdiv(num_anchors, STATISTICS_BLOCK) * STATISTICS_BLOCK
+    padded = padded_anchors(num_anchors)
     return tl.load(table_ptr + 6 * padded + start // STATISTICS_BLOCK) <= 2 * FIXED_SHIFT
 
 
@@ -118,18 +126,17 @@ def gradient_by_fixed_shift(
         )
         factor_pos = factor_pos + column_pos[None, :]
         factor_neg = factor_neg + column_neg[None, :]
-    distances = pair_distances(products, scales, vertex_neg, floor_neg, False, "circle")
-    factors = tl.broadcast_to(factor_neg, products.shape)
-    floors = tl.zeros(products.shape, tl.float32) + floor_neg
-    if not ONLY_NEGATIVES:
-        distances = tl.where(
-            same, pair_distances(products, scales, vertex_pos, floor_pos, True, "circle"), distances
+    if ONLY_NEGATIVES:
+        distances = pair_distances(products, scales, vertex_neg, floor_neg, False, "circle")
+        factors, floors = factor_neg, floor_neg
+    else:
+        distances = mixed_distances(
+            products, scales, same, vertex_pos, floor_pos, vertex_neg, floor_neg, "circle"
         )
-        factors = tl.where(same, factor_pos, factors)
-        floors = tl.where(same, floor_pos, floors)
-    slopes = distances - floors
-    if not DETACH_WEIGHTS:
-        slopes = tl.where(distances <= floors, 0.0, 2.0 * distances)
+        factors = tl.where(same, factor_pos, factor_neg)
+        floors = tl.where(same, floor_pos, floor_neg)
+    # Sign and scale are in the factors.
+    slopes = pair_slopes(distances, floors, 1.0, False, "circle", DETACH_WEIGHTS)
     shifts = tl.full(products.shape, FIXED_SHIFT, tl.float32)
     exponentials = tl.exp2(shifted_exponents(distances, shifts, "circle"))
     return exponentials * factors * slopes
@@ -158,10 +165,8 @@ def exact_gradient(
     DETACH_WEIGHTS: tl.constexpr,
 ):
     """Compute dL/ds of any tile, from one exponential per pair and side of anchors."""
-    distances = tl.where(
-        positive,
-        pair_distances(products, scales, vertex_pos, floor_pos, True, FORMULA),
-        pair_distances(products, scales, vertex_neg, floor_neg, False, FORMULA),
+    distances = mixed_distances(
+        products, scales, positive, vertex_pos, floor_pos, vertex_neg, floor_neg, FORMULA
     )
     weights = tl.zeros(products.shape, dtype=tl.float32)
     if ROW_ANCHORS:
@@ -230,15 +235,13 @@ def tile_gradient(
             (column_start >= row_start + BLOCK_ROWS) | (row_start >= column_start + BLOCK_COLUMNS)
         )
     if SORTED:
-        plain = plain & (
-            (
-                tl.load(column_labels_ptr + column_start)
-                > tl.load(row_labels_ptr + row_start + BLOCK_ROWS - 1)
-            )
-            | (
-                tl.load(column_labels_ptr + column_start + BLOCK_COLUMNS - 1)
-                < tl.load(row_labels_ptr + row_start)
-            )
+        plain = plain & labels_apart(
+            row_labels_ptr,
+            row_start,
+            column_labels_ptr,
+            column_start,
+            BLOCK_ROWS,
+            BLOCK_COLUMNS,
         )
     if ROW_ANCHORS:
         plain = plain & fixed_shift_serves(row_table_ptr, row_start, num_rows)

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from circle_kernels.backends.interface import NORM_EPS, PairProblem
 from circle_kernels.backends.triton.launch import coordinate_scale, launch_kernel
+from circle_kernels.backends.triton.primitives import STATISTICS_BLOCK
 
 # Rows and depths of the O(N·D) kernels' tiles.
 ROW_BLOCK = {"BLOCK_ROWS": 16, "BLOCK_DEPTH": 128}
 # Offsets within a tile of 256 rows are 32-bit.
 MAX_STRIDE = 2**22
 # Scales and labels are padded to a multiple of this, which every block of rows divides.
-ROW_PADDING = 256
+ROW_PADDING = STATISTICS_BLOCK.value
 # Strides and depths in multiples of this let Triton load 16 bytes at a time in every dtype.
 _ALIGNMENT = 16
 

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import torch
 import triton
 
+from circle_kernels.backends.interface import PairProblem
 from circle_kernels.backends.triton.launch import (
     device_family,
     num_multiprocessors,
     split_columns,
 )
+from circle_kernels.backends.triton.operands import operand_layout
 from circle_kernels.backends.triton.settings import (
     Settings,
     rectangle_settings,
@@ -82,6 +84,14 @@ class Walk:
                 is_first=first == 0,
                 is_last=first + size == self.num_rows,
             )
+
+
+def plan_problem(problem: PairProblem) -> Walk:
+    """The walk of a problem; what both passes go by, so that both sort or neither does."""
+    dtype, depth = operand_layout(problem)
+    device = problem.embeddings.device
+    num_rows, num_columns = len(problem.embeddings), len(problem.columns)
+    return plan_walk(num_rows, num_columns, problem.self_mode, dtype, depth, device)
 
 
 def plan_walk(

@@ -1,4 +1,4 @@
-"""What forward and backward kernels share: tiles, masks, the pair formulas, the online sum.
+"""What forward and backward kernels share: tiles, the pair formulas, sums with a shift.
 
 Pairs are seen through their *coordinate* u, the similarity times a constant of the formula, and
 their *distance* t from the vertex of their logit's parabola, in units that make the base-2 logit
@@ -42,6 +42,22 @@ def load_block(
 ):
     """Load a block of a padded vector; one address and constant offsets from it."""
     return tl.load(values_ptr + start + tl.arange(0, BLOCK))
+
+
+@triton.jit
+def labels_apart(
+    row_labels_ptr,  # (padded N,) ascending
+    row_start,
+    column_labels_ptr,  # (padded M,) ascending
+    column_start,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    """Say whether the label ranges of a tile's rows and columns do not meet: no positive pairs."""
+    first_row, first_column = row_labels_ptr + row_start, column_labels_ptr + column_start
+    return (tl.load(first_column) > tl.load(first_row + BLOCK_ROWS - 1)) | (
+        tl.load(first_column + BLOCK_COLUMNS - 1) < tl.load(first_row)
+    )
 
 
 @triton.jit
@@ -142,6 +158,25 @@ def pair_distances(
         # The clamp must let NaN through, or a NaN embedding would end in a finite loss.
         distances = tl.maximum(distances, floor, propagate_nan=tl.PropagateNan.ALL)
     return distances
+
+
+@triton.jit
+def mixed_distances(
+    products,  # (R, C)
+    scales,  # (R, C)
+    positive,  # (R, C)
+    vertex_pos,
+    floor_pos,
+    vertex_neg,
+    floor_neg,
+    FORMULA: tl.constexpr,
+):
+    """Compute each pair's t: that of a positive where ``positive`` is true, else of a negative."""
+    return tl.where(
+        positive,
+        pair_distances(products, scales, vertex_pos, floor_pos, True, FORMULA),
+        pair_distances(products, scales, vertex_neg, floor_neg, False, FORMULA),
+    )
 
 
 @triton.jit

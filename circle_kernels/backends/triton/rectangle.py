@@ -7,6 +7,7 @@ import triton.language as tl
 
 from circle_kernels.backends.triton.primitives import (
     FIXED_SHIFT,
+    labels_apart,
     load_block,
     pair_scales,
     tile_products,
@@ -19,6 +20,9 @@ from circle_kernels.backends.triton.sums import (
     negative_exponentials,
     store_sums,
 )
+
+# Columns at a time of the tiles that are summed exactly, whose two kinds of logits take registers.
+_EXACT_PART = tl.constexpr(64)
 
 
 @triton.jit(
@@ -67,7 +71,6 @@ def sum_rows_kernel(
     run = tl.program_id(0) // num_row_blocks
     row_start = first_row + tl.program_id(0) % num_row_blocks * BLOCK_ROWS
     row_start = tl.multiple_of(row_start, BLOCK_ROWS)
-    row_end = tl.minimum(row_start + BLOCK_ROWS, num_rows)
 
     shift_pos = tl.full((BLOCK_ROWS,), first_shift(FORMULA), tl.float32)
     shift_neg = tl.full((BLOCK_ROWS,), first_shift(FORMULA), tl.float32)
@@ -80,12 +83,12 @@ def sum_rows_kernel(
         # Whether every pair of the tile counts, and if sorted, as a negative one.
         plain = start + BLOCK_COLUMNS <= num_columns
         if SELF_MODE:
-            plain = plain & ((start >= row_end) | (start + BLOCK_COLUMNS <= row_start))
-        if SORTED:
-            last_column = tl.minimum(start + BLOCK_COLUMNS, num_columns) - 1
             plain = plain & (
-                (tl.load(column_labels_ptr + start) > tl.load(row_labels_ptr + row_end - 1))
-                | (tl.load(column_labels_ptr + last_column) < tl.load(row_labels_ptr + row_start))
+                (start >= row_start + BLOCK_ROWS) | (start + BLOCK_COLUMNS <= row_start)
+            )
+        if SORTED:
+            plain = plain & labels_apart(
+                row_labels_ptr, row_start, column_labels_ptr, start, BLOCK_ROWS, BLOCK_COLUMNS
             )
         if FORMULA != "circle":
             plain = False
@@ -160,7 +163,7 @@ def sum_rows_kernel(
                 BLOCK_ROWS,
                 BLOCK_COLUMNS,
                 BLOCK_DEPTH,
-                64,
+                _EXACT_PART,
             )
 
     store_sums(

@@ -8,12 +8,11 @@ from torch import Tensor
 
 from circle_kernels.backends.triton.launch import launch_kernel
 from circle_kernels.backends.triton.operands import ROW_PADDING, Side
-from circle_kernels.backends.triton.primitives import FIXED_SHIFT, STATISTICS_BLOCK
+from circle_kernels.backends.triton.primitives import FIXED_SHIFT
 
 # Rows of the table: log-sum-exps of exponents, upstream gradients, factors of exponentials against
 # the fixed shift (each of positives, then of negatives), and one number per block.
 _ROWS = 7
-assert STATISTICS_BLOCK.value == ROW_PADDING
 
 
 @triton.jit(do_not_specialize=["num_anchors"])

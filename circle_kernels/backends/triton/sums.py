@@ -12,6 +12,7 @@ import triton.language as tl
 from circle_kernels.backends.triton.primitives import (
     FIXED_SHIFT,
     load_block,
+    mixed_distances,
     pair_distances,
     pair_scales,
     shifted_exponents,
@@ -54,10 +55,8 @@ def mixed_exponentials(
     FORMULA: tl.constexpr,
 ):
     """Exponentials, relative to the fixed shift, of a tile in which every pair counts."""
-    distances = tl.where(
-        same,
-        pair_distances(products, scales, vertex_pos, floor_pos, True, FORMULA),
-        pair_distances(products, scales, vertex_neg, floor_neg, False, FORMULA),
+    distances = mixed_distances(
+        products, scales, same, vertex_pos, floor_pos, vertex_neg, floor_neg, FORMULA
     )
     shifts = tl.full(products.shape, FIXED_SHIFT, tl.float32)
     return tl.exp2(shifted_exponents(distances, shifts, FORMULA))
