@@ -129,19 +129,18 @@ def _tasks(target: str) -> list[Task]:
     tasks: dict[Any, Task] = {}
     for dtype, torch_dtype in DTYPES.items():
         for num_rows, num_references in PROBLEMS:
-            for depth in DEPTHS[:2]:  # the second is too deep for sums in registers
-                launches = plan_launches(
-                    DEVICES[target],
-                    dtype=torch_dtype,
-                    num_rows=num_rows,
-                    depth=depth,
-                    formula=CircleFormula(),
-                    num_references=num_references,
-                )
-                for launch in launches:
-                    if "BLOCK_COLUMNS" in dict(launch.constants):
-                        key = dataclasses.replace(launch, programs=0)
-                        tasks.setdefault(key, Task(target, dtype, launch.kernel.__name__, key))
+            launches = plan_launches(
+                DEVICES[target],
+                dtype=torch_dtype,
+                num_rows=num_rows,
+                depth=DEPTHS[0],
+                formula=CircleFormula(),
+                num_references=num_references,
+            )
+            for launch in launches:
+                if "BLOCK_COLUMNS" in dict(launch.constants):
+                    key = dataclasses.replace(launch, programs=0)
+                    tasks.setdefault(key, Task(target, dtype, launch.kernel.__name__, key))
     return list(tasks.values())
 
 
@@ -191,14 +190,11 @@ def _compile(chosen: tuple[str, int]) -> list[dict[str, Any]]:
 
 
 def _mode(constants: dict[str, Any]) -> str:
-    """What the constants say of the problem, in words: its order, and whose gradient it is."""
+    """What the constants say of the problem, in words: whether it has references, and its order."""
     order = "in label order" if constants.get("SORTED", True) else "in any order"
-    if "ROW_ANCHORS" not in constants:
-        return order
-    side = "both sides" if constants["SELF_MODE"] else "columns"
-    if constants["ROW_ANCHORS"] and not constants["SELF_MODE"]:
-        side = "rows"
-    return f"{side}, {order}"
+    if not constants.get("SELF_MODE", True):
+        return f"references, {order}"
+    return f"{order}, on the diagonal" if constants.get("MIRROR") else order
 
 
 def _blocks(device: Any, threads: int, registers: int, shared_memory: int) -> int:
@@ -215,20 +211,19 @@ def _bodies(
     """Instructions and exponentials per thread of each body that a tile can take."""
     bodies: dict[str, tuple[float, float]] = {}
     whole = [path for path in paths if path.exponentials > 0 and path.part_exponentials == 0]
-    if whole and kernel == "accumulate_gradient_kernel":  # it has no other
-        bodies["exact"] = (whole[0].instructions, whole[0].exponentials)
-    elif whole:
+    if whole:
         in_order = constants.get("SORTED", kernel == "sum_triangle_kernel")
         name = "only negatives" if in_order else "both kinds"
         bodies[name] = (whole[0].instructions, whole[0].exponentials)
     parts = [path for path in paths if path.exponentials == 0]
-    # Tiles of one part have no loop over parts; the exact body alone takes two exponentials a pair.
-    alone = [path for path in whole if 1.5 * pairs < path.exponentials < 2.5 * pairs]
-    if kernel.startswith("sum_") and alone:
+    # The exact body takes an exponential for each kind of pair or each side of anchors, and a few
+    # for each row. Tiles of one part have no loop over parts.
+    kinds = 1 if kernel == "write_weights_kernel" and not constants["SELF_MODE"] else 2
+    alone = [path for path in whole[1:] if abs(path.exponentials / pairs - kinds) < 0.5]
+    if alone:
         bodies["exact"] = (alone[0].instructions, alone[0].exponentials)
     if parts:
-        # Two exponentials for each pair, and a few for each row.
-        iterations = math.ceil(2 * pairs / parts[0].part_exponentials)
+        iterations = math.ceil(kinds * pairs / parts[0].part_exponentials)
         bodies["exact"] = (
             parts[0].instructions + iterations * parts[0].part_instructions,
             iterations * parts[0].part_exponentials,

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from circle_kernels.autograd import forward_and_keep, input_gradients, is_plain
+from circle_kernels.backend_choice import resolve_backend
 from circle_kernels.backends import cpu
 from circle_kernels.formula import PairFormula
 
@@ -38,10 +39,9 @@ def row_losses(
     reduction: str,
 ) -> tuple[Tensor, Tensor]:
     """The loss, and its derivative (N,) with respect to either log-sum-exp of each row."""
-    if lse_pos.device.type == "cpu" and is_plain(lse_pos):
-        at_once = cpu.row_losses(lse_pos, lse_neg, reduction)
-        if at_once is not None:
-            return at_once
+    at_once = _row_losses_at_once(lse_pos, lse_neg, reduction) if is_plain(lse_pos) else None
+    if at_once is not None:
+        return at_once
     exponents = lse_pos + lse_neg
     losses = softplus(exponents)
     slopes = torch.sigmoid(exponents)  # of -inf 0 exactly
@@ -49,6 +49,19 @@ def row_losses(
         return losses, slopes
     count = rows_counted(exponents, reduction)
     return losses.sum() / count, slopes / count
+
+
+def _row_losses_at_once(
+    lse_pos: Tensor, lse_neg: Tensor, reduction: str
+) -> tuple[Tensor, Tensor] | None:
+    """The same in one call or launch, where there is code for it."""
+    if lse_pos.device.type == "cpu":
+        return cpu.row_losses(lse_pos, lse_neg, reduction)
+    if resolve_backend("auto", lse_pos.device, lse_pos.dtype) != "triton":
+        return None
+    from circle_kernels.backends.triton import row_losses
+
+    return row_losses.row_losses(lse_pos, lse_neg, reduction)
 
 
 def fused_row_losses(

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from circle_kernels.backends.triton.launch import coordinate_scale, formula_arguments, slope_scale
+from circle_kernels.backends.triton.launch import coordinate_scale, formula_arguments
 from circle_kernels.backends.triton.primitives import (
     LN_2,
     logit_constant,
@@ -58,7 +58,7 @@ def evaluate(formula: PairFormula, similarity: Tensor, positive: bool) -> tuple[
         coordinate_scale(formula),
         arguments[f"vertex_{kind}"],
         arguments[f"floor_{kind}"],
-        slope_scale(formula),
+        LN_2.value * coordinate_scale(formula),
         POSITIVE=positive,
         FORMULA=formula.name,
         DETACH_WEIGHTS=formula.detach_weights,

@@ -1,6 +1,7 @@
 """The fused operation as Triton kernels, for CUDA and ROCm tensors."""
 
 from circle_kernels.backends.triton.backward import backward
-from circle_kernels.backends.triton.forward import forward, saved_shape
+from circle_kernels.backends.triton.forward import forward
+from circle_kernels.backends.triton.saved import saved_shape
 
 __all__ = ["backward", "forward", "saved_shape"]

@@ -1,23 +1,22 @@
-"""Backward pass: recompute similarity tiles, turn them into ``dL/ds``, multiply by the other side.
+"""Backward pass: recompute similarity tiles, turn them into weights, multiply by the other side.
 
-One pair of kernels serves all three gradients, since ``dL/ds_ij`` needs only the statistics of its
-anchors, which lie along the rows (gradient of the embeddings), along the columns (gradient of the
-references) or along both (self mode, where the result is the whole gradient in one product). No
-kernel uses atomics, so results are bitwise the same from run to run.
+One set of weights serves both sides, since they hold both sides' scales; in self mode, where that
+makes them symmetric, each is computed once. Nothing uses atomics, so results are bitwise the same
+from run to run.
 """
 
 from __future__ import annotations
+
+from collections import Counter
 
 import torch
 from torch import Tensor
 
 from circle_kernels.backends.interface import PairProblem
-from circle_kernels.backends.triton.accumulate import accumulate_in_registers
 from circle_kernels.backends.triton.launch import (
     device_family,
     formula_arguments,
     on_device,
-    slope_scale,
 )
 from circle_kernels.backends.triton.normalization import finish_gradient
 from circle_kernels.backends.triton.operands import (
@@ -25,21 +24,18 @@ from circle_kernels.backends.triton.operands import (
     operand_arguments,
     prepare_sides,
 )
-from circle_kernels.backends.triton.plan import plan_problem
-from circle_kernels.backends.triton.settings import (
-    accumulate_settings,
-    dot_precision,
-    weights_settings,
-)
+from circle_kernels.backends.triton.plan import Chunks, plan_chunks
+from circle_kernels.backends.triton.saved import view_saved
+from circle_kernels.backends.triton.settings import dot_precision, weights_settings
 from circle_kernels.backends.triton.statistics import prepare_statistics
-from circle_kernels.backends.triton.workspace import multiply_workspace
+from circle_kernels.backends.triton.workspace import multiply, write_weights
 
 
 def backward(
     problem: PairProblem,
     lse_pos: Tensor,
     lse_neg: Tensor,
-    saved: Tensor,  # (2, N): both log-sum-exps of exponents
+    saved: Tensor,  # saved.view_saved
     grad_lse_pos: Tensor,
     grad_lse_neg: Tensor,
     *,
@@ -48,22 +44,34 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of both sides."""
     with on_device(problem.embeddings.device):
-        rows, columns = prepare_sides(problem, plan_problem(problem).by_label)
+        logsumexps, row_order, column_order = view_saved(saved, problem)
+        rows, columns = prepare_sides(problem, row_order, column_order)
         unit = None
         if rows.operand.dtype == torch.float16:
             unit = _gradient_unit(problem, grad_lse_pos, grad_lse_neg)
             grad_lse_pos, grad_lse_neg = grad_lse_pos / unit, grad_lse_neg / unit
-        table = prepare_statistics(
-            rows, saved, grad_lse_pos, grad_lse_neg, slope_scale(problem.formula)
+        table = prepare_statistics(rows, logsumexps, grad_lse_pos, grad_lse_neg, problem.formula)
+        chunks = plan_chunks(
+            len(rows), len(columns), problem.self_mode, rows.operand.dtype.itemsize
         )
-        grad_embeddings = grad_references = None
+        of_rows = of_columns = None
         if needs_embeddings:
-            grad_embeddings = _side_gradient(
-                problem, rows, columns, table, table if problem.self_mode else None, unit
-            )
+            of_rows = _SideGradient(rows, chunks.rows, chunks.column_chunks, unit)
         if needs_references:
-            grad_references = _side_gradient(problem, columns, rows, None, table, unit)
-        return grad_embeddings, grad_references
+            of_columns = _SideGradient(columns, chunks.columns, chunks.row_chunks, unit)
+        _multiply_chunks(
+            problem,
+            rows,
+            columns,
+            table,
+            chunks,
+            of_rows,
+            of_rows if problem.self_mode else of_columns,
+        )
+        return (
+            None if of_rows is None else of_rows.gradient,
+            None if of_columns is None else of_columns.gradient,
+        )
 
 
 def _gradient_unit(problem: PairProblem, grad_lse_pos: Tensor, grad_lse_neg: Tensor) -> Tensor:
@@ -78,40 +86,74 @@ def _gradient_unit(problem: PairProblem, grad_lse_pos: Tensor, grad_lse_neg: Ten
     return (largest * bound).clamp_min(torch.finfo(torch.float32).tiny).reshape(1)
 
 
-def _side_gradient(
+class _SideGradient:
+    """The gradient of one side; a chunk of it is finished once all its products are added."""
+
+    def __init__(self, side: Side, chunk: int, products: int, unit: Tensor | None) -> None:
+        self.gradient = side.operand.new_empty(len(side), side.depth, dtype=side.dtype)
+        self._side = side
+        self._chunk = chunk  # rows
+        self._products = products  # that each chunk is the sum of
+        self._unit = unit
+        self._sums: dict[int, Tensor] = {}
+        self._added: Counter[int] = Counter()
+
+    def add(self, index: int, weights: Tensor, operand: Tensor) -> None:
+        """Add ``weights @ operand`` to the sums of a chunk."""
+        product = multiply(weights, operand)
+        if index in self._sums:
+            self._sums[index] += product
+        else:
+            self._sums[index] = product
+        self._added[index] += 1
+        if self._added[index] == self._products:
+            finish_gradient(
+                self._side, index * self._chunk, self._sums.pop(index), self._unit, self.gradient
+            )
+
+
+def _multiply_chunks(
     problem: PairProblem,
     rows: Side,
     columns: Side,
-    row_table: Tensor | None,  # (7, padded N) where rows are anchors
-    column_table: Tensor | None,  # (7, padded M) where columns are anchors
-    unit: Tensor | None,
-) -> Tensor:
-    """Gradient of the side that ``rows`` stands for."""
-    family = device_family(rows.operand.device)
-    depth, dtype = rows.operand.shape[1], rows.operand.dtype
-    # A pointer that is never followed still has to be a tensor.
-    unused = rows.scales
+    table: Tensor,  # statistics.prepare_statistics
+    chunks: Chunks,
+    of_rows: _SideGradient | None,
+    of_columns: _SideGradient | None,
+) -> None:
+    """Write the weights of each pair of chunks and multiply them by the chunks of both sides."""
+    family, dtype = device_family(rows.operand.device), rows.operand.dtype
+    settings = weights_settings(family, dtype, rows.operand.shape[1], rows.order is not None)
     arguments = {
         **operand_arguments(rows, columns),
-        "row_table_ptr": unused if row_table is None else row_table,
-        "column_table_ptr": unused if column_table is None else column_table,
         **formula_arguments(problem.formula),
-        "slope_scale": slope_scale(problem.formula),
-        "column_unit": 1 / columns.root_scale,
+        "table_ptr": table,
     }
     constants = {
         "SELF_MODE": problem.self_mode,
         "SORTED": rows.order is not None,
-        "ROW_ANCHORS": row_table is not None,
-        "COLUMN_ANCHORS": column_table is not None,
         "FORMULA": problem.formula.name,
         "DETACH_WEIGHTS": problem.formula.detach_weights,
         "INPUT_PRECISION": dot_precision(family, dtype),
     }
-    settings = accumulate_settings(family, dtype, depth)
-    if settings is not None:
-        partial = accumulate_in_registers(rows, columns, arguments, constants, settings)
-    else:
-        settings = weights_settings(family, dtype, depth)
-        partial = multiply_workspace(rows, columns, arguments, constants, settings)
-    return finish_gradient(rows, partial, unit, problem.normalize)
+    workspace = rows.operand.new_empty(chunks.rows, chunks.columns)
+    for row_chunk, column_chunk in chunks.pairs():
+        first_row, num_rows = chunks.row_range(row_chunk)
+        first_column, num_columns = chunks.column_range(column_chunk)
+        mirror = problem.self_mode and row_chunk == column_chunk
+        write_weights(
+            workspace,
+            first_row,
+            first_column,
+            num_rows,
+            num_columns,
+            arguments,
+            {**constants, "MIRROR": mirror},
+            settings,
+        )
+        weights = workspace.narrow(0, 0, num_rows).narrow(1, 0, num_columns)
+        if of_rows is not None:
+            operand = columns.operand.narrow(0, first_column, num_columns)
+            of_rows.add(row_chunk, weights, operand)
+        if of_columns is not None and not mirror:
+            of_columns.add(column_chunk, weights.T, rows.operand.narrow(0, first_row, num_rows))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from circle_kernels.backends.interface import PairProblem
@@ -22,16 +23,13 @@ from circle_kernels.backends.triton.operands import (
     operand_arguments,
     prepare_sides,
     row_arguments,
+    sort_by_label,
 )
 from circle_kernels.backends.triton.plan import plan_problem
 from circle_kernels.backends.triton.rectangle import sum_rows_kernel
+from circle_kernels.backends.triton.saved import saved_shape, view_saved
 from circle_kernels.backends.triton.settings import dot_precision
 from circle_kernels.backends.triton.triangle import sum_triangle_kernel
-
-
-def saved_shape(problem: PairProblem) -> tuple[int, int]:
-    """What the forward pass keeps for the backward: both log-sum-exps of exponents."""
-    return 2, len(problem.embeddings)
 
 
 def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
@@ -40,7 +38,10 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
     with on_device(device):
         walk = plan_problem(problem)
         settings = walk.settings
-        rows, columns = prepare_sides(problem, walk.by_label)
+        saved = problem.embeddings.new_empty(saved_shape(problem), dtype=torch.float32)
+        logsumexps, row_order, column_order = view_saved(saved, problem)
+        sort_by_label(problem, row_order, column_order)
+        rows, columns = prepare_sides(problem, row_order, column_order)
         formula = formula_arguments(problem.formula)
         constants = {
             "FORMULA": problem.formula.name,
@@ -51,7 +52,6 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
         run_sums = rows.scales.new_empty(math.prod(bands[0].run_sums))
         tile_sums = rows.scales.new_empty(math.prod(bands[0].tile_sums))
         running = rows.scales.new_empty(4, len(rows) if len(bands) > 1 else 0)
-        saved = rows.scales.new_empty(saved_shape(problem))
         lse_pos, lse_neg = rows.scales.new_empty(2, len(rows)).unbind()
         for band in bands:
             arguments: dict[str, Tensor | int | float] = {
@@ -92,7 +92,7 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
                     "run_sums_ptr": run_sums,
                     "tile_sums_ptr": tile_sums,
                     "running_ptr": running,
-                    "saved_ptr": saved,
+                    "saved_ptr": logsumexps,
                     "lse_pos_ptr": lse_pos,
                     "lse_neg_ptr": lse_neg,
                 },

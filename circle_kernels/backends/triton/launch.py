@@ -12,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-from circle_kernels.backends.triton.primitives import load_tile
+from circle_kernels.backends.triton.primitives import REACH, load_tile
 from circle_kernels.backends.triton.settings import (
     AMD_FAMILY,
     INTERPRETER,
@@ -125,28 +125,6 @@ def launch_tiles(
     )
 
 
-# What the backward pass may take for partial sums or for weights, whatever N and M are.
-WORKSPACE_BYTES = 64 * 2**20
-# More splits than this only add merging: a split should have several tiles to itself.
-MAX_SPLITS = 64
-
-
-def split_columns(
-    num_rows: int,
-    num_columns: int,
-    block_rows: int,
-    block_columns: int,
-    device: torch.device,
-    max_splits: int = MAX_SPLITS,
-) -> tuple[int, int, int]:
-    """``(row blocks, splits, tiles per split)`` for about two programs per multiprocessor."""
-    row_blocks = triton.cdiv(num_rows, block_rows)
-    tiles = triton.cdiv(num_columns, block_columns)
-    wanted = triton.cdiv(2 * num_multiprocessors(device), row_blocks)
-    tiles_per_split = triton.cdiv(tiles, max(1, min(wanted, tiles, max_splits, MAX_SPLITS)))
-    return row_blocks, triton.cdiv(tiles, tiles_per_split), tiles_per_split
-
-
 def coordinate_scale(formula: PairFormula) -> float:
     """Coordinate of a similarity of 1: what makes a squared distance a base-2 logit."""
     scale = float(formula.gamma) / math.log(2)
@@ -154,26 +132,30 @@ def coordinate_scale(formula: PairFormula) -> float:
 
 
 def formula_arguments(formula: PairFormula) -> dict[str, float]:
-    """The formula's numbers, in coordinates, under the names that every kernel gives them."""
+    """The formula's numbers, in coordinates, under the names that every kernel gives them.
+
+    ``fixed_shift`` is what exponents are taken relative to where that needs no running maximum: no
+    more than normalised pairs call for, since exponent and shift are rounded at their size.
+    """
     optimum_pos, optimum_neg, margin_pos, margin_neg = formula.constants
     scale = coordinate_scale(formula)
     if formula.name == "circle":
+        vertex_pos = scale * (optimum_pos + margin_pos) / 2
+        floor_pos = scale * (margin_pos - optimum_pos) / 2
+        vertex_neg = scale * (optimum_neg + margin_neg) / 2
+        floor_neg = scale * (optimum_neg - margin_neg) / 2
+        farthest = max(vertex_pos + scale, scale - vertex_neg, floor_pos, floor_neg)
         return {
-            "vertex_pos": scale * (optimum_pos + margin_pos) / 2,
-            "floor_pos": scale * (margin_pos - optimum_pos) / 2,
-            "vertex_neg": scale * (optimum_neg + margin_neg) / 2,
-            "floor_neg": scale * (optimum_neg - margin_neg) / 2,
+            "vertex_pos": vertex_pos,
+            "floor_pos": floor_pos,
+            "vertex_neg": vertex_neg,
+            "floor_neg": floor_neg,
+            "fixed_shift": min(max(farthest**2 - REACH.value, 0.0), REACH.value),
         }
     return {
         "vertex_pos": scale * margin_pos,
         "floor_pos": 0.0,
         "vertex_neg": scale * margin_neg,
         "floor_neg": 0.0,
+        "fixed_shift": 0.0,
     }
-
-
-def slope_scale(formula: PairFormula) -> float:
-    """What turns the slopes of :func:`primitives.pair_slopes` into those of natural logits."""
-    if formula.name == "circle":
-        return float(formula.gamma) / coordinate_scale(formula)
-    return float(formula.gamma)

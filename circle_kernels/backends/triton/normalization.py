@@ -1,4 +1,4 @@
-"""After the fused kernels: merge partial sums and apply the chain rule of the normalisation."""
+"""After the matrix products: the chain rule of the normalisation."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from circle_kernels.backends.triton.operands import ROW_BLOCK, Side
 from circle_kernels.backends.triton.primitives import load_tile
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_splits"])
+@triton.jit(do_not_specialize=["num_rows"])
 def finish_gradient_kernel(
-    partial_ptr,  # (splits, N, padded depth) float32: with respect to the normalised rows
-    operand_ptr,  # (N, padded depth)
-    operand_norms_ptr,  # (N,) float32
-    norms_ptr,  # (N,) float32
+    sums_ptr,  # (R, padded depth) float32: with respect to normalised rows, over operand_norms
+    operand_ptr,  # (R, padded depth)
+    operand_norms_ptr,  # (R,) float32
+    norms_ptr,  # (R,) float32
     unit_ptr,  # (1,) float32: what the upstream gradients were divided by, if HAS_UNIT
-    order_ptr,  # (N,) int64: where the caller has each row, if SORTED
-    gradient_ptr,  # (N, D) contiguous, the dtype of the embeddings
+    order_ptr,  # (R,) int64: where the caller has each row, if SORTED
+    gradient_ptr,  # (R, D), if SORTED (N, D); contiguous, the dtype of the embeddings
     num_rows,
-    num_splits,
     depth,
     padded_depth,
     row_stride,
@@ -35,7 +34,7 @@ def finish_gradient_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
 ):
-    """Merge the splits, project out the row's own direction and divide by its norm."""
+    """Project out the row's own direction and divide by its norm."""
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     inside = rows < num_rows
     given = rows.to(tl.int64)
@@ -49,7 +48,8 @@ def finish_gradient_kernel(
     if NORMALIZE:
         for start in range(0, depth, BLOCK_DEPTH):
             depths = start + tl.arange(0, BLOCK_DEPTH)
-            sums = merge_splits(partial_ptr, rows, num_rows, num_splits, depths, padded_depth)
+            sums = load_tile(sums_ptr, rows, num_rows, padded_depth, depths, padded_depth)
+            sums *= operand_norms[:, None]
             chunk = load_tile(operand_ptr, rows, num_rows, row_stride, depths, padded_depth)
             along += tl.sum(sums * unit_rows(chunk, operand_norms), axis=1)
         along = tl.where(at_zero, 0.0, along)
@@ -58,7 +58,8 @@ def finish_gradient_kernel(
         unit = tl.load(unit_ptr)
     for start in range(0, depth, BLOCK_DEPTH):
         depths = start + tl.arange(0, BLOCK_DEPTH)
-        sums = merge_splits(partial_ptr, rows, num_rows, num_splits, depths, padded_depth)
+        sums = load_tile(sums_ptr, rows, num_rows, padded_depth, depths, padded_depth)
+        sums *= operand_norms[:, None]
         if NORMALIZE:
             chunk = load_tile(operand_ptr, rows, num_rows, row_stride, depths, padded_depth)
             sums -= along[:, None] * unit_rows(chunk, operand_norms)
@@ -87,55 +88,40 @@ def unit_rows(
     return tl.div_rn(operand.to(tl.float32), tl.broadcast_to(operand_norms[:, None], operand.shape))
 
 
-@triton.jit
-def merge_splits(
-    partial_ptr,  # (splits, num_rows, depth)
-    rows,  # (R,)
-    num_rows,
-    num_splits,
-    depths,  # (K,)
-    depth,
-):
-    """Sum a tile over the splits, always in the same order."""
-    sums = tl.zeros((rows.shape[0], depths.shape[0]), tl.float32)
-    for split in range(num_splits):
-        # A multiplication first, so that the offset is 64-bit.
-        split_ptr = partial_ptr + (split * tl.full((), 1, tl.int64)) * num_rows * depth
-        sums += load_tile(split_ptr, rows, num_rows, depth, depths, depth)
-    return sums
-
-
 def finish_gradient(
     side: Side,
-    partial: Tensor,  # (splits, N, padded depth) float32
+    first: int,
+    sums: Tensor,  # (R, padded depth) float32
     unit: Tensor | None,  # (1,) float32
-    normalize: bool,
-) -> Tensor:  # (N, D)
-    """Merge partial sums and take them through the normalisation to the side as it was given."""
-    num_rows = len(side)
-    gradient = side.operand.new_empty(num_rows, side.depth, dtype=side.dtype)
+    gradient: Tensor,  # (N, D)
+) -> None:
+    """Take sums of the rows from ``first`` on through the normalisation to the gradient."""
+
+    def rows(whole: Tensor) -> Tensor:
+        return whole.narrow(0, first, len(sums))
+
+    operand, operand_norms = rows(side.operand), rows(side.operand_norms)
     launch_kernel(
         finish_gradient_kernel,
-        triton.cdiv(num_rows, ROW_BLOCK["BLOCK_ROWS"]),
+        triton.cdiv(len(sums), ROW_BLOCK["BLOCK_ROWS"]),
         {
-            "partial_ptr": partial,
-            "operand_ptr": side.operand,
-            "operand_norms_ptr": side.operand_norms,
-            "norms_ptr": side.norms,
+            "sums_ptr": sums,
+            "operand_ptr": operand,
+            "operand_norms_ptr": operand_norms,
+            "norms_ptr": rows(side.norms),
             # A pointer that is never followed still has to be a tensor.
-            "unit_ptr": side.scales if unit is None else unit,
-            "order_ptr": side.scales if side.order is None else side.order,
-            "gradient_ptr": gradient,
-            "num_rows": num_rows,
-            "num_splits": len(partial),
+            "unit_ptr": operand_norms if unit is None else unit,
+            "order_ptr": operand_norms if side.order is None else rows(side.order),
+            "gradient_ptr": rows(gradient) if side.order is None else gradient,
+            "num_rows": len(sums),
             "depth": side.depth,
-            "padded_depth": side.operand.shape[1],
-            "row_stride": side.operand.stride(0),
+            "padded_depth": operand.shape[1],
+            "row_stride": operand.stride(0),
             "norm_eps": NORM_EPS,
             "largest": torch.finfo(side.dtype).max,
         },
         {
-            "NORMALIZE": normalize,
+            "NORMALIZE": side.normalize,
             "SORTED": side.order is not None,
             "HAS_UNIT": unit is not None,
             **ROW_BLOCK,
@@ -143,4 +129,3 @@ def finish_gradient(
         num_warps=4,
         num_stages=2,
     )
-    return gradient

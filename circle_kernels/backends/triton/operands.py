@@ -39,7 +39,7 @@ def prepare_operand_kernel(
     labels_ptr,  # (N,) int64
     order_ptr,  # (N,) int64: which of the rows comes where, if SORTED
     norms_ptr,  # (N,) float32: max(|x|, eps), or 1; NaN for a non-finite row
-    operand_norms_ptr,  # (N,) float32: the same for the rows of the operand, if EQUILIBRATE
+    operand_norms_ptr,  # (N,) float32: the same for the rows of the operand, if WRITE_OPERAND
     scales_ptr,  # (padded N,) float32: root_scale over the norms of the operand
     padded_labels_ptr,  # (padded N,) int64
     operand_ptr,  # (N, padded depth) contiguous, if WRITE_OPERAND
@@ -53,7 +53,6 @@ def prepare_operand_kernel(
     NORMALIZE: tl.constexpr,
     SORTED: tl.constexpr,
     WRITE_OPERAND: tl.constexpr,
-    EQUILIBRATE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
 ):
@@ -61,9 +60,9 @@ def prepare_operand_kernel(
 
     Scales and labels go on beyond the last row with its own, so that tiles load them unmasked.
 
-    For float16 the copy is brought to norms in [1, 2). Dividing by a power of two is exact (down
-    to float16's subnormals beside a norm of 1) and puts the scales in (0.5, 1], so that a float16
-    product with them can neither overflow nor vanish.
+    A copy to be normalised is brought to norms in [1, 2). Dividing by a power of two is exact (down
+    to subnormals beside a norm of 1) and puts the scales in (0.5, 1] times root_scale, so that
+    neither products nor weights, which hold the scales of both sides, overflow or vanish.
     """
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     inside = rows < num_rows
@@ -83,7 +82,7 @@ def prepare_operand_kernel(
     divisors = tl.where(finite, divisors, float("nan"))
     tl.store(norms_ptr + rows, divisors, mask=inside)
     powers = tl.full(norms.shape, 1.0, tl.float32)
-    if EQUILIBRATE:
+    if NORMALIZE and WRITE_OPERAND:
         # Keeping only the exponent bits rounds down to a power of two; NaN gives infinity, and
         # its row NaN all the same.
         powers = (divisors.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
@@ -97,7 +96,7 @@ def prepare_operand_kernel(
             chunk = load_any_layout(
                 rows_ptr, given, num_rows, row_stride, depths, depth, depth_stride
             )
-            if EQUILIBRATE:
+            if NORMALIZE:
                 chunk = chunk / powers[:, None]
             offsets = rows.to(tl.int64)[:, None] * padded_depth + depths[None, :]
             tl.store(
@@ -111,9 +110,8 @@ def prepare_operand_kernel(
 class Side:
     """The embeddings or the references, ready for the kernels.
 
-    ``operand / operand_norms`` are the normalised rows. The operand is the input itself where its
-    layout allows wide loads; otherwise, for float16, and in label order it is a copy, the depth
-    padded by zeros.
+    ``operand / operand_norms`` are the normalised rows. The operand is the input itself or, as
+    :func:`_prepare_side` decides, a copy, the depth padded by zeros.
     """
 
     operand: Tensor  # (N, padded depth), unit stride along the depth
@@ -122,7 +120,7 @@ class Side:
     norms: Tensor  # (N,) float32, of the input
     labels: Tensor  # (padded N,) int64
     order: Tensor | None  # (N,) int64: the input's rows in this side's order; None if the same
-    root_scale: float  # the root of the coordinate of a similarity of 1
+    normalize: bool
     depth: int  # of the input
     dtype: torch.dtype  # of the input, and so of its gradient
 
@@ -132,37 +130,63 @@ class Side:
 
 def operand_layout(problem: PairProblem) -> tuple[torch.dtype, int]:
     """Dtype and depth of both operands."""
-    depth = triton.cdiv(problem.embeddings.shape[1], _ALIGNMENT) * _ALIGNMENT
     dtype = problem.embeddings.dtype
     # Unnormalised float16 has no bound that would keep its weights in float16's range.
     widen = dtype == torch.float16 and not problem.normalize
-    return torch.float32 if widen else dtype, depth
+    return torch.float32 if widen else dtype, aligned_depth(problem.embeddings.shape[1])
 
 
-def prepare_sides(problem: PairProblem, by_label: bool) -> tuple[Side, Side]:
-    """Both sides of a problem, sorted by label if wanted; in self mode the same one twice."""
-    rows = _prepare_side(problem, problem.embeddings, problem.labels, by_label)
+def aligned_depth(depth: int) -> int:
+    """Depth of an operand: that of the input, padded so that rows load in wide pieces."""
+    return triton.cdiv(depth, _ALIGNMENT) * _ALIGNMENT
+
+
+def sort_by_label(
+    problem: PairProblem, row_order: Tensor | None, column_order: Tensor | None
+) -> None:
+    """Fill the orders of both sides, where they have one."""
+    for labels, order in (
+        (problem.labels, row_order),
+        (problem.column_labels, None if problem.self_mode else column_order),
+    ):
+        if order is not None:
+            torch.sort(labels, stable=True, out=(torch.empty_like(labels), order))
+
+
+def prepare_sides(
+    problem: PairProblem,
+    row_order: Tensor | None,  # (N,) int64: what comes where; None as given
+    column_order: Tensor | None,  # (M,) int64
+) -> tuple[Side, Side]:
+    """Both sides of a problem in their orders; in self mode the same one twice."""
+    rows = _prepare_side(problem, problem.embeddings, problem.labels, row_order)
     if problem.self_mode:
         return rows, rows
-    return rows, _prepare_side(problem, problem.columns, problem.column_labels, by_label)
+    return rows, _prepare_side(problem, problem.columns, problem.column_labels, column_order)
 
 
-def _prepare_side(problem: PairProblem, embeddings: Tensor, labels: Tensor, by_label: bool) -> Side:
+def _prepare_side(
+    problem: PairProblem, embeddings: Tensor, labels: Tensor, order: Tensor | None
+) -> Side:
     num_rows, depth = embeddings.shape
     dtype = embeddings.dtype
     operand_dtype, padded_depth = operand_layout(problem)
-    equilibrate = dtype == torch.float16 and problem.normalize
     norms = embeddings.new_empty(num_rows, dtype=torch.float32)
-    operand_norms = torch.empty_like(norms) if equilibrate else norms
     padded_rows = triton.cdiv(num_rows, ROW_PADDING) * ROW_PADDING
     scales = norms.new_empty(padded_rows)
     padded_labels = labels.new_empty(padded_rows)
-    order = torch.sort(labels, stable=True).indices if by_label else None
     operand = embeddings
-    write_operand = by_label or dtype == torch.float16 or not _loads_wide(embeddings)
+    # A batch compared with itself is small beside its pairs, and its weights hold scales twice.
+    write_operand = (
+        order is not None
+        or problem.self_mode
+        or dtype == torch.float16
+        or not _loads_wide(embeddings)
+    )
+    operand_norms = norms
     if write_operand:
+        operand_norms = torch.empty_like(norms) if problem.normalize else norms
         operand = embeddings.new_empty(num_rows, padded_depth, dtype=operand_dtype)
-    root_scale = math.sqrt(coordinate_scale(problem.formula))
     launch_kernel(
         prepare_operand_kernel,
         padded_rows // ROW_BLOCK["BLOCK_ROWS"],
@@ -182,13 +206,12 @@ def _prepare_side(problem: PairProblem, embeddings: Tensor, labels: Tensor, by_l
             "row_stride": embeddings.stride(0),
             "depth_stride": embeddings.stride(1),
             "norm_eps": NORM_EPS,
-            "root_scale": root_scale,
+            "root_scale": math.sqrt(coordinate_scale(problem.formula)),
         },
         {
             "NORMALIZE": problem.normalize,
-            "SORTED": by_label,
+            "SORTED": order is not None,
             "WRITE_OPERAND": write_operand,
-            "EQUILIBRATE": equilibrate,
             **ROW_BLOCK,
         },
         num_warps=4,
@@ -201,7 +224,7 @@ def _prepare_side(problem: PairProblem, embeddings: Tensor, labels: Tensor, by_l
         norms,
         padded_labels,
         order,
-        root_scale,
+        problem.normalize,
         depth,
         dtype,
     )

@@ -1,7 +1,9 @@
-"""How the forward pass walks over the tiles: which are visited, by whom, and what they leave."""
+"""Which tiles the passes visit, in which order, and what memory they take for it."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,12 +11,8 @@ import torch
 import triton
 
 from circle_kernels.backends.interface import PairProblem
-from circle_kernels.backends.triton.launch import (
-    device_family,
-    num_multiprocessors,
-    split_columns,
-)
-from circle_kernels.backends.triton.operands import operand_layout
+from circle_kernels.backends.triton.launch import device_family, num_multiprocessors
+from circle_kernels.backends.triton.operands import ROW_PADDING, operand_layout
 from circle_kernels.backends.triton.settings import (
     Settings,
     rectangle_settings,
@@ -24,6 +22,9 @@ from circle_kernels.backends.triton.settings import (
 # What partial sums may take. Every tile of a triangle leaves four numbers for each of its rows, so
 # large batches go in bands of blocks, and what a band leaves is merged before the next one.
 PARTIAL_BYTES = 32 * 2**20
+# What weights of the backward pass may take: they stay in the second-level cache of large devices
+# from the kernel that writes them to the products that read them.
+WORKSPACE_BYTES = 32 * 2**20
 # Blocks that a band has whatever its size: fewer would not fill a device.
 MIN_BAND = 8
 # Tiles that a program of a triangle visits: few enough to spread, enough to share a block.
@@ -32,6 +33,10 @@ TRIANGLE_RUN = 8
 # triangle. Sorting costs a few launches and a copy; it saves half of the work around the product,
 # and the triangle half of the product.
 SORTED_TILES = 24
+
+
+# More runs than this only add merging: one should have several tiles to itself.
+_MAX_RUNS = 64
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,48 @@ class Band:
     tile_sums: tuple[int, int, int]  # (4, blocks, N), in a triangle
     is_first: bool
     is_last: bool
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Chunks of rows and columns; the weights of a pair of them are in the workspace at a time.
+
+    In self mode the weight of (j, i) is that of (i, j): a pair of chunks is visited once.
+    """
+
+    num_rows: int
+    num_columns: int
+    self_mode: bool
+    rows: int  # of a chunk; a multiple of ROW_PADDING, whole tiles
+    columns: int
+
+    @property
+    def row_chunks(self) -> int:
+        return triton.cdiv(self.num_rows, self.rows)
+
+    @property
+    def column_chunks(self) -> int:
+        return triton.cdiv(self.num_columns, self.columns)
+
+    def row_range(self, chunk: int) -> tuple[int, int]:
+        """First row and number of rows of a chunk."""
+        first = chunk * self.rows
+        return first, min(self.rows, self.num_rows - first)
+
+    def column_range(self, chunk: int) -> tuple[int, int]:
+        """First column and number of columns of a chunk."""
+        first = chunk * self.columns
+        return first, min(self.columns, self.num_columns - first)
+
+    def pairs(self) -> Iterator[tuple[int, int]]:
+        """Pairs in an order that finishes the chunks of the larger side one after the other."""
+        if self.self_mode:
+            yield from itertools.combinations_with_replacement(range(self.row_chunks), 2)
+        elif self.row_chunks >= self.column_chunks:
+            yield from itertools.product(range(self.row_chunks), range(self.column_chunks))
+        else:
+            for column in range(self.column_chunks):
+                yield from ((row, column) for row in range(self.row_chunks))
 
 
 @dataclass(frozen=True)
@@ -90,8 +137,15 @@ def plan_problem(problem: PairProblem) -> Walk:
     """The walk of a problem; what both passes go by, so that both sort or neither does."""
     dtype, depth = operand_layout(problem)
     device = problem.embeddings.device
-    num_rows, num_columns = len(problem.embeddings), len(problem.columns)
-    return plan_walk(num_rows, num_columns, problem.self_mode, dtype, depth, device)
+    return plan_walk(
+        len(problem.embeddings),
+        len(problem.columns),
+        problem.self_mode,
+        dtype,
+        depth,
+        device_family(device),
+        num_multiprocessors(device),
+    )
 
 
 def plan_walk(
@@ -100,10 +154,10 @@ def plan_walk(
     self_mode: bool,
     dtype: torch.dtype,
     depth: int,
-    device: torch.device,
+    family: str,
+    multiprocessors: int,
 ) -> Walk:
     """Choose order, triangle and settings by size, and bands that bound the partial sums."""
-    family, multiprocessors = device_family(device), num_multiprocessors(device)
     tiles = triton.cdiv(num_rows, 128) * triton.cdiv(num_columns, 128)
     by_label = tiles >= SORTED_TILES * multiprocessors
     triangle = self_mode and by_label
@@ -116,9 +170,39 @@ def plan_walk(
         runs = triton.cdiv(row_blocks, tiles_per_run)
     else:
         settings = rectangle_settings(family, dtype, depth, small=tiles < multiprocessors)
-        row_blocks, runs, tiles_per_run = split_columns(
-            num_rows, num_columns, settings.block_rows, settings.block_columns, device
+        row_blocks, runs, tiles_per_run = _split_columns(
+            num_rows, num_columns, settings.block_rows, settings.block_columns, multiprocessors
         )
     entries = runs * settings.block_rows + (num_rows if triangle else 0)  # of a block
     band_blocks = min(row_blocks, max(MIN_BAND, PARTIAL_BYTES // (16 * entries)))
     return Walk(num_rows, triangle, by_label, settings, runs, tiles_per_run, band_blocks)
+
+
+def _split_columns(
+    num_rows: int, num_columns: int, block_rows: int, block_columns: int, multiprocessors: int
+) -> tuple[int, int, int]:
+    """``(row blocks, runs, tiles per run)`` for about two programs per multiprocessor."""
+    row_blocks = triton.cdiv(num_rows, block_rows)
+    tiles = triton.cdiv(num_columns, block_columns)
+    wanted = triton.cdiv(2 * multiprocessors, row_blocks)
+    tiles_per_run = triton.cdiv(tiles, max(1, min(wanted, tiles, _MAX_RUNS)))
+    return row_blocks, triton.cdiv(tiles, tiles_per_run), tiles_per_run
+
+
+def plan_chunks(num_rows: int, num_columns: int, self_mode: bool, itemsize: int) -> Chunks:
+    """Chunks as square and as equal as they can be within WORKSPACE_BYTES."""
+    entries = WORKSPACE_BYTES // itemsize
+    rows = _equal_chunks(num_rows, math.isqrt(entries))
+    if self_mode:
+        return Chunks(num_rows, num_columns, True, rows, rows)
+    columns = _equal_chunks(num_columns, entries // rows)
+    # Few columns leave room for more rows.
+    rows = _equal_chunks(num_rows, entries // columns)
+    return Chunks(num_rows, num_columns, False, rows, columns)
+
+
+def _equal_chunks(length: int, most: int) -> int:
+    """Length of the fewest chunks of at most ``most``, all but the last one equal."""
+    largest = max(ROW_PADDING, most // ROW_PADDING * ROW_PADDING)
+    each = triton.cdiv(length, triton.cdiv(length, largest))
+    return triton.cdiv(each, ROW_PADDING) * ROW_PADDING

@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 
 LN_2 = tl.constexpr(0.6931471805599453)
-# The circle formula's exponents t^2 are at least 0. Relative to this shift none underflows, and up
-# to twice the shift a float32 holds them.
-FIXED_SHIFT = tl.constexpr(100.0)
+# The circle formula's exponents t^2 are at least 0. Relative to a shift of at most this none
+# underflows, and up to this far above the shift a float32 holds them.
+REACH = tl.constexpr(100.0)
 # Anchors that share one entry of the statistics' last row; every block of rows divides it.
 STATISTICS_BLOCK = tl.constexpr(256)
 
@@ -171,12 +171,17 @@ def mixed_distances(
     floor_neg,
     FORMULA: tl.constexpr,
 ):
-    """Compute each pair's t: that of a positive where ``positive`` is true, else of a negative."""
-    return tl.where(
-        positive,
-        pair_distances(products, scales, vertex_pos, floor_pos, True, FORMULA),
-        pair_distances(products, scales, vertex_neg, floor_neg, False, FORMULA),
-    )
+    """Compute each pair's t: that of a positive where ``positive`` is true, else of a negative.
+
+    As :func:`pair_distances` rounds it; selecting its operands takes fewer instructions than
+    selecting between its results.
+    """
+    vertices = tl.where(positive, vertex_pos, -vertex_neg)
+    distances = tl.fma(products, tl.where(positive, -scales, scales), vertices)
+    if FORMULA == "circle":
+        floors = tl.where(positive, floor_pos, floor_neg)
+        distances = tl.maximum(distances, floors, propagate_nan=tl.PropagateNan.ALL)
+    return distances
 
 
 @triton.jit
@@ -207,7 +212,10 @@ def pair_slopes(
     FORMULA: tl.constexpr,
     DETACH_WEIGHTS: tl.constexpr,
 ):
-    """Compute dz/ds (natural units) of one kind of pair: the paper's Eq. 9 and 10 if detached."""
+    """Compute the slopes of one kind of pair, the paper's Eq. 9 and 10 if detached.
+
+    Natural logits by coordinates where ``slope_scale`` is LN_2.
+    """
     if FORMULA == "unified":
         slopes = tl.full(distances.shape, 1.0, tl.float32)
     elif DETACH_WEIGHTS:

@@ -6,7 +6,6 @@ import triton
 import triton.language as tl
 
 from circle_kernels.backends.triton.primitives import (
-    FIXED_SHIFT,
     labels_apart,
     load_block,
     pair_scales,
@@ -15,7 +14,7 @@ from circle_kernels.backends.triton.primitives import (
 from circle_kernels.backends.triton.sums import (
     LARGEST_SUM,
     add_tile_exactly,
-    first_shift,
+    empty_shifts,
     mixed_exponentials,
     negative_exponentials,
     store_sums,
@@ -58,6 +57,7 @@ def sum_rows_kernel(
     floor_pos,
     vertex_neg,
     floor_neg,
+    fixed_shift,
     SELF_MODE: tl.constexpr,
     SORTED: tl.constexpr,  # by label, rows and columns
     FORMULA: tl.constexpr,
@@ -72,8 +72,8 @@ def sum_rows_kernel(
     row_start = first_row + tl.program_id(0) % num_row_blocks * BLOCK_ROWS
     row_start = tl.multiple_of(row_start, BLOCK_ROWS)
 
-    shift_pos = tl.full((BLOCK_ROWS,), first_shift(FORMULA), tl.float32)
-    shift_neg = tl.full((BLOCK_ROWS,), first_shift(FORMULA), tl.float32)
+    shift_pos = empty_shifts(fixed_shift, BLOCK_ROWS, FORMULA)
+    shift_neg = empty_shifts(fixed_shift, BLOCK_ROWS, FORMULA)
     sum_pos = tl.zeros((BLOCK_ROWS,), tl.float32)
     sum_neg = tl.zeros((BLOCK_ROWS,), tl.float32)
     first_tile = run * tiles_per_run
@@ -115,24 +115,33 @@ def sum_rows_kernel(
                 load_block(column_scales_ptr, start, BLOCK_COLUMNS),
             )
             if SORTED:
-                tile_neg = tl.sum(
-                    negative_exponentials(products, scales, vertex_neg, floor_neg, FORMULA), axis=1
+                exponentials = negative_exponentials(
+                    products, scales, vertex_neg, floor_neg, fixed_shift, FORMULA
                 )
+                tile_neg = tl.sum(exponentials, axis=1)
                 tile_pos = tl.zeros_like(tile_neg)
             else:
                 row_labels = load_block(row_labels_ptr, row_start, BLOCK_ROWS)
                 column_labels = load_block(column_labels_ptr, start, BLOCK_COLUMNS)
                 same = row_labels[:, None] == column_labels[None, :]
                 exponentials = mixed_exponentials(
-                    products, scales, same, vertex_pos, floor_pos, vertex_neg, floor_neg, FORMULA
+                    products,
+                    scales,
+                    same,
+                    vertex_pos,
+                    floor_pos,
+                    vertex_neg,
+                    floor_neg,
+                    fixed_shift,
+                    FORMULA,
                 )
                 tile_pos = tl.sum(tl.where(same, exponentials, 0.0), axis=1)
                 tile_neg = tl.sum(tl.where(same, 0.0, exponentials), axis=1)
             finished = tl.max(tile_pos + tile_neg, axis=0) <= LARGEST_SUM
             if finished:
                 # Running shifts are never below the fixed one.
-                sum_pos += tile_pos * tl.exp2(-shift_pos + FIXED_SHIFT)
-                sum_neg += tile_neg * tl.exp2(-shift_neg + FIXED_SHIFT)
+                sum_pos += tile_pos * tl.exp2(fixed_shift - shift_pos)
+                sum_neg += tile_neg * tl.exp2(fixed_shift - shift_neg)
         if not finished:
             shift_pos, sum_pos, shift_neg, sum_neg = add_tile_exactly(
                 shift_pos,

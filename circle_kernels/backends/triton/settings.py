@@ -85,54 +85,35 @@ _TRIANGLE = {
     ("interpreter", 2): Settings(64, 64, 64, num_warps=4, num_stages=1),
     ("interpreter", 4): Settings(64, 64, 64, num_warps=4, num_stages=1),
 }
-# Backward pass: weights to the workspace.
+# Backward pass: weights to the workspace, in label order:
 _WEIGHTS = {
-    ("sm_80", 2): Settings(128, 64, 64, num_warps=8, num_stages=3),
+    ("sm_80", 2): Settings(64, 64, 64, num_warps=4, num_stages=3),
     ("sm_80", 4): Settings(64, 32, 32, num_warps=4, num_stages=2),
-    ("sm_86", 2): Settings(128, 64, 64, num_warps=8, num_stages=3),
+    ("sm_86", 2): Settings(64, 32, 64, num_warps=4, num_stages=3),
     ("sm_86", 4): Settings(64, 32, 32, num_warps=4, num_stages=2),
-    ("sm_90", 2): Settings(128, 64, 64, num_warps=8, num_stages=3),
+    ("sm_90", 2): Settings(128, 128, 64, num_warps=8, num_stages=3),
     ("sm_90", 4): Settings(64, 64, 32, num_warps=4, num_stages=2),
-    ("sm_100", 2): Settings(128, 64, 64, num_warps=8, num_stages=3),
+    ("sm_100", 2): Settings(64, 64, 64, num_warps=8, num_stages=3),
     ("sm_100", 4): Settings(64, 32, 32, num_warps=4, num_stages=2),
     ("gfx942", 2): Settings(64, 64, 64, num_warps=4, num_stages=2),
     ("gfx942", 4): Settings(64, 64, 32, num_warps=4, num_stages=2),
     ("interpreter", 2): Settings(64, 64, 64, num_warps=4, num_stages=1),
     ("interpreter", 4): Settings(64, 64, 64, num_warps=4, num_stages=1),
 }
-# Ascending in depth: an entry serves depths up to its block_depth, which the sums have to cover.
-# Beyond the last one they no longer fit in registers. float32 ends early because tf32x3 holds
-# every operand twice.
-_ACCUMULATE = {
-    ("sm_80", 2): (
-        Settings(64, 64, 128, num_warps=8, num_stages=2),
-        Settings(64, 32, 256, num_warps=8, num_stages=2),
-    ),
-    ("sm_80", 4): (Settings(32, 32, 64, num_warps=4, num_stages=2),),
-    ("sm_86", 2): (
-        Settings(64, 64, 128, num_warps=8, num_stages=2),
-        Settings(64, 32, 256, num_warps=8, num_stages=2),
-    ),
-    ("sm_86", 4): (Settings(32, 32, 64, num_warps=4, num_stages=2),),
-    ("sm_90", 2): (
-        Settings(128, 64, 64, num_warps=8, num_stages=2),
-        Settings(128, 32, 128, num_warps=8, num_stages=2),
-        Settings(64, 32, 256, num_warps=8, num_stages=2),
-    ),
-    ("sm_90", 4): (Settings(32, 32, 64, num_warps=4, num_stages=2),),
-    ("sm_100", 2): (
-        Settings(64, 64, 64, num_warps=4, num_stages=2),
-        Settings(128, 64, 128, num_warps=8, num_stages=2),
-        Settings(64, 32, 256, num_warps=4, num_stages=2),
-    ),
-    ("sm_100", 4): (Settings(64, 32, 64, num_warps=8, num_stages=2),),
-    ("gfx942", 2): (
-        Settings(64, 32, 128, num_warps=4, num_stages=1),
-        Settings(64, 32, 256, num_warps=4, num_stages=1),
-    ),
-    ("gfx942", 4): (Settings(64, 32, 64, num_warps=4, num_stages=1),),
-    ("interpreter", 2): (Settings(64, 64, 256, num_warps=4, num_stages=1),),
-    ("interpreter", 4): (Settings(64, 64, 64, num_warps=4, num_stages=1),),
+# The same in any order, where both kinds of pairs take registers:
+_WEIGHTS_IN_ANY_ORDER = {
+    ("sm_80", 2): Settings(64, 64, 64, num_warps=4, num_stages=3),
+    ("sm_80", 4): Settings(64, 32, 32, num_warps=4, num_stages=2),
+    ("sm_86", 2): Settings(64, 32, 64, num_warps=4, num_stages=3),
+    ("sm_86", 4): Settings(64, 32, 16, num_warps=4, num_stages=2),
+    ("sm_90", 2): Settings(64, 64, 64, num_warps=4, num_stages=3),
+    ("sm_90", 4): Settings(64, 64, 32, num_warps=8, num_stages=2),
+    ("sm_100", 2): Settings(64, 32, 64, num_warps=4, num_stages=3),
+    ("sm_100", 4): Settings(64, 64, 16, num_warps=8, num_stages=2),
+    ("gfx942", 2): Settings(64, 64, 64, num_warps=4, num_stages=2),
+    ("gfx942", 4): Settings(64, 64, 32, num_warps=4, num_stages=2),
+    ("interpreter", 2): Settings(64, 64, 64, num_warps=4, num_stages=1),
+    ("interpreter", 4): Settings(64, 64, 64, num_warps=4, num_stages=1),
 }
 # The smallest chunk of the depth that a matrix instruction takes, whatever the dtype.
 _MIN_BLOCK_DEPTH = 16
@@ -170,17 +151,10 @@ def triangle_settings(family: str, dtype: torch.dtype, depth: int) -> Settings:
     return _fit_depth(_TRIANGLE[family, dtype.itemsize], depth)
 
 
-def weights_settings(family: str, dtype: torch.dtype, depth: int) -> Settings:
-    """Settings of the kernel that writes weights to the workspace."""
-    return _fit_depth(_WEIGHTS[family, dtype.itemsize], depth)
-
-
-def accumulate_settings(family: str, dtype: torch.dtype, depth: int) -> Settings | None:
-    """Settings of the kernel that keeps its sums in registers; None where they do not fit."""
-    for settings in _ACCUMULATE[family, dtype.itemsize]:
-        if depth <= settings.block_depth:
-            return _fit_depth(settings, depth)
-    return None
+def weights_settings(family: str, dtype: torch.dtype, depth: int, by_label: bool) -> Settings:
+    """Settings of the kernel that writes weights, in label order or in any."""
+    table = _WEIGHTS if by_label else _WEIGHTS_IN_ANY_ORDER
+    return _fit_depth(table[family, dtype.itemsize], depth)
 
 
 def _fit_depth(settings: Settings, depth: int) -> Settings:

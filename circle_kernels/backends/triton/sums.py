@@ -10,7 +10,6 @@ import triton
 import triton.language as tl
 
 from circle_kernels.backends.triton.primitives import (
-    FIXED_SHIFT,
     load_block,
     mixed_distances,
     pair_distances,
@@ -24,9 +23,12 @@ LARGEST_SUM = tl.constexpr(2.0**107)  # 2^100 from each of 128 pairs
 
 
 @triton.jit
-def first_shift(FORMULA: tl.constexpr):
-    """Shift of an empty sum: the fixed one, or for exponents without a lower bound none yet."""
-    return FIXED_SHIFT if FORMULA == "circle" else -float("inf")
+def empty_shifts(fixed_shift, BLOCK: tl.constexpr, FORMULA: tl.constexpr):
+    """Shifts of empty sums: the fixed one, or for exponents without a lower bound none yet."""
+    shift = -float("inf")
+    if FORMULA == "circle":
+        shift = fixed_shift
+    return tl.zeros((BLOCK,), tl.float32) + shift
 
 
 @triton.jit
@@ -35,11 +37,12 @@ def negative_exponentials(
     scales,  # (R, C)
     vertex_neg,
     floor_neg,
+    fixed_shift,
     FORMULA: tl.constexpr,
 ):
     """Exponentials, relative to the fixed shift, of a tile in which every pair is negative."""
     distances = pair_distances(products, scales, vertex_neg, floor_neg, False, FORMULA)
-    shifts = tl.full(products.shape, FIXED_SHIFT, tl.float32)
+    shifts = tl.zeros(products.shape, tl.float32) + fixed_shift
     return tl.exp2(shifted_exponents(distances, shifts, FORMULA))
 
 
@@ -52,13 +55,14 @@ def mixed_exponentials(
     floor_pos,
     vertex_neg,
     floor_neg,
+    fixed_shift,
     FORMULA: tl.constexpr,
 ):
     """Exponentials, relative to the fixed shift, of a tile in which every pair counts."""
     distances = mixed_distances(
         products, scales, same, vertex_pos, floor_pos, vertex_neg, floor_neg, FORMULA
     )
-    shifts = tl.full(products.shape, FIXED_SHIFT, tl.float32)
+    shifts = tl.zeros(products.shape, tl.float32) + fixed_shift
     return tl.exp2(shifted_exponents(distances, shifts, FORMULA))
 
 

@@ -11,7 +11,6 @@ import triton
 import triton.language as tl
 
 from circle_kernels.backends.triton.primitives import (
-    FIXED_SHIFT,
     load_block,
     merge_sums,
     pair_scales,
@@ -20,7 +19,7 @@ from circle_kernels.backends.triton.primitives import (
 from circle_kernels.backends.triton.sums import (
     LARGEST_SUM,
     add_tile_exactly,
-    first_shift,
+    empty_shifts,
     negative_exponentials,
     store_sums,
 )
@@ -59,6 +58,7 @@ def sum_triangle_kernel(
     floor_pos,
     vertex_neg,
     floor_neg,
+    fixed_shift,
     FORMULA: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
     EVEN_DEPTH: tl.constexpr,
@@ -75,8 +75,8 @@ def sum_triangle_kernel(
     whole = column_start + BLOCK_COLUMNS <= num_rows
 
     # What add_tile_exactly finds, and what the other tiles do.
-    shift_pos = tl.full((BLOCK_COLUMNS,), first_shift(FORMULA), tl.float32)
-    shift_neg = tl.full((BLOCK_COLUMNS,), first_shift(FORMULA), tl.float32)
+    shift_pos = empty_shifts(fixed_shift, BLOCK_COLUMNS, FORMULA)
+    shift_neg = empty_shifts(fixed_shift, BLOCK_COLUMNS, FORMULA)
     sum_pos = tl.zeros((BLOCK_COLUMNS,), tl.float32)
     sum_neg = tl.zeros((BLOCK_COLUMNS,), tl.float32)
     thread_sums = tl.zeros(
@@ -115,7 +115,9 @@ def sum_triangle_kernel(
                 load_block(row_scales_ptr, row_start, BLOCK_ROWS),
                 load_block(row_scales_ptr, column_start, BLOCK_COLUMNS),
             )
-            exponentials = negative_exponentials(products, scales, vertex_neg, floor_neg, FORMULA)
+            exponentials = negative_exponentials(
+                products, scales, vertex_neg, floor_neg, fixed_shift, FORMULA
+            )
             row_sums = tl.sum(exponentials, axis=1)
             finished = tl.max(row_sums, axis=0) <= LARGEST_SUM
             if finished:
@@ -123,7 +125,7 @@ def sum_triangle_kernel(
                     exponentials, (BLOCK_ROWS // (2 * _THREAD_ROWS), 2, _THREAD_ROWS, BLOCK_COLUMNS)
                 )
                 thread_sums += tl.sum(by_thread, axis=1)
-                fixed = tl.full((BLOCK_ROWS,), FIXED_SHIFT, tl.float32)
+                fixed = tl.zeros((BLOCK_ROWS,), tl.float32) + fixed_shift
                 store_sums(
                     tile_sums_ptr,
                     column_block,
@@ -169,7 +171,7 @@ def sum_triangle_kernel(
                 _EXACT_PART,
             )
             if row_start != column_start:
-                none = tl.full((BLOCK_ROWS,), first_shift(FORMULA), tl.float32)
+                none = empty_shifts(fixed_shift, BLOCK_ROWS, FORMULA)
                 zero = tl.zeros((BLOCK_ROWS,), tl.float32)
                 row_shift_pos, row_sum_pos, row_shift_neg, row_sum_neg = add_tile_exactly(
                     none,
@@ -215,7 +217,7 @@ def sum_triangle_kernel(
                     BLOCK_ROWS,
                 )
 
-    fixed = tl.full((BLOCK_COLUMNS,), FIXED_SHIFT, tl.float32)
+    fixed = tl.zeros((BLOCK_COLUMNS,), tl.float32) + fixed_shift
     column_sums = tl.sum(tl.sum(thread_sums, axis=0), axis=0)
     shift_neg, sum_neg = merge_sums(shift_neg, sum_neg, fixed, column_sums)
     store_sums(

@@ -1,4 +1,4 @@
-"""Backward pass at any depth: ``dL/ds`` goes to a bounded workspace for a matrix product."""
+"""Weights: ``dL/ds`` of a chunk of pairs, in a bounded workspace that matrix products read."""
 
 from __future__ import annotations
 
@@ -9,11 +9,55 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from circle_kernels.backends.triton.gradients import tile_gradient
-from circle_kernels.backends.triton.launch import WORKSPACE_BYTES, launch_tiles
-from circle_kernels.backends.triton.operands import ROW_PADDING, Side
-from circle_kernels.backends.triton.primitives import load_block, tile_products
+from circle_kernels.backends.triton.gradients import (
+    exact_weights,
+    fixed_shift_serves,
+    weights_by_fixed_shift,
+)
+from circle_kernels.backends.triton.launch import launch_tiles, num_multiprocessors
+from circle_kernels.backends.triton.primitives import (
+    labels_apart,
+    load_block,
+    pair_scales,
+    tile_products,
+)
 from circle_kernels.backends.triton.settings import Settings
+
+# Columns at a time of the tiles that take the exact body.
+_EXACT_PART = tl.constexpr(32)
+# Column tiles that a program passes at most.
+_LONGEST_RUN = 4
+
+
+@triton.jit
+def store_tile(
+    matrix_ptr,
+    stride,
+    row,
+    column,
+    tile,  # (R, C)
+):
+    """Store a tile that lies inside the matrix; offsets within it are 32-bit."""
+    one = tl.full((), 1, tl.int64)
+    tile_ptr = matrix_ptr + one * row * stride + column
+    rows, columns = tl.arange(0, tile.shape[0]), tl.arange(0, tile.shape[1])
+    tl.store(tile_ptr + rows[:, None] * stride + columns[None, :], tile)
+
+
+@triton.jit
+def store_weights(
+    weights_ptr,  # (rows of the chunk, columns of the chunk)
+    weights_stride,
+    row,  # of the tile, within the chunk
+    column,
+    weights,  # (R, C)
+    mirror,
+):
+    """Store a tile of weights, and if ``mirror`` its transpose; workspaces hold whole tiles."""
+    weights = weights.to(weights_ptr.dtype.element_ty)
+    store_tile(weights_ptr, weights_stride, row, column, weights)
+    if mirror:
+        store_tile(weights_ptr, weights_stride, column, row, tl.trans(weights))
 
 
 @triton.jit(
@@ -22,21 +66,20 @@ from circle_kernels.backends.triton.settings import Settings
         "num_columns",
         "first_row",
         "first_column",
-        "last_row",
-        "last_column",
         "num_row_blocks",
+        "num_column_blocks",
+        "tiles_per_run",
     ]
 )
 def write_weights_kernel(
-    rows_ptr,  # (N, D): the side whose gradient this is
-    row_labels_ptr,  # (N,) int64
-    row_scales_ptr,  # (N,) float32
-    row_table_ptr,  # (7, padded N) float32 where rows are anchors
+    rows_ptr,  # (N, D)
+    row_labels_ptr,  # (padded N,) int64
+    row_scales_ptr,  # (padded N,) float32
     columns_ptr,  # (M, D)
-    column_labels_ptr,  # (M,) int64
-    column_scales_ptr,  # (M,) float32
-    column_table_ptr,  # (7, padded M) float32 where columns are anchors
-    weights_ptr,  # (last_row - first_row, last_column - first_column), the dtype of the columns
+    column_labels_ptr,  # (padded M,) int64
+    column_scales_ptr,  # (padded M,) float32
+    table_ptr,  # (blocks, 7, STATISTICS_BLOCK) float32: of rows, and in self mode of columns
+    weights_ptr,  # (rows of the chunk, columns of the chunk), the dtype of the operands
     num_rows,
     num_columns,
     depth,
@@ -44,20 +87,18 @@ def write_weights_kernel(
     column_stride,
     weights_stride,
     first_row,
-    last_row,
     first_column,
-    last_column,
     num_row_blocks,
+    num_column_blocks,
+    tiles_per_run,
     vertex_pos,
     floor_pos,
     vertex_neg,
     floor_neg,
-    slope_scale,
-    column_unit,  # what turns a column's scale into the inverse of its operand's norm
+    fixed_shift,
     SELF_MODE: tl.constexpr,
+    MIRROR: tl.constexpr,  # the chunk lies on the diagonal: only tiles on and above it, and theirs
     SORTED: tl.constexpr,
-    ROW_ANCHORS: tl.constexpr,
-    COLUMN_ANCHORS: tl.constexpr,
     FORMULA: tl.constexpr,
     DETACH_WEIGHTS: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
@@ -66,126 +107,175 @@ def write_weights_kernel(
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
 ):
-    """Write ``dL/ds_ij`` times the column's scale for one tile of the workspace."""
-    row_block = tl.program_id(0) % num_row_blocks
-    column_block = tl.program_id(0) // num_row_blocks
+    """Write the weights of one block of rows and one run of column tiles."""
+    PART: tl.constexpr = _EXACT_PART if BLOCK_COLUMNS > _EXACT_PART else BLOCK_COLUMNS
+    row = tl.program_id(0) % num_row_blocks * BLOCK_ROWS
+    run = tl.program_id(0) // num_row_blocks
     # Chunks begin at multiples of operands.ROW_PADDING.
-    row_start = tl.multiple_of(first_row + row_block * BLOCK_ROWS, BLOCK_ROWS)
-    column_start = tl.multiple_of(first_column + column_block * BLOCK_COLUMNS, BLOCK_COLUMNS)
-    rows = row_start + tl.arange(0, BLOCK_ROWS)
-    columns = column_start + tl.arange(0, BLOCK_COLUMNS)
-    products = tile_products(
-        rows_ptr,
-        row_start,
-        num_rows,
-        row_stride,
-        columns_ptr,
-        column_start,
-        num_columns,
-        column_stride,
-        depth,
-        INPUT_PRECISION,
-        EVEN_DEPTH,
-        BLOCK_ROWS,
-        BLOCK_COLUMNS,
-        BLOCK_DEPTH,
-    )
-    gradient = tile_gradient(
-        products,
-        row_labels_ptr,
-        row_scales_ptr,
-        row_table_ptr,
-        row_start,
-        num_rows,
-        column_labels_ptr,
-        column_scales_ptr,
-        column_table_ptr,
-        column_start,
-        num_columns,
-        vertex_pos,
-        floor_pos,
-        vertex_neg,
-        floor_neg,
-        slope_scale,
-        SELF_MODE,
-        SORTED,
-        ROW_ANCHORS,
-        COLUMN_ANCHORS,
-        FORMULA,
-        DETACH_WEIGHTS,
-        False,
-    )
-    column_scales = load_block(column_scales_ptr, column_start, BLOCK_COLUMNS) * column_unit
-    weights = (gradient * column_scales[None, :]).to(weights_ptr.dtype.element_ty)
-    offsets = (rows - first_row).to(tl.int64)[:, None] * weights_stride
-    offsets += (columns - first_column)[None, :]
-    inside = (rows < last_row)[:, None] & (columns < last_column)[None, :]
-    tl.store(weights_ptr + offsets, weights, mask=inside)
+    row_start = tl.multiple_of(first_row + row, BLOCK_ROWS)
+    first_tile = run * tiles_per_run
+    last_tile = tl.minimum(first_tile + tiles_per_run, num_column_blocks)
+    if MIRROR:
+        tl.static_assert(BLOCK_ROWS % BLOCK_COLUMNS == 0)
+        first_tile = tl.maximum(first_tile, row // BLOCK_COLUMNS)
+    for tile in range(first_tile, last_tile):
+        column = tile * BLOCK_COLUMNS
+        mirror = False
+        if MIRROR:
+            mirror = column >= row + BLOCK_ROWS
+        column_start = tl.multiple_of(first_column + column, BLOCK_COLUMNS)
+        # Whether every pair counts, if sorted as a negative one, and the fixed shift serves.
+        plain = (row_start + BLOCK_ROWS <= num_rows) & (column_start + BLOCK_COLUMNS <= num_columns)
+        plain = plain & fixed_shift_serves(table_ptr, row_start, fixed_shift)
+        if SELF_MODE:
+            plain = plain & fixed_shift_serves(table_ptr, column_start, fixed_shift)
+            plain = plain & (
+                (column_start >= row_start + BLOCK_ROWS)
+                | (row_start >= column_start + BLOCK_COLUMNS)
+            )
+        if SORTED:
+            plain = plain & labels_apart(
+                row_labels_ptr,
+                row_start,
+                column_labels_ptr,
+                column_start,
+                BLOCK_ROWS,
+                BLOCK_COLUMNS,
+            )
+        if FORMULA != "circle":
+            plain = False
+        if plain:
+            products = tile_products(
+                rows_ptr,
+                row_start,
+                num_rows,
+                row_stride,
+                columns_ptr,
+                column_start,
+                num_columns,
+                column_stride,
+                depth,
+                INPUT_PRECISION,
+                EVEN_DEPTH,
+                BLOCK_ROWS,
+                BLOCK_COLUMNS,
+                BLOCK_DEPTH,
+            )
+            scales = pair_scales(
+                load_block(row_scales_ptr, row_start, BLOCK_ROWS),
+                load_block(column_scales_ptr, column_start, BLOCK_COLUMNS),
+            )
+            same = tl.zeros((1, 1), tl.int32) != 0
+            if not SORTED:
+                row_labels = load_block(row_labels_ptr, row_start, BLOCK_ROWS)
+                column_labels = load_block(column_labels_ptr, column_start, BLOCK_COLUMNS)
+                same = row_labels[:, None] == column_labels[None, :]
+            weights = weights_by_fixed_shift(
+                products,
+                scales,
+                same,
+                table_ptr,
+                row_start,
+                column_start,
+                vertex_pos,
+                floor_pos,
+                vertex_neg,
+                floor_neg,
+                fixed_shift,
+                SORTED,
+                SELF_MODE,
+                DETACH_WEIGHTS,
+            )
+            store_weights(weights_ptr, weights_stride, row, column, weights, mirror)
+        else:
+            rows = row_start + tl.arange(0, BLOCK_ROWS)
+            row_labels = load_block(row_labels_ptr, row_start, BLOCK_ROWS)
+            row_scales = load_block(row_scales_ptr, row_start, BLOCK_ROWS)
+            for part in range(0, BLOCK_COLUMNS, PART):
+                part_start = column_start + part
+                products = tile_products(
+                    rows_ptr,
+                    row_start,
+                    num_rows,
+                    row_stride,
+                    columns_ptr,
+                    part_start,
+                    num_columns,
+                    column_stride,
+                    depth,
+                    INPUT_PRECISION,
+                    EVEN_DEPTH,
+                    BLOCK_ROWS,
+                    PART,
+                    BLOCK_DEPTH,
+                )
+                scales = pair_scales(row_scales, load_block(column_scales_ptr, part_start, PART))
+                columns = part_start + tl.arange(0, PART)
+                counts = (rows < num_rows)[:, None] & (columns < num_columns)[None, :]
+                same = (
+                    row_labels[:, None] == load_block(column_labels_ptr, part_start, PART)[None, :]
+                )
+                positive = same & counts
+                if SELF_MODE:
+                    positive = positive & (rows[:, None] != columns[None, :])
+                weights = exact_weights(
+                    products,
+                    scales,
+                    positive,
+                    (same ^ True) & counts,
+                    table_ptr,
+                    row_start,
+                    part_start,
+                    vertex_pos,
+                    floor_pos,
+                    vertex_neg,
+                    floor_neg,
+                    SELF_MODE,
+                    FORMULA,
+                    DETACH_WEIGHTS,
+                )
+                store_weights(weights_ptr, weights_stride, row, column + part, weights, mirror)
 
 
-def multiply_workspace(
-    rows: Side,
-    columns: Side,
+def write_weights(
+    workspace: Tensor,  # (rows, columns) of a chunk, whole tiles
+    first_row: int,
+    first_column: int,
+    num_rows: int,  # of the chunk
+    num_columns: int,
     arguments: dict[str, Any],
     constants: dict[str, Any],
     settings: Settings,
-) -> Tensor:  # (1, N, D)
-    """Gradient sums of the normalised rows, as one split."""
-    num_rows, depth = rows.operand.shape
-    dtype = rows.operand.dtype
-    chunk_rows, chunk_columns = workspace_shape(num_rows, len(columns), dtype.itemsize)
-    workspace = rows.operand.new_empty(chunk_rows, chunk_columns)
-    sums = rows.scales.new_zeros(num_rows, depth)
-    for first_row in range(0, num_rows, chunk_rows):
-        last_row = min(first_row + chunk_rows, num_rows)
-        row_blocks = triton.cdiv(last_row - first_row, settings.block_rows)
-        for first_column in range(0, len(columns), chunk_columns):
-            last_column = min(first_column + chunk_columns, len(columns))
-            column_blocks = triton.cdiv(last_column - first_column, settings.block_columns)
-            launch_tiles(
-                write_weights_kernel,
-                row_blocks * column_blocks,
-                {
-                    **arguments,
-                    "weights_ptr": workspace,
-                    "weights_stride": workspace.stride(0),
-                    "first_row": first_row,
-                    "last_row": last_row,
-                    "first_column": first_column,
-                    "last_column": last_column,
-                    "num_row_blocks": row_blocks,
-                },
-                {**constants, "EVEN_DEPTH": depth % settings.block_depth == 0},
-                settings,
-            )
-            num_chunk_rows, num_chunk_columns = last_row - first_row, last_column - first_column
-            weights = workspace.narrow(0, 0, num_chunk_rows).narrow(1, 0, num_chunk_columns)
-            chunk = columns.operand.narrow(0, first_column, num_chunk_columns)
-            sums.narrow(0, first_row, num_chunk_rows).add_(_product(weights, chunk))
-    return sums.unsqueeze(0)
+) -> None:
+    """Write the weights of the pairs of one chunk of rows and one of columns."""
+    row_blocks = triton.cdiv(num_rows, settings.block_rows)
+    column_blocks = triton.cdiv(num_columns, settings.block_columns)
+    multiprocessors = num_multiprocessors(workspace.device)
+    tiles_per_run = row_blocks * column_blocks // (2 * multiprocessors)
+    tiles_per_run = max(1, min(_LONGEST_RUN, tiles_per_run))
+    launch_tiles(
+        write_weights_kernel,
+        row_blocks * triton.cdiv(column_blocks, tiles_per_run),
+        {
+            **arguments,
+            "weights_ptr": workspace,
+            "weights_stride": workspace.stride(0),
+            "first_row": first_row,
+            "first_column": first_column,
+            "num_row_blocks": row_blocks,
+            "num_column_blocks": column_blocks,
+            "tiles_per_run": tiles_per_run,
+        },
+        {**constants, "EVEN_DEPTH": arguments["depth"] % settings.block_depth == 0},
+        settings,
+    )
 
 
-def workspace_shape(num_rows: int, num_columns: int, itemsize: int) -> tuple[int, int]:
-    """Rows and columns of the weights that are in memory at a time, within WORKSPACE_BYTES.
-
-    Whole rows while they leave at least 1,024 of them, since each chunk of columns costs one more
-    pass over the sums. Chunks are multiples of ROW_PADDING, as far as tiles load without masks; a
-    workspace of one chunk has no more rows than there are.
-    """
-    entries = WORKSPACE_BYTES // itemsize
-    padded_columns = triton.cdiv(num_columns, ROW_PADDING) * ROW_PADDING
-    most_columns = entries // min(num_rows, 1024) // ROW_PADDING * ROW_PADDING
-    chunk_columns = max(ROW_PADDING, min(padded_columns, most_columns))
-    most_rows = entries // chunk_columns
-    if most_rows >= num_rows:
-        return num_rows, chunk_columns
-    return max(ROW_PADDING, most_rows // ROW_PADDING * ROW_PADDING), chunk_columns
-
-
-def _product(
+def multiply(
     weights: Tensor,  # (R, C)
     operand: Tensor,  # (C, D)
 ) -> Tensor:  # (R, D) float32
+    """Matrix product with float32 sums; half types are never rounded between chunks."""
     if weights.dtype == torch.float32:
         return weights @ operand
     if weights.is_cuda and torch.version.hip is None and hasattr(torch.ops.aten.mm, "dtype"):

@@ -1,0 +1,46 @@
+"""What the forward pass keeps for the backward, as one tensor."""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from circle_kernels.backends.interface import PairProblem
+from circle_kernels.backends.triton.plan import plan_problem
+
+# Each piece begins at a multiple of so many floats, so that kernels find addresses as they expect.
+_ALIGNMENT = 16
+
+
+def saved_shape(problem: PairProblem) -> tuple[int]:
+    """Both log-sum-exps of exponents of each row, and the label order of sides that are sorted."""
+    return (sum(_lengths(problem)),)
+
+
+def view_saved(
+    saved: Tensor, problem: PairProblem
+) -> tuple[Tensor, Tensor | None, Tensor | None]:  # (2, N) float32, (N,) int64, (M,) int64
+    """The log-sum-exps, and for rows and columns where each stands in the caller's order.
+
+    Orders are None where sides keep the caller's; in self mode both are the same.
+    """
+    num_rows, num_columns = len(problem.embeddings), len(problem.columns)
+    pieces = saved.split(_lengths(problem))
+    logsumexps = pieces[0].narrow(0, 0, 2 * num_rows).view(2, num_rows)
+    if len(pieces) == 1:
+        return logsumexps, None, None
+    row_order = pieces[1].view(torch.int64).narrow(0, 0, num_rows)
+    if problem.self_mode:
+        return logsumexps, row_order, row_order
+    return logsumexps, row_order, pieces[2].view(torch.int64).narrow(0, 0, num_columns)
+
+
+def _lengths(problem: PairProblem) -> list[int]:
+    """Floats of each piece."""
+    entries = [len(problem.embeddings)]
+    if plan_problem(problem).by_label:
+        entries.append(len(problem.embeddings))
+        if not problem.self_mode:
+            entries.append(len(problem.columns))
+    return [triton.cdiv(2 * length, _ALIGNMENT) * _ALIGNMENT for length in entries]
