@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from bench import memory
 from bench.cases import Case
+from bench.progress import progress_bar
 from bench.timing import Effort, clock_for, time_interleaved, warm_up
 from bench.variants import Function, Variant, Work
 
@@ -53,7 +53,7 @@ def measure(plan: Plan) -> Iterator[list[dict[str, Any]]]:
         for case in plan.cases(plan.memory_sizes, plan.regimes[:1])
         for name in plan.variants
     ]
-    with tqdm(total=len(timed) + len(gauged), unit="case") as progress:
+    with progress_bar(len(timed) + len(gauged), "case") as progress:
         functions: dict[str, Function] = {}
         size = None
         for case in timed:
