@@ -15,7 +15,7 @@ from bench.data import COSINE_BETWEEN_CONFUSABLE_CENTRES, COSINE_TO_CENTRE, PER_
 from bench.errors import UserError
 from bench.memory import default_limit
 from bench.results import save, start_results
-from bench.sweep import Plan, measure
+from bench.sweep import Method, Plan, measure
 from bench.timing import Effort
 from bench.variants import GAMMA, VARIANTS, M
 
@@ -101,10 +101,12 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
         regimes=arguments.regimes or (["random"] if quick else list(REGIMES)),
         dtypes=arguments.dtypes,
         device=str(device),
-        variants={name: VARIANTS[name] for name in VARIANTS if name in (*chosen, "mm")},
-        left_out=["compile"] if quick and arguments.variants is None else [],
-        effort=_effort(arguments.rounds, 0.5 if quick else arguments.seconds),
-        memory_limit=limit * 1e9 if limit else default_limit(str(device)),
+        method=Method(
+            {name: VARIANTS[name] for name in VARIANTS if name in (*chosen, "mm")},
+            effort=_effort(arguments.rounds, 0.5 if quick else arguments.seconds),
+            memory_limit=limit * 1e9 if limit else default_limit(str(device)),
+            left_out=("compile",) if quick and arguments.variants is None else (),
+        ),
     )
 
 
@@ -130,7 +132,7 @@ def _settings(plan: Plan) -> dict[str, Any]:
             "cosine_to_centre": COSINE_TO_CENTRE,
             "cosine_between_confusable_centres": COSINE_BETWEEN_CONFUSABLE_CENTRES,
         },
-        "effort": asdict(plan.effort),
-        "memory_limit_bytes": int(plan.memory_limit),
+        "effort": asdict(plan.method.effort),
+        "memory_limit_bytes": int(plan.method.memory_limit),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
     }

@@ -26,7 +26,8 @@ class ProgressLines:
         pass
 
     def set_description(self, text: str) -> None:
-        print(f"[{self.done + 1}/{self.total}] {text}", file=sys.stderr, flush=True)
+        place = f"[{self.done + 1}/{self.total}] " if self.total else ""
+        print(f"{place}{text}", file=sys.stderr, flush=True)
 
     def update(self, done: int = 1) -> None:
         self.done += done
