@@ -11,7 +11,7 @@ import torch
 
 from bench import report
 from bench.cases import parse_choices, parse_dtypes, parse_regimes, parse_sizes
-from bench.data import COSINE_BETWEEN_CONFUSABLE_CENTRES, COSINE_TO_CENTRE, PER_CLASS, REGIMES
+from bench.data import REGIMES, describe_data
 from bench.errors import UserError
 from bench.memory import default_limit
 from bench.results import save, start_results
@@ -127,11 +127,7 @@ def _settings(plan: Plan) -> dict[str, Any]:
         "m": M,
         "gamma": GAMMA,
         "reduction": "mean",
-        "per_class": PER_CLASS,
-        "trained": {
-            "cosine_to_centre": COSINE_TO_CENTRE,
-            "cosine_between_confusable_centres": COSINE_BETWEEN_CONFUSABLE_CENTRES,
-        },
+        **describe_data(),
         "effort": asdict(plan.method.effort),
         "memory_limit_bytes": int(plan.method.memory_limit),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),

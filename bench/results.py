@@ -81,6 +81,7 @@ def describe_versions() -> dict[str, str | None]:
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "cuda": torch.version.cuda,
         "triton": _version("triton"),
         "pytorch-metric-learning": _version("pytorch-metric-learning"),
         "circle_kernels": circle_kernels.__version__,

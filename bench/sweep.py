@@ -117,7 +117,7 @@ def time_case(method: Method, case: Case, functions: dict[str, Function]) -> lis
                 works[name] = work
             # A peer that fails is a result, whatever its exception.
             except Exception as error:
-                reason = f"failed: {_first_line(error)}"
+                reason = f"failed: {first_line(error)}"
         status[name] = reason or "ok"
     samples = time_interleaved(works, step_seconds, method.effort, clock)
     del works
@@ -144,11 +144,12 @@ def gauge_case(method: Method, case: Case, name: str) -> dict[str, Any]:
             row.update(peak_bytes=peak.bytes, method=peak.method)
         # As in time_case: out of memory, or a compiler's error, is a result.
         except Exception as error:
-            status = f"failed: {_first_line(error)}"
+            status = f"failed: {first_line(error)}"
     return {**row, "status": status or "ok"}
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """An exception, as short as it stands in tables."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
