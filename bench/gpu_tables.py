@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from typing import Any
 
 from bench.gpu_bounds import OURS, Figures, bounds, read_figures
+from bench.gpu_tasks import NO_TIME_LEFT
 from bench.gpu_tests import BAD_OUTCOMES, NOT_RUN
-from bench.loss_tables import LossData, loss_rows, loss_tables
+from bench.loss_tables import LossData, loss_rows, loss_tables, read_loss
 from bench.results import Results
 from bench.spread import spread
 from bench.tables import MISSING, Table, environment, markdown_table, number, spread_text
@@ -18,12 +20,15 @@ _OUTCOMES = ("passed", "failed", "error", "skipped", NOT_RUN)
 def gpu_tables(results: Results) -> list[Table]:
     """All tables, the bounds first."""
     figures = read_figures(results)
+    # What was not reached stands in the last table; elsewhere it would be most of what is to read.
+    reached = [row for row in results.rows if row.get("status") != NO_TIME_LEFT]
+    loss = loss_rows(dataclasses.replace(results, rows=reached))
     return [
         _bounds(figures),
         _tests(results),
         _captured(figures),
-        _rates(figures.loss),
-        *loss_tables(loss_rows(results)),
+        _rates(read_loss(loss)),
+        *loss_tables(loss),
         _not_measured(results),
     ]
 

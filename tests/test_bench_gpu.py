@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 import torch
 
 from bench import __main__ as cli
-from bench import gpu, gpu_tests, report
+from bench import gpu, gpu_tests, report, sweep
 from bench.cases import Case
 from bench.errors import UserError
 from bench.gpu_bounds import bounds, read_figures
@@ -20,6 +19,8 @@ from bench.gpu_tables import gpu_tables, summary
 from bench.gpu_tasks import CAPTURED, EVERY, LARGE, MAIN, NO_TIME_LEFT, SMALL, Task, all_tasks
 from bench.gpu_worker import run_tasks
 from bench.results import Results, load, start_results
+from bench.timing import CapturedStep
+from bench.variants import Work
 
 TINY = Case(32, 8)
 
@@ -46,11 +47,11 @@ def test_cases_span_what_was_asked_for() -> None:
 
 def test_what_bounds_are_stated_for_comes_first_and_with_every_peer() -> None:
     tasks = all_tasks("cuda")
-    wanted = {(bound.case[:2], *bound.case[2:]) for bound in bounds()}
+    wanted = {bound.case for bound in bounds()}
     begun = 0.0
     for task in tasks:
         case = task.case
-        wanted.discard(((case.rows, case.dim), case.regime, case.dtype))
+        wanted.discard((case.rows, case.dim, case.regime, case.dtype))
         begun += task.expected_seconds
         if not wanted:
             break
@@ -62,15 +63,12 @@ def test_what_bounds_are_stated_for_comes_first_and_with_every_peer() -> None:
 
 
 def test_tasks_that_compile_for_the_same_size_follow_one_another() -> None:
-    compiled = [
-        (index, task)
-        for index, task in enumerate(all_tasks("cuda"))
-        if task.kind == "time" and "compile" in task.variants
-    ]
-    places: dict[tuple, list[int]] = {}
-    for index, task in compiled:
-        key = (task.case.rows, task.case.dim, task.case.dtype)
-        places.setdefault(key, []).append(index)
+    places: dict[tuple[int, int, str], list[int]] = {}
+    for index, task in enumerate(all_tasks("cuda")):
+        if task.kind == "time" and "compile" in task.variants:
+            size = (task.case.rows, task.case.dim, task.case.dtype)
+            places.setdefault(size, []).append(index)
+    assert len(places) > 1
     for indices in places.values():
         assert indices == list(range(indices[0], indices[0] + len(indices)))
 
@@ -90,6 +88,25 @@ def test_worker_measures_and_what_fails_is_a_row() -> None:
     assert len(timed[0]["forward_backward"]) == len(timed[1]["forward"]) >= 5
     assert captured[0]["kind"] == "graph"
     assert captured[0]["status"].startswith("failed: ")
+
+
+class _Replay:
+    """What a CUDA graph does, without one."""
+
+    def __init__(self, work: Work) -> None:
+        self.replay = work.step
+
+
+def test_captured_steps_are_timed_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        sweep, "capture", lambda work: CapturedStep(work, _Replay(work), torch.zeros(()))
+    )
+    ours, product = Task("graph", TINY, ("tiled", "mm"), seconds=0.1).run(sweep.BuiltFunctions())
+    assert ours["kind"] == product["kind"] == "graph"
+    assert len(ours["forward_backward"]) == len(product["forward"]) >= 5
+    assert product["forward_backward"] == []
+    # One replay is the whole step: there is no backward pass after it.
+    assert ours["forward_backward"] == pytest.approx(ours["forward"], rel=0.5)
 
 
 def test_tasks_without_time_are_listed_and_shorter_ones_still_run() -> None:
@@ -186,7 +203,7 @@ def test_tests_end_in_time_and_what_was_not_run_is_listed(
     rows = run_file(
         tmp_path,
         "def test_slow(): time.sleep(60)\ndef test_never(): pass\n",
-        seconds=4,
+        seconds=6,
     )
     assert time.monotonic() - begin < 20
     assert rows["test_slow"]["message"] == "was running when time was up"
@@ -245,10 +262,8 @@ def synthetic() -> Results:
         time_row(main, "compile", 0.001, 0.003),
         time_row(main, "mm", 0.0005),
     ]
-    for name in ("triton", "eager"):
-        row = time_row(
-            (*SMALL, "random", "bfloat16"), name, 1.0, 1e-5 if name == "triton" else 4e-5
-        )
+    for name, whole in (("triton", 1e-5), ("eager", 4e-5)):
+        row = time_row((*SMALL, "random", "bfloat16"), name, 1.0, whole)
         results.rows.append({**row, "kind": "graph"})
     gauge = {**time_row((*LARGE, "random", "bfloat16"), "triton", 1.0), "kind": "memory"}
     results.rows.append({**gauge, "peak_bytes": 65_536 * 512 * 2 + 50_000_000})
@@ -281,7 +296,9 @@ def test_summary_shows_failures_rates_and_what_was_not_measured() -> None:
     text = summary(synthetic())
     assert "Pretended GPU" in text
     assert "failed: `tests/test_x.py::test_b`: AssertionError: wrong assert 1 == 2" in text
+    # In one row of one table, and nowhere else.
     assert f"| time | {MAIN[0]} | {MAIN[1]} | trained | bfloat16 | {NO_TIME_LEFT} |" in text
+    assert text.count(NO_TIME_LEFT) == 1
     rate = 2 * MAIN[0] ** 2 * MAIN[1] / 0.0005 / 1e12
     assert f"| {rate:.0f} |" in text
     assert "tests 100 s, measurements 200 s" in text
@@ -357,5 +374,4 @@ def test_folder_is_named_after_the_device() -> None:
 
 def test_less_than_nine_minutes() -> None:
     """Also where tests use all their time and a test hangs."""
-    assert math.isfinite(gpu.DEFAULT_SECONDS)
     assert gpu.DEFAULT_SECONDS + gpu_tests._GRACE < 9 * 60 - 20
