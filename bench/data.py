@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +50,17 @@ REGIMES: dict[str, Callable[[int, int, int], tuple[Tensor, Tensor]]] = {
     "random": random_data,
     "trained": trained_data,
 }
+
+
+def describe_data() -> dict[str, Any]:
+    """The numbers behind both regimes, for a results file."""
+    return {
+        "per_class": PER_CLASS,
+        "trained": {
+            "cosine_to_centre": COSINE_TO_CENTRE,
+            "cosine_between_confusable_centres": COSINE_BETWEEN_CONFUSABLE_CENTRES,
+        },
+    }
 
 
 def make_data(

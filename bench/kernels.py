@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from bench import markers, report
 from bench.errors import UserError
 from bench.kernel_tables import cycle_ratio
+from bench.progress import progress_bar
 from bench.results import load, save, start_results
 from circle_kernels import CircleFormula
 
@@ -116,9 +116,12 @@ def compile_all(targets: list[str] | None = None) -> list[dict[str, Any]]:
     ]
     # Each in a process of its own kind: a compiler that fails an assertion takes only that one.
     context = multiprocessing.get_context("spawn")
-    with context.Pool(os.cpu_count()) as pool:
-        found = list(tqdm(pool.imap(_compile, tasks), total=len(tasks), unit="kernel"))
-    return [row for rows in found for row in rows]
+    found = []
+    with context.Pool(os.cpu_count()) as pool, progress_bar(len(tasks), "kernel") as progress:
+        for rows in pool.imap(_compile, tasks):
+            found.extend(rows)
+            progress.update()
+    return found
 
 
 @functools.cache

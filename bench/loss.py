@@ -11,11 +11,11 @@ import torch
 
 from bench import report
 from bench.cases import parse_choices, parse_dtypes, parse_regimes, parse_sizes
-from bench.data import COSINE_BETWEEN_CONFUSABLE_CENTRES, COSINE_TO_CENTRE, PER_CLASS, REGIMES
+from bench.data import REGIMES, describe_data
 from bench.errors import UserError
 from bench.memory import default_limit
 from bench.results import save, start_results
-from bench.sweep import Plan, measure
+from bench.sweep import Method, Plan, measure
 from bench.timing import Effort
 from bench.variants import GAMMA, VARIANTS, M
 
@@ -101,10 +101,12 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
         regimes=arguments.regimes or (["random"] if quick else list(REGIMES)),
         dtypes=arguments.dtypes,
         device=str(device),
-        variants={name: VARIANTS[name] for name in VARIANTS if name in (*chosen, "mm")},
-        left_out=["compile"] if quick and arguments.variants is None else [],
-        effort=_effort(arguments.rounds, 0.5 if quick else arguments.seconds),
-        memory_limit=limit * 1e9 if limit else default_limit(str(device)),
+        method=Method(
+            {name: VARIANTS[name] for name in VARIANTS if name in (*chosen, "mm")},
+            effort=_effort(arguments.rounds, 0.5 if quick else arguments.seconds),
+            memory_limit=limit * 1e9 if limit else default_limit(str(device)),
+            left_out=("compile",) if quick and arguments.variants is None else (),
+        ),
     )
 
 
@@ -125,12 +127,8 @@ def _settings(plan: Plan) -> dict[str, Any]:
         "m": M,
         "gamma": GAMMA,
         "reduction": "mean",
-        "per_class": PER_CLASS,
-        "trained": {
-            "cosine_to_centre": COSINE_TO_CENTRE,
-            "cosine_between_confusable_centres": COSINE_BETWEEN_CONFUSABLE_CENTRES,
-        },
-        "effort": asdict(plan.effort),
-        "memory_limit_bytes": int(plan.memory_limit),
+        **describe_data(),
+        "effort": asdict(plan.method.effort),
+        "memory_limit_bytes": int(plan.method.memory_limit),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
     }

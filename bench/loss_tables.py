@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +70,12 @@ class LossData:
         timed = {(rows, dim, dtype) for rows, dim, _, dtype in self.timed}
         sizes = dict.fromkeys((rows, dim, dtype) for rows, dim, dtype, _ in self.gauged)
         return (size for size in sizes if size not in timed)
+
+
+def loss_rows(results: Results) -> Results:
+    """Of a file that has others, too, the rows that are read here."""
+    rows = [row for row in results.rows if row["kind"] in ("time", "memory")]
+    return dataclasses.replace(results, rows=rows)
 
 
 def read_loss(results: Results) -> LossData:

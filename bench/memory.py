@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from bench.cases import Case
@@ -44,6 +43,10 @@ def default_limit(device: str) -> float:
     """How many bytes a benchmark may take where nobody says; more is skipped."""
     if torch.device(device).type == "cuda":
         return 0.8 * torch.cuda.mem_get_info(device)[0]
+    try:
+        import psutil
+    except ImportError:
+        return _CPU_LIMIT
     return min(_CPU_LIMIT, 0.6 * psutil.virtual_memory().available)
 
 
@@ -72,6 +75,8 @@ def measure(variant: str, case: Case) -> Peak:
 
 def peak_above_baseline(run: Callable[[], Any]) -> Peak:
     """Peak resident memory of this process while ``run`` runs, above what is resident now."""
+    import psutil
+
     gc.collect()
     _trim_heap()
     resettable = _reset_high_water_mark()

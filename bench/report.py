@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from rich.console import Console
-
-from bench import kernel_tables, loss_plot, loss_tables, markers
+from bench import gpu_tables, kernel_tables, loss_tables, markers
 from bench.errors import UserError
 from bench.results import Results, load
 from bench.tables import Table, environment, markdown_table, print_table
@@ -17,12 +14,17 @@ HELP = "print a results file again, rewrite the tables in Markdown files, draw t
 
 # Per command that writes results: its tables, the first of which is the one to print, where its
 # numbers come from, and its picture if it has one.
-TABLES = {"loss": loss_tables.loss_tables, "kernels": kernel_tables.kernel_tables}
-ENVIRONMENTS = {"loss": environment, "kernels": kernel_tables.environment}
-PLOTS = {"loss": loss_plot.plot_loss}
-
-# Wide enough for the full table where output goes to a file.
-_WIDTH_WITHOUT_TERMINAL = 190
+TABLES = {
+    "loss": loss_tables.loss_tables,
+    "kernels": kernel_tables.kernel_tables,
+    "gpu": gpu_tables.gpu_tables,
+}
+ENVIRONMENTS = {
+    "loss": environment,
+    "kernels": kernel_tables.environment,
+    "gpu": environment,
+}
+COMMANDS_WITH_PICTURE = ("loss",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,9 +74,8 @@ def blocks(results: Results) -> dict[str, str]:
 
 def show(results: Results) -> None:
     """Print the first table and where the numbers come from."""
-    console = Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL)
-    print_table(tables(results)[0], console)
-    console.print(_environment(results), highlight=False, markup=False)
+    print_table(tables(results)[0])
+    print(_environment(results))
 
 
 def _environment(results: Results) -> str:
@@ -87,7 +88,13 @@ def draw(results: Results, path: Path) -> None:
     Raises:
         UserError: the file comes from a command without a picture.
     """
-    if results.command not in PLOTS:
+    if results.command not in COMMANDS_WITH_PICTURE:
         raise UserError(f"no picture is known for the command {results.command!r}")
+    try:
+        from bench.loss_plot import plot_loss
+    except ImportError as error:
+        raise UserError(
+            f"the picture needs matplotlib (pip install matplotlib): {error}"
+        ) from error
     path.parent.mkdir(parents=True, exist_ok=True)
-    PLOTS[results.command](results, path)
+    plot_loss(results, path)

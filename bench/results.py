@@ -6,13 +6,13 @@ import dataclasses
 import datetime
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 import circle_kernels
@@ -68,9 +68,9 @@ def describe_machine() -> dict[str, Any]:
     return {
         "cpu": _cpu_model(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
-        "logical_cores": psutil.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "cores": _physical_cores() or os.cpu_count(),
+        "logical_cores": os.cpu_count(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.machine()}",
     }
@@ -81,6 +81,7 @@ def describe_versions() -> dict[str, str | None]:
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "cuda": torch.version.cuda,
         "triton": _version("triton"),
         "pytorch-metric-learning": _version("pytorch-metric-learning"),
         "circle_kernels": circle_kernels.__version__,
@@ -143,6 +144,14 @@ def _version(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _physical_cores() -> int | None:
+    try:
+        import psutil
+    except ImportError:
+        return None
+    return psutil.cpu_count(logical=False)
 
 
 def _cpu_model() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
+import torch
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,9 @@ def spread(samples: Sequence[float]) -> Spread | None:
     """Median, 20th and 80th percentile; None without samples."""
     if len(samples) == 0:
         return None
-    low, median, high = np.percentile(samples, [20, 50, 80])
-    return Spread(float(median), float(low), float(high))
+    values = torch.tensor(samples, dtype=torch.float64)
+    low, median, high = values.quantile(values.new_tensor([0.2, 0.5, 0.8])).tolist()
+    return Spread(median, low, high)
 
 
 def ratio(samples: Sequence[float], unit: Sequence[float]) -> Spread | None:

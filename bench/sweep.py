@@ -8,12 +8,37 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from bench import memory
 from bench.cases import Case
-from bench.timing import Effort, clock_for, time_interleaved, warm_up
-from bench.variants import Function, Variant, Work
+from bench.progress import progress_bar
+from bench.timing import Effort, Step, capture, clock_for, time_interleaved, warm_up
+from bench.variants import Function, Variant
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a case is measured.
+
+    Args:
+        variants: those that are compared, by name.
+        effort: how long to time.
+        memory_limit: what would need more bytes than this is skipped.
+        left_out: variants that are not run, to save time.
+        captured: replay whole steps from CUDA graphs, which leaves out what launching costs.
+    """
+
+    variants: dict[str, Variant]
+    effort: Effort
+    memory_limit: float
+    left_out: tuple[str, ...] = ()
+    captured: bool = False
+
+    def unusable(self, name: str, case: Case) -> str | None:
+        """Why a variant does not run a case, or None."""
+        if name in self.left_out:
+            return "skipped: compiling takes longer than the rest of a quick run"
+        return self.variants[name].unusable(case, self.memory_limit)
 
 
 @dataclass(frozen=True)
@@ -25,10 +50,7 @@ class Plan:
     regimes: list[str]
     dtypes: list[str]
     device: str
-    variants: dict[str, Variant]
-    left_out: list[str]
-    effort: Effort
-    memory_limit: float
+    method: Method
 
     def cases(self, sizes: list[tuple[int, int]], regimes: list[str]) -> Iterator[Case]:
         """Every combination; the regimes of a size follow one another."""
@@ -37,11 +59,22 @@ class Plan:
                 for regime in regimes:
                     yield Case(rows, dim, regime, dtype, self.device)
 
-    def unusable(self, name: str, case: Case) -> str | None:
-        """Why a variant does not run a case, or None."""
-        if name in self.left_out:
-            return "skipped: compiling takes longer than the rest of a quick run"
-        return self.variants[name].unusable(case, self.memory_limit)
+
+class BuiltFunctions:
+    """What variants built for a size; its regimes, one after the other, need not compile again."""
+
+    def __init__(self) -> None:
+        self._size: tuple[int, int, str] | None = None
+        self._functions: dict[str, Function] = {}
+
+    def of(self, case: Case) -> dict[str, Function]:
+        """By variant; empty where the size is another than the last case's."""
+        size = (case.rows, case.dim, case.dtype)
+        if size != self._size:
+            self._size, self._functions = size, {}
+            # Without this, old sizes would count against the compiler's limit of recompiles.
+            torch.compiler.reset()
+        return self._functions
 
 
 def measure(plan: Plan) -> Iterator[list[dict[str, Any]]]:
@@ -51,63 +84,59 @@ def measure(plan: Plan) -> Iterator[list[dict[str, Any]]]:
     gauged = [
         (case, name)
         for case in plan.cases(plan.memory_sizes, plan.regimes[:1])
-        for name in plan.variants
+        for name in plan.method.variants
     ]
-    with tqdm(total=len(timed) + len(gauged), unit="case") as progress:
-        functions: dict[str, Function] = {}
-        size = None
+    with progress_bar(len(timed) + len(gauged), "case") as progress:
+        built = BuiltFunctions()
         for case in timed:
             progress.set_description(f"time {case}")
-            if size != (case.rows, case.dim, case.dtype):
-                size = (case.rows, case.dim, case.dtype)
-                # Without this, old sizes would count against the compiler's limit of recompiles.
-                torch.compiler.reset()
-                functions = {}
-            yield time_case(plan, case, functions)
+            yield time_case(plan.method, case, built.of(case))
             progress.update()
         for case, name in gauged:
             progress.set_description(f"memory {case} {name}")
-            yield [gauge_case(plan, case, name)]
+            yield [gauge_case(plan.method, case, name)]
             progress.update()
 
 
-def time_case(plan: Plan, case: Case, functions: dict[str, Function]) -> list[dict[str, Any]]:
+def time_case(method: Method, case: Case, functions: dict[str, Function]) -> list[dict[str, Any]]:
     """One row per variant. ``functions`` keeps what was built for this size."""
     clock = clock_for(case.device)
     status: dict[str, str] = {}
-    works: dict[str, Work] = {}
+    works: dict[str, Step] = {}
     step_seconds: dict[str, float] = {}
-    for name, variant in plan.variants.items():
-        reason = plan.unusable(name, case)
+    for name, variant in method.variants.items():
+        reason = method.unusable(name, case)
         if reason is None:
             try:
                 if name not in functions:
                     functions[name] = variant.build()
-                work = variant.work(case, functions[name])
+                work: Step = variant.work(case, functions[name])
+                if method.captured:
+                    work = capture(work)
                 step_seconds[name] = warm_up(work, clock)
                 works[name] = work
             # A peer that fails is a result, whatever its exception.
             except Exception as error:
-                reason = f"failed: {_first_line(error)}"
+                reason = f"failed: {first_line(error)}"
         status[name] = reason or "ok"
-    samples = time_interleaved(works, step_seconds, plan.effort, clock)
+    samples = time_interleaved(works, step_seconds, method.effort, clock)
     del works
     gc.collect()
     return [
         {
-            "kind": "time",
+            "kind": "graph" if method.captured else "time",
             **case.as_dict(),
             "variant": name,
             "status": status[name],
             **(_rounded(asdict(samples[name])) if name in samples else {}),
         }
-        for name in plan.variants
+        for name in method.variants
     ]
 
 
-def gauge_case(plan: Plan, case: Case, name: str) -> dict[str, Any]:
+def gauge_case(method: Method, case: Case, name: str) -> dict[str, Any]:
     """The row of one variant's peak memory."""
-    status = plan.unusable(name, case)
+    status = method.unusable(name, case)
     row: dict[str, Any] = {"kind": "memory", **case.as_dict(), "variant": name}
     if status is None:
         try:
@@ -115,11 +144,12 @@ def gauge_case(plan: Plan, case: Case, name: str) -> dict[str, Any]:
             row.update(peak_bytes=peak.bytes, method=peak.method)
         # As in time_case: out of memory, or a compiler's error, is a result.
         except Exception as error:
-            status = f"failed: {_first_line(error)}"
+            status = f"failed: {first_line(error)}"
     return {**row, "status": status or "ok"}
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """An exception, as short as it stands in tables."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, field
-
-from rich.console import Console
-from rich.table import Table as RichTable
 
 from bench.results import Results
 from bench.spread import Spread
@@ -34,8 +32,18 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
 
-def print_table(table: Table, console: Console) -> None:
+# Wide enough for the full table where output goes to a file.
+_WIDTH_WITHOUT_TERMINAL = 190
+
+
+def print_table(table: Table) -> None:
     """Print for people; a line between rows whose keys, but for the last, differ."""
+    try:
+        from rich.console import Console
+        from rich.table import Table as RichTable
+    except ImportError:
+        print(markdown_table(table))
+        return
     rich = RichTable(title=table.title, title_justify="left", caption_justify="left")
     for index, column in enumerate(table.columns):
         rich.add_column(column, justify="left" if index < table.keys else "right")
@@ -43,6 +51,7 @@ def print_table(table: Table, console: Console) -> None:
         group = slice(table.keys - 1)
         rich.add_row(*row, end_section=following is not None and following[group] != row[group])
     rich.caption = "\n".join(table.notes)
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL)
     console.print(rich)
 
 

@@ -18,6 +18,10 @@ from circle_kernels.reference import pair_logsumexp_reference
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 INT64 = torch.iinfo(torch.int64)
+ON_GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA or ROCm device"),
+]
 WITH_BFLOAT = ("avx512_bf16", "amx")  # levels of the C++ kernel that only add bfloat16 products
 
 
@@ -43,10 +47,6 @@ def _targets() -> list[object]:
         return [Target("triton", "cpu", (torch.float32, torch.float16))]
     half = (torch.float16, torch.bfloat16)
     every = (torch.float64, torch.float32, *half)
-    on_gpu = [
-        pytest.mark.gpu,
-        pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA or ROCm device"),
-    ]
     return [
         # Levels with bfloat16 products take the one below for every other dtype.
         *(
@@ -55,8 +55,8 @@ def _targets() -> list[object]:
         ),
         Target("tiled", "cpu", every),
         Target("tiled", "cpu", every, tile=16),
-        pytest.param(Target("tiled", "cuda", every), marks=on_gpu),
-        pytest.param(Target("triton", "cuda", (torch.float32, *half)), marks=on_gpu),
+        pytest.param(Target("tiled", "cuda", every), marks=ON_GPU),
+        pytest.param(Target("triton", "cuda", (torch.float32, *half)), marks=ON_GPU),
     ]
 
 
@@ -257,15 +257,20 @@ class Yardstick:
         assert error <= allowed, f"error {error:.3g}, allowed {allowed:.3g}, scale {scale:.3g}"
 
 
-def yardsticks(case: Case, dtype: torch.dtype) -> tuple[list[Yardstick], list[Yardstick]]:
-    """For both log-sum-exps, and for each gradient: the truth for these inputs, and eager."""
+def yardsticks(
+    case: Case, dtype: torch.dtype, device: str = "cpu"
+) -> tuple[list[Yardstick], list[Yardstick]]:
+    """For both log-sum-exps, and for each gradient: the truth for these inputs, and eager.
+
+    Large cases want both computed on a GPU; the yardsticks lie on the CPU wherever they come from.
+    """
     results = []
     for compute in (torch.float64, dtype):
         embeddings, labels, ref_emb, ref_labels = (
             value.detach().to(compute).requires_grad_()
             if value is not None and value.is_floating_point()
             else value
-            for value in case.tensors(dtype)
+            for value in case.tensors(dtype, device)
         )
         statistics = pair_logsumexp_reference(
             embeddings,
@@ -276,7 +281,9 @@ def yardsticks(case: Case, dtype: torch.dtype) -> tuple[list[Yardstick], list[Ya
             normalize=case.normalize,
         )
         grads = gradients(statistics[0], statistics[1], [embeddings, ref_emb])
-        results.append(([value.detach() for value in statistics], grads))
+        results.append(
+            ([value.detach().cpu() for value in statistics], [grad.cpu() for grad in grads])
+        )
     (truth, truth_grads), (eager, eager_grads) = results
     return (
         [Yardstick(a, b) for a, b in zip(truth, eager, strict=True)],

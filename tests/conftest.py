@@ -8,6 +8,12 @@ from cases import Target
 from circle_kernels.backends import cpu, tiled
 
 
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """Where only pytest is installed, what its plugins read from pyproject.toml does nothing."""
+    if not pluginmanager.hasplugin("timeout"):
+        parser.addini("timeout", "seconds per test, for pytest-timeout")
+
+
 @pytest.fixture(autouse=True)
 def _settings_of_the_target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     """Small tiles make small problems cross many tile borders; levels are instruction sets."""

@@ -22,7 +22,7 @@ from bench.errors import UserError
 from bench.loss_tables import loss_tables, read_loss
 from bench.markers import replace_blocks
 from bench.spread import ratio, spread
-from bench.sweep import Plan, time_case
+from bench.sweep import Method, time_case
 from bench.tables import number
 from bench.timing import CpuClock, Effort, time_interleaved
 from bench.variants import VARIANTS, Function, Variant, naive_loss
@@ -160,18 +160,12 @@ def test_variant_that_fails_is_recorded_with_the_reason_and_the_others_are_timed
         raise RuntimeError("no compiler\nmore lines")
 
     broken = Variant("broken", build, missing=lambda case: None)
-    plan = Plan(
-        sizes=[(16, 4)],
-        memory_sizes=[],
-        regimes=["random"],
-        dtypes=["float32"],
-        device="cpu",
-        variants={"broken": broken, "mm": VARIANTS["mm"]},
-        left_out=[],
+    method = Method(
+        {"broken": broken, "mm": VARIANTS["mm"]},
         effort=Effort(min_rounds=2, max_rounds=2),
         memory_limit=1e9,
     )
-    rows = {row["variant"]: row for row in time_case(plan, Case(16, 4), {})}
+    rows = {row["variant"]: row for row in time_case(method, Case(16, 4), {})}
     assert rows["broken"]["status"] == "failed: RuntimeError: no compiler"
     assert rows["mm"]["status"] == "ok"
     assert len(rows["mm"]["forward"]) == 2

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import hypothesis.strategies as st
 import pytest
 import torch
+
+pytest.importorskip("hypothesis")
+
+import hypothesis.strategies as st
 from cases import INTERPRETED, Target, for_every_backend
 from hypothesis import HealthCheck, given, settings
 from torch import Tensor

@@ -112,9 +112,10 @@ def test_fake_tensors_give_shapes(backend: str, reduction: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA or ROCm device")
-def test_compiled_on_the_device() -> None:
+@pytest.mark.parametrize("m", [None, 14])
+def test_compiled_on_the_device(m: int | None) -> None:
     tensors = [
-        value.detach().cuda().requires_grad_(value.is_floating_point()) for value in inputs(48)
+        value.detach().cuda().requires_grad_(value.is_floating_point()) for value in inputs(48, m)
     ]
     compiled = torch.compile(circle_loss, fullgraph=True)
     for ours, expected in zip(
