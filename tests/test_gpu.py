@@ -26,7 +26,7 @@ def _rows_in_label_order() -> int:
 
 
 # Rows, references and depth. The large ones take the kernels in label order, in self mode over the
-# triangle; both depths' ways to a gradient, sums in registers and weights in a workspace, occur.
+# triangle; depths are a multiple of a tile's and not.
 MANY = _rows_in_label_order()
 SMALL = [(300, None, 64), (300, 200, 64), (300, None, 600), (300, 200, 600)]
 LARGE = [(MANY, None, 64), (MANY - 500, MANY + 1_000, 64), (MANY, None, 600)]
@@ -69,10 +69,14 @@ def _memory_for_others():
 def test_large_sizes_are_in_label_order(n: int, m: int | None, d: int) -> None:
     """Or the sizes here would no longer test what they are for."""
     pytest.importorskip("triton")
+    from circle_kernels.backends.triton.launch import device_family, num_multiprocessors
     from circle_kernels.backends.triton.plan import plan_walk
 
+    device = torch.device("cuda")
     for dtype in DTYPES:
-        walk = plan_walk(n, m or n, m is None, dtype, d, torch.device("cuda"))
+        walk = plan_walk(
+            n, m or n, m is None, dtype, d, device_family(device), num_multiprocessors(device)
+        )
         assert walk.by_label
         assert walk.triangle == (m is None)
 
