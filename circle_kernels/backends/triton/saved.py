@@ -39,7 +39,8 @@ def view_saved(
 def _lengths(problem: PairProblem) -> list[int]:
     """Floats of each piece."""
     entries = [len(problem.embeddings)]
-    if plan_problem(problem).by_label:
+    # Nothing is planned where there is nothing to compare.
+    if min(len(problem.embeddings), len(problem.columns)) > 0 and plan_problem(problem).by_label:
         entries.append(len(problem.embeddings))
         if not problem.self_mode:
             entries.append(len(problem.columns))
