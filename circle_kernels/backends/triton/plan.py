@@ -22,8 +22,8 @@ from circle_kernels.backends.triton.settings import (
 # What partial sums may take. Every tile of a triangle leaves four numbers for each of its rows, so
 # large batches go in bands of blocks, and what a band leaves is merged before the next one.
 PARTIAL_BYTES = 32 * 2**20
-# What weights of the backward pass may take: they stay in the second-level cache of large devices
-# from the kernel that writes them to the products that read them.
+# What weights of the backward pass may take: less than the second-level cache of large devices (50 MB
+# on an H100), so that the products can find there what the kernel before them wrote.
 WORKSPACE_BYTES = 32 * 2**20
 # Blocks that a band has whatever its size: fewer would not fill a device.
 MIN_BAND = 8
@@ -33,8 +33,6 @@ TRIANGLE_RUN = 8
 # triangle. Sorting costs a few launches and a copy; it saves half of the work around the product,
 # and the triangle half of the product.
 SORTED_TILES = 24
-
-
 # More runs than this only add merging: one should have several tiles to itself.
 _MAX_RUNS = 64
 
