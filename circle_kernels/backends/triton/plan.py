@@ -22,8 +22,8 @@ from circle_kernels.backends.triton.settings import (
 # What partial sums may take. Every tile of a triangle leaves four numbers for each of its rows, so
 # large batches go in bands of blocks, and what a band leaves is merged before the next one.
 PARTIAL_BYTES = 32 * 2**20
-# What weights of the backward pass may take: less than the second-level cache of large devices (50 MB
-# on an H100), so that the products can find there what the kernel before them wrote.
+# What weights of the backward pass may take: less than the second-level cache of large devices
+# (50 MB on an H100), so that the products can find there what the kernel before them wrote.
 WORKSPACE_BYTES = 32 * 2**20
 # Blocks that a band has whatever its size: fewer would not fill a device.
 MIN_BAND = 8
