@@ -147,6 +147,27 @@ class TestInterpreted:
         assert lse_pos.isnan().nonzero().flatten().tolist() == [100, 101]
         assert lse_neg.isnan().sum() == 269  # all but the bad row's only positive
 
+    @pytest.mark.parametrize("sorted_tiles", [0, 24])
+    @pytest.mark.parametrize("last", [False, True])
+    def test_a_gradient_that_no_fixed_shift_holds_reaches_every_tile(
+        self, monkeypatch: pytest.MonkeyPatch, last: bool, sorted_tiles: int
+    ) -> None:
+        """Huge for one block of anchors only, which tiles meet as rows or as columns."""
+        monkeypatch.setattr(plan, "SORTED_TILES", sorted_tiles)
+        generator = torch.Generator().manual_seed(0)
+        embeddings = torch.randn(512, 256, generator=generator)  # far apart: small log-sum-exps
+        labels = torch.arange(512) // 4
+        upstream = torch.ones(512)
+        upstream[256:] = 1e25
+        upstream = upstream if last else upstream.flip(0)
+        results = []
+        for backend, dtype in (("triton", torch.float32), ("reference", torch.float64)):
+            leaf = embeddings.to(dtype).requires_grad_()
+            lse = pair_logsumexp(leaf, labels, formula=CircleFormula(), backend=backend)
+            results.append(torch.autograd.grad(lse, leaf, 2 * (upstream.to(dtype),))[0].double())
+        scale = results[1].abs().max().item()
+        torch.testing.assert_close(*results, rtol=0, atol=2e-5 * scale)
+
 
 SIZES = [1, 100, 1000, 5000, 20_000, 65_536, 1_000_000]
 
