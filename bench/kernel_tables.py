@@ -38,13 +38,14 @@ def kernel_tables(results: Results) -> list[Table]:
         )
         for row in results.rows:
             if row["target"] == target:
-                ratios = [
-                    number(cycle_ratio(row, depth)) if "body" in row else MISSING
-                    for depth in depths
-                ]
-                table.rows.append([*_cells(row), *ratios])
+                ratios = [cycle_ratio(row, depth) if "body" in row else None for depth in depths]
+                table.rows.append([*_cells(row), *map(_number, ratios)])
         tables.append(table)
     return tables
+
+
+def _number(value: float | None) -> str:
+    return MISSING if value is None else number(value)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -65,10 +66,10 @@ def _cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def cycle_ratio(row: dict[str, Any], depth: int) -> float:
-    """Cycles that a tile implies, without overlap, over those of its matrix product."""
+def cycle_ratio(row: dict[str, Any], depth: int) -> float | None:
+    """Cycles that a tile implies, without overlap, over those of its product; None without one."""
     matrix = row["matrix_cycles"][str(depth)]
-    return (matrix + row["cycles"]) / matrix
+    return (matrix + row["cycles"]) / matrix if matrix else None
 
 
 def environment(results: Results) -> str:

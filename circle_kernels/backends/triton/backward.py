@@ -1,4 +1,4 @@
-"""Backward pass: recompute similarity tiles, turn them into weights, multiply by the other side.
+"""Backward pass: weights, from products kept or computed again, times the other side's embeddings.
 
 One set of weights serves both sides, since they hold both sides' scales; in self mode, where that
 makes them symmetric, each is computed once. Nothing uses atomics, so results are bitwise the same
@@ -24,10 +24,10 @@ from circle_kernels.backends.triton.operands import (
     operand_arguments,
     prepare_sides,
 )
-from circle_kernels.backends.triton.plan import Chunks, plan_chunks
-from circle_kernels.backends.triton.saved import view_saved
+from circle_kernels.backends.triton.plan import Chunks, plan_chunks, plan_problem
+from circle_kernels.backends.triton.saved import Saved, kept_arguments, view_saved
 from circle_kernels.backends.triton.settings import dot_precision, weights_settings
-from circle_kernels.backends.triton.statistics import prepare_statistics
+from circle_kernels.backends.triton.statistics import gradient_unit, prepare_statistics
 from circle_kernels.backends.triton.workspace import multiply, write_weights
 
 
@@ -44,13 +44,15 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of both sides."""
     with on_device(problem.embeddings.device):
-        logsumexps, row_order, column_order = view_saved(saved, problem)
-        rows, columns = prepare_sides(problem, row_order, column_order)
+        walk = plan_problem(problem)
+        keeps = view_saved(saved, problem, walk)
+        rows, columns = prepare_sides(problem, keeps.row_order, keeps.column_order)
         unit = None
         if rows.operand.dtype == torch.float16:
-            unit = _gradient_unit(problem, grad_lse_pos, grad_lse_neg)
-            grad_lse_pos, grad_lse_neg = grad_lse_pos / unit, grad_lse_neg / unit
-        table = prepare_statistics(rows, logsumexps, grad_lse_pos, grad_lse_neg, problem.formula)
+            unit = gradient_unit(grad_lse_pos, grad_lse_neg, problem.formula)
+        table = prepare_statistics(
+            rows, keeps.logsumexps, grad_lse_pos, grad_lse_neg, unit, problem.formula
+        )
         chunks = plan_chunks(
             len(rows), len(columns), problem.self_mode, rows.operand.dtype.itemsize
         )
@@ -64,6 +66,7 @@ def backward(
             rows,
             columns,
             table,
+            keeps,
             chunks,
             of_rows,
             of_rows if problem.self_mode else of_columns,
@@ -72,18 +75,6 @@ def backward(
             None if of_rows is None else of_rows.gradient,
             None if of_columns is None else of_columns.gradient,
         )
-
-
-def _gradient_unit(problem: PairProblem, grad_lse_pos: Tensor, grad_lse_neg: Tensor) -> Tensor:
-    """What upstream gradients are divided by so that float16 weights neither overflow nor vanish.
-
-    A weight is at most (share of row + share of column) * gradient * slope <= 2 * unit * slope;
-    the unit makes that bound half of float16's range, whatever scale the loss is multiplied by.
-    """
-    grads = torch.stack((grad_lse_pos, grad_lse_neg)).abs()
-    largest = torch.nan_to_num(grads, nan=0.0, posinf=0.0).amax()
-    bound = 2 * problem.formula.max_slope() / (torch.finfo(torch.float16).max / 2)
-    return (largest * bound).clamp_min(torch.finfo(torch.float32).tiny).reshape(1)
 
 
 class _SideGradient:
@@ -117,21 +108,27 @@ def _multiply_chunks(
     rows: Side,
     columns: Side,
     table: Tensor,  # statistics.prepare_statistics
+    keeps: Saved,
     chunks: Chunks,
     of_rows: _SideGradient | None,
     of_columns: _SideGradient | None,
 ) -> None:
     """Write the weights of each pair of chunks and multiply them by the chunks of both sides."""
     family, dtype = device_family(rows.operand.device), rows.operand.dtype
-    settings = weights_settings(family, dtype, rows.operand.shape[1], rows.order is not None)
+    kept = keeps.products is not None
+    settings = weights_settings(
+        family, dtype, rows.operand.shape[1], by_label=rows.order is not None, kept=kept
+    )
     arguments = {
         **operand_arguments(rows, columns),
         **formula_arguments(problem.formula),
+        **kept_arguments(keeps),
         "table_ptr": table,
     }
     constants = {
         "SELF_MODE": problem.self_mode,
         "SORTED": rows.order is not None,
+        "KEPT": kept,
         "FORMULA": problem.formula.name,
         "DETACH_WEIGHTS": problem.formula.detach_weights,
         "INPUT_PRECISION": dot_precision(family, dtype),

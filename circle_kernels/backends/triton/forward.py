@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from circle_kernels.backends.interface import PairProblem
@@ -27,7 +26,7 @@ from circle_kernels.backends.triton.operands import (
 )
 from circle_kernels.backends.triton.plan import plan_problem
 from circle_kernels.backends.triton.rectangle import sum_rows_kernel
-from circle_kernels.backends.triton.saved import saved_shape, view_saved
+from circle_kernels.backends.triton.saved import kept_arguments, new_saved, view_saved
 from circle_kernels.backends.triton.settings import dot_precision
 from circle_kernels.backends.triton.triangle import sum_triangle_kernel
 
@@ -38,10 +37,10 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
     with on_device(device):
         walk = plan_problem(problem)
         settings = walk.settings
-        saved = problem.embeddings.new_empty(saved_shape(problem), dtype=torch.float32)
-        logsumexps, row_order, column_order = view_saved(saved, problem)
-        sort_by_label(problem, row_order, column_order)
-        rows, columns = prepare_sides(problem, row_order, column_order)
+        saved = new_saved(problem, walk)
+        keeps = view_saved(saved, problem, walk)
+        sort_by_label(problem, keeps.row_order, keeps.column_order)
+        rows, columns = prepare_sides(problem, keeps.row_order, keeps.column_order)
         formula = formula_arguments(problem.formula)
         constants = {
             "FORMULA": problem.formula.name,
@@ -74,6 +73,7 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
             else:
                 arguments |= {
                     **operand_arguments(rows, columns),
+                    **kept_arguments(keeps),
                     "first_row": band.first,
                     "band_rows": band.size,
                     "num_row_blocks": band.blocks,
@@ -82,7 +82,12 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
                     sum_rows_kernel,
                     band.blocks * walk.runs,
                     arguments,
-                    {**constants, "SELF_MODE": problem.self_mode, "SORTED": walk.by_label},
+                    {
+                        **constants,
+                        "SELF_MODE": problem.self_mode,
+                        "SORTED": walk.by_label,
+                        "KEEP": keeps.products is not None,
+                    },
                     settings,
                 )
             merge_sums_of_band(
@@ -92,7 +97,7 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
                     "run_sums_ptr": run_sums,
                     "tile_sums_ptr": tile_sums,
                     "running_ptr": running,
-                    "saved_ptr": logsumexps,
+                    "saved_ptr": keeps.logsumexps,
                     "lse_pos_ptr": lse_pos,
                     "lse_neg_ptr": lse_neg,
                 },

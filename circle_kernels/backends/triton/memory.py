@@ -66,6 +66,7 @@ def planned_memory(
             operands += length * (padded_depth * dtype.itemsize + 4)
     kept = 16 * num_rows  # log-sum-exps, of exponents and natural
     kept += sum(8 * length for length in sides) if walk.by_label else 0
+    kept += 4 * math.prod(walk.kept)
 
     bands = list(walk.bands())
     partial = 4 * (math.prod(bands[0].run_sums) + math.prod(bands[0].tile_sums))

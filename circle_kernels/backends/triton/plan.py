@@ -25,6 +25,12 @@ PARTIAL_BYTES = 32 * 2**20
 # What weights of the backward pass may take: less than the second-level cache of large devices
 # (50 MB on an H100), so that the products can find there what the kernel before them wrote.
 WORKSPACE_BYTES = 32 * 2**20
+# What products may take that the forward pass keeps for the backward.
+KEPT_BYTES = 32 * 2**20
+# Depth from which they are kept, by bytes per element. On an H100, writing and reading a tile of
+# 128x128 takes some 5,500 cycles at the rate of its second-level cache; computing it again takes 8
+# for each unit of depth in bfloat16 and 48 in float32 (three products of tf32).
+KEPT_DEPTH = {2: 768, 4: 128}
 # Blocks that a band has whatever its size: fewer would not fill a device.
 MIN_BAND = 8
 # Tiles that a program of a triangle visits: few enough to spread, enough to share a block.
@@ -98,7 +104,8 @@ class Walk:
 
     In a triangle those on and above the diagonal: a program stays with a block of columns, passes a
     run of row tiles, and leaves sums of its columns and of each tile's rows. Otherwise all of them:
-    a program stays with a block of rows, passes a run of column tiles, and leaves sums of its rows.
+    a program stays with a block of rows, passes a run of column tiles, and leaves sums of its rows
+    and, where they fit, the products.
     """
 
     num_rows: int
@@ -108,6 +115,7 @@ class Walk:
     runs: int  # of tiles, per block
     tiles_per_run: int
     band_blocks: int
+    kept: tuple[int, int]  # shape of the products kept: (padded N, padded M), or (0, 0)
 
     @property
     def block(self) -> int:
@@ -143,6 +151,7 @@ def plan_problem(problem: PairProblem) -> Walk:
         depth,
         device_family(device),
         num_multiprocessors(device),
+        problem.keep_for_backward,
     )
 
 
@@ -154,11 +163,13 @@ def plan_walk(
     depth: int,
     family: str,
     multiprocessors: int,
+    keep_for_backward: bool = True,
 ) -> Walk:
     """Choose order, triangle and settings by size, and bands that bound the partial sums."""
     tiles = triton.cdiv(num_rows, 128) * triton.cdiv(num_columns, 128)
     by_label = tiles >= SORTED_TILES * multiprocessors
     triangle = self_mode and by_label
+    kept = (0, 0)
     if triangle:
         settings = triangle_settings(family, dtype, depth)
         row_blocks = triton.cdiv(num_rows, settings.block_rows)
@@ -167,13 +178,17 @@ def plan_walk(
         tiles_per_run = max(1, min(TRIANGLE_RUN, tiles_per_run))
         runs = triton.cdiv(row_blocks, tiles_per_run)
     else:
-        settings = rectangle_settings(family, dtype, depth, small=tiles < multiprocessors)
+        if keep_for_backward and depth >= KEPT_DEPTH[dtype.itemsize]:
+            kept = _kept_shape(num_rows, num_columns)
+        settings = rectangle_settings(
+            family, dtype, depth, small=tiles < multiprocessors, keeping=kept != (0, 0)
+        )
         row_blocks, runs, tiles_per_run = _split_columns(
             num_rows, num_columns, settings.block_rows, settings.block_columns, multiprocessors
         )
     entries = runs * settings.block_rows + (num_rows if triangle else 0)  # of a block
     band_blocks = min(row_blocks, max(MIN_BAND, PARTIAL_BYTES // (16 * entries)))
-    return Walk(num_rows, triangle, by_label, settings, runs, tiles_per_run, band_blocks)
+    return Walk(num_rows, triangle, by_label, settings, runs, tiles_per_run, band_blocks, kept)
 
 
 def _split_columns(
@@ -185,6 +200,13 @@ def _split_columns(
     wanted = triton.cdiv(2 * multiprocessors, row_blocks)
     tiles_per_run = triton.cdiv(tiles, max(1, min(wanted, tiles, _MAX_RUNS)))
     return row_blocks, triton.cdiv(tiles, tiles_per_run), tiles_per_run
+
+
+def _kept_shape(num_rows: int, num_columns: int) -> tuple[int, int]:
+    rows, columns = (
+        triton.cdiv(length, ROW_PADDING) * ROW_PADDING for length in (num_rows, num_columns)
+    )
+    return (rows, columns) if 4 * rows * columns <= KEPT_BYTES else (0, 0)
 
 
 def plan_chunks(num_rows: int, num_columns: int, self_mode: bool, itemsize: int) -> Chunks:

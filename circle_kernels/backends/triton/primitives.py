@@ -45,6 +45,38 @@ def load_block(
 
 
 @triton.jit
+def load_tile_inside(
+    matrix_ptr,
+    stride,
+    row,
+    column,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    """Load a tile that lies inside the matrix; offsets within it are 32-bit."""
+    one = tl.full((), 1, tl.int64)
+    tile_ptr = matrix_ptr + one * row * stride + column
+    rows, columns = tl.arange(0, BLOCK_ROWS), tl.arange(0, BLOCK_COLUMNS)
+    return tl.load(tile_ptr + rows[:, None] * stride + columns[None, :])
+
+
+@triton.jit
+def store_tile(
+    matrix_ptr,
+    stride,
+    row,
+    column,
+    tile,  # (R, C)
+    wanted=True,
+):
+    """Store a tile that lies inside the matrix, if wanted; offsets within it are 32-bit."""
+    one = tl.full((), 1, tl.int64)
+    tile_ptr = matrix_ptr + one * row * stride + column
+    rows, columns = tl.arange(0, tile.shape[0]), tl.arange(0, tile.shape[1])
+    tl.store(tile_ptr + rows[:, None] * stride + columns[None, :], tile, mask=wanted)
+
+
+@triton.jit
 def labels_apart(
     row_labels_ptr,  # (padded N,) ascending
     row_start,

@@ -9,6 +9,7 @@ from circle_kernels.backends.triton.primitives import (
     labels_apart,
     load_block,
     pair_scales,
+    store_tile,
     tile_products,
 )
 from circle_kernels.backends.triton.sums import (
@@ -43,11 +44,13 @@ def sum_rows_kernel(
     column_labels_ptr,  # (padded M,) int64
     column_scales_ptr,  # (padded M,) float32
     run_sums_ptr,  # (4, runs, rows of the band) float32
+    kept_ptr,  # (padded N, padded M) float32, if KEEP
     num_rows,
     num_columns,
     depth,
     row_stride,
     column_stride,
+    kept_stride,
     first_row,  # of the band
     band_rows,
     num_row_blocks,  # in the band
@@ -60,6 +63,7 @@ def sum_rows_kernel(
     fixed_shift,
     SELF_MODE: tl.constexpr,
     SORTED: tl.constexpr,  # by label, rows and columns
+    KEEP: tl.constexpr,  # products, for the backward pass
     FORMULA: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
     EVEN_DEPTH: tl.constexpr,
@@ -110,6 +114,11 @@ def sum_rows_kernel(
                 BLOCK_COLUMNS,
                 BLOCK_DEPTH,
             )
+            if KEEP:
+                wanted = True
+                if SELF_MODE:  # The backward pass asks for tiles on and above the diagonal.
+                    wanted = start + BLOCK_COLUMNS > row_start
+                store_tile(kept_ptr, kept_stride, row_start, start, products, wanted)
             scales = pair_scales(
                 load_block(row_scales_ptr, row_start, BLOCK_ROWS),
                 load_block(column_scales_ptr, start, BLOCK_COLUMNS),
@@ -160,12 +169,15 @@ def sum_rows_kernel(
                 start,
                 num_columns,
                 column_stride,
+                kept_ptr,
+                kept_stride,
                 depth,
                 vertex_pos,
                 floor_pos,
                 vertex_neg,
                 floor_neg,
                 SELF_MODE,
+                KEEP,
                 FORMULA,
                 INPUT_PRECISION,
                 EVEN_DEPTH,

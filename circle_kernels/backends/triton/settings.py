@@ -63,11 +63,17 @@ _SMALL_RECTANGLE = {
     ("sm_90", 2): Settings(64, 64, 64, num_warps=4, num_stages=3),
     ("sm_90", 4): Settings(64, 64, 32, num_warps=4, num_stages=2),
     ("sm_100", 2): Settings(64, 64, 64, num_warps=4, num_stages=3),
-    ("sm_100", 4): Settings(64, 32, 32, num_warps=4, num_stages=2),
+    ("sm_100", 4): Settings(64, 32, 16, num_warps=4, num_stages=2),
     ("gfx942", 2): Settings(64, 64, 64, num_warps=4, num_stages=2),
     ("gfx942", 4): Settings(64, 64, 32, num_warps=4, num_stages=2),
     ("interpreter", 2): Settings(64, 64, 64, num_warps=4, num_stages=1),
     ("interpreter", 4): Settings(64, 64, 64, num_warps=4, num_stages=1),
+}
+# The same where products are kept, if they take registers that large tiles do not have:
+_KEEPING_RECTANGLE = {
+    ("sm_80", 2): Settings(128, 64, 64, num_warps=8, num_stages=3),
+    ("sm_86", 2): Settings(128, 64, 64, num_warps=8, num_stages=3),
+    ("sm_100", 2): Settings(128, 64, 64, num_warps=8, num_stages=3),
 }
 # Forward pass over the tiles on and above the diagonal, which are square:
 _TRIANGLE = {
@@ -115,6 +121,8 @@ _WEIGHTS_IN_ANY_ORDER = {
     ("interpreter", 2): Settings(64, 64, 64, num_warps=4, num_stages=1),
     ("interpreter", 4): Settings(64, 64, 64, num_warps=4, num_stages=1),
 }
+# Weights from products that were kept: without a product of its own the kernel is the same for all.
+_WEIGHTS_OF_KEPT = Settings(64, 32, 16, num_warps=4, num_stages=2)
 # The smallest chunk of the depth that a matrix instruction takes, whatever the dtype.
 _MIN_BLOCK_DEPTH = 16
 
@@ -140,9 +148,13 @@ def dot_precision(family: str, dtype: torch.dtype) -> str:
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
-def rectangle_settings(family: str, dtype: torch.dtype, depth: int, small: bool) -> Settings:
+def rectangle_settings(
+    family: str, dtype: torch.dtype, depth: int, small: bool, keeping: bool
+) -> Settings:
     """Settings of the forward kernel over every tile, for ``small`` problems or for others."""
     table = _SMALL_RECTANGLE if small else _RECTANGLE
+    if keeping and not small:
+        table = _RECTANGLE | _KEEPING_RECTANGLE
     return _fit_depth(table[family, dtype.itemsize], depth)
 
 
@@ -151,8 +163,12 @@ def triangle_settings(family: str, dtype: torch.dtype, depth: int) -> Settings:
     return _fit_depth(_TRIANGLE[family, dtype.itemsize], depth)
 
 
-def weights_settings(family: str, dtype: torch.dtype, depth: int, by_label: bool) -> Settings:
-    """Settings of the kernel that writes weights, in label order or in any."""
+def weights_settings(
+    family: str, dtype: torch.dtype, depth: int, by_label: bool, kept: bool
+) -> Settings:
+    """Settings of the kernel that writes weights, in label order or in any, or from ``kept``."""
+    if kept:
+        return _WEIGHTS_OF_KEPT
     table = _WEIGHTS if by_label else _WEIGHTS_IN_ANY_ORDER
     return _fit_depth(table[family, dtype.itemsize], depth)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -17,21 +18,46 @@ _ROWS = 7
 
 
 @triton.jit(do_not_specialize=["num_anchors"])
+def gradient_unit_kernel(
+    grad_lse_pos_ptr,  # (N,) float32
+    grad_lse_neg_ptr,  # (N,) float32
+    unit_ptr,  # (1,) float32
+    num_anchors,
+    bound,
+    smallest,
+    BLOCK_ANCHORS: tl.constexpr,
+):
+    """Find the largest finite gradient, times ``bound``, but at least ``smallest``."""
+    largest = tl.zeros((BLOCK_ANCHORS,), tl.float32)
+    for start in range(0, num_anchors, BLOCK_ANCHORS):
+        anchors = start + tl.arange(0, BLOCK_ANCHORS)
+        inside = anchors < num_anchors
+        for kind in tl.static_range(2):
+            grad_ptr = grad_lse_neg_ptr if kind else grad_lse_pos_ptr
+            size = tl.abs(tl.load(grad_ptr + anchors, mask=inside, other=0.0))
+            largest = tl.where((size > largest) & (size < float("inf")), size, largest)
+    tl.store(unit_ptr, tl.maximum(tl.max(largest, axis=0) * bound, smallest))
+
+
+@triton.jit(do_not_specialize=["num_anchors"])
 def prepare_statistics_kernel(
     saved_ptr,  # (2, N) float32
     grad_lse_pos_ptr,  # (N,) float32
     grad_lse_neg_ptr,  # (N,) float32
+    unit_ptr,  # (1,) float32, if HAS_UNIT
     order_ptr,  # (N,) int64, if SORTED
     table_ptr,  # (blocks, 7, BLOCK_ROWS) float32
     num_anchors,
     fixed_shift,
+    HAS_UNIT: tl.constexpr,
     SORTED: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
 ):
     """Gather statistics, compute factors, and find what a block's exponents reach.
 
-    A factor is 2^(fixed_shift - lse) times the gradient and the scale of slopes. A block whose
-    factors leave float32's middle gets infinity, otherwise its largest log-sum-exp.
+    Gradients come in their unit. A factor is 2^(fixed_shift - lse) times the gradient and the scale
+    of slopes. A block whose factors leave float32's middle gets infinity, otherwise its largest
+    log-sum-exp.
     """
     anchors = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     inside = anchors < num_anchors
@@ -45,6 +71,8 @@ def prepare_statistics_kernel(
         lse = tl.load(saved_ptr + kind * num_anchors.to(tl.int64) + given, mask=inside, other=0.0)
         grad_ptr = grad_lse_neg_ptr if kind else grad_lse_pos_ptr
         grad = tl.load(grad_ptr + given, mask=inside, other=0.0)
+        if HAS_UNIT:
+            grad = tl.div_rn(grad, tl.zeros_like(grad) + tl.load(unit_ptr))
         scale = LN_2 if kind else -LN_2
         factor = grad * scale * tl.exp2(fixed_shift - lse)
         # An empty set has the log-sum-exp -inf and no gradient.
@@ -60,11 +88,41 @@ def prepare_statistics_kernel(
     tl.store(block_ptr + 6 * BLOCK_ROWS, tl.max(highest, axis=0))
 
 
+def gradient_unit(
+    grad_lse_pos: Tensor,  # (N,)
+    grad_lse_neg: Tensor,  # (N,)
+    formula: PairFormula,
+) -> Tensor:  # (1,) float32
+    """What upstream gradients are divided by so that float16 weights neither overflow nor vanish.
+
+    A weight is at most (share of row + share of column) * gradient * slope <= 2 * unit * slope;
+    the unit makes that bound half of float16's range, whatever scale the loss is multiplied by.
+    """
+    unit = grad_lse_pos.new_empty(1)
+    launch_kernel(
+        gradient_unit_kernel,
+        1,
+        {
+            "grad_lse_pos_ptr": grad_lse_pos.contiguous(),
+            "grad_lse_neg_ptr": grad_lse_neg.contiguous(),
+            "unit_ptr": unit,
+            "num_anchors": len(grad_lse_pos),
+            "bound": 2 * formula.max_slope() / (torch.finfo(torch.float16).max / 2),
+            "smallest": torch.finfo(torch.float32).tiny,
+        },
+        {"BLOCK_ANCHORS": 1024},
+        num_warps=8,
+        num_stages=1,
+    )
+    return unit
+
+
 def prepare_statistics(
     side: Side,
     saved: Tensor,  # (2, N): both log-sum-exps of exponents
     grad_lse_pos: Tensor,  # (N,)
     grad_lse_neg: Tensor,  # (N,)
+    unit: Tensor | None,  # (1,)
     formula: PairFormula,
 ) -> Tensor:  # (blocks, 7, STATISTICS_BLOCK)
     """The table that the backward kernels take for a side of anchors, in the side's order."""
@@ -78,12 +136,17 @@ def prepare_statistics(
             "grad_lse_pos_ptr": grad_lse_pos.contiguous(),
             "grad_lse_neg_ptr": grad_lse_neg.contiguous(),
             # A pointer that is never followed still has to be a tensor.
+            "unit_ptr": saved if unit is None else unit,
             "order_ptr": saved if side.order is None else side.order,
             "table_ptr": table,
             "num_anchors": len(side),
             "fixed_shift": formula_arguments(formula)["fixed_shift"],
         },
-        {"SORTED": side.order is not None, "BLOCK_ROWS": ROW_PADDING},
+        {
+            "HAS_UNIT": unit is not None,
+            "SORTED": side.order is not None,
+            "BLOCK_ROWS": ROW_PADDING,
+        },
         num_warps=4,
         num_stages=1,
     )

@@ -15,6 +15,7 @@ from circle_kernels.backends.triton.primitives import (
     pair_distances,
     pair_scales,
     shifted_exponents,
+    store_tile,
     tile_products,
 )
 
@@ -108,12 +109,15 @@ def add_tile_exactly(
     first_other,
     num_others,
     other_stride,
+    kept_ptr,  # (padded N, padded M), if KEEP
+    kept_stride,
     depth,
     vertex_pos,
     floor_pos,
     vertex_neg,
     floor_neg,
     SELF_MODE: tl.constexpr,
+    KEEP: tl.constexpr,
     FORMULA: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
     EVEN_DEPTH: tl.constexpr,
@@ -145,6 +149,8 @@ def add_tile_exactly(
             PART,
             BLOCK_DEPTH,
         )
+        if KEEP:
+            store_tile(kept_ptr, kept_stride, first_anchor, start, products)
         tile_scales = pair_scales(scales, load_block(other_scales_ptr, start, PART))
         same = labels[:, None] == load_block(other_labels_ptr, start, PART)[None, :]
         positive = same

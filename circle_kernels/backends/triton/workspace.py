@@ -18,7 +18,9 @@ from circle_kernels.backends.triton.launch import launch_tiles, num_multiprocess
 from circle_kernels.backends.triton.primitives import (
     labels_apart,
     load_block,
+    load_tile_inside,
     pair_scales,
+    store_tile,
     tile_products,
 )
 from circle_kernels.backends.triton.settings import Settings
@@ -27,21 +29,6 @@ from circle_kernels.backends.triton.settings import Settings
 _EXACT_PART = tl.constexpr(32)
 # Column tiles that a program passes at most.
 _LONGEST_RUN = 4
-
-
-@triton.jit
-def store_tile(
-    matrix_ptr,
-    stride,
-    row,
-    column,
-    tile,  # (R, C)
-):
-    """Store a tile that lies inside the matrix; offsets within it are 32-bit."""
-    one = tl.full((), 1, tl.int64)
-    tile_ptr = matrix_ptr + one * row * stride + column
-    rows, columns = tl.arange(0, tile.shape[0]), tl.arange(0, tile.shape[1])
-    tl.store(tile_ptr + rows[:, None] * stride + columns[None, :], tile)
 
 
 @triton.jit
@@ -79,12 +66,14 @@ def write_weights_kernel(
     column_labels_ptr,  # (padded M,) int64
     column_scales_ptr,  # (padded M,) float32
     table_ptr,  # (blocks, 7, STATISTICS_BLOCK) float32: of rows, and in self mode of columns
+    kept_ptr,  # (padded N, padded M) float32, if KEPT
     weights_ptr,  # (rows of the chunk, columns of the chunk), the dtype of the operands
     num_rows,
     num_columns,
     depth,
     row_stride,
     column_stride,
+    kept_stride,
     weights_stride,
     first_row,
     first_column,
@@ -99,6 +88,7 @@ def write_weights_kernel(
     SELF_MODE: tl.constexpr,
     MIRROR: tl.constexpr,  # the chunk lies on the diagonal: only tiles on and above it, and theirs
     SORTED: tl.constexpr,
+    KEPT: tl.constexpr,  # whether the forward pass kept the products
     FORMULA: tl.constexpr,
     DETACH_WEIGHTS: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
@@ -145,22 +135,27 @@ def write_weights_kernel(
         if FORMULA != "circle":
             plain = False
         if plain:
-            products = tile_products(
-                rows_ptr,
-                row_start,
-                num_rows,
-                row_stride,
-                columns_ptr,
-                column_start,
-                num_columns,
-                column_stride,
-                depth,
-                INPUT_PRECISION,
-                EVEN_DEPTH,
-                BLOCK_ROWS,
-                BLOCK_COLUMNS,
-                BLOCK_DEPTH,
-            )
+            if KEPT:
+                products = load_tile_inside(
+                    kept_ptr, kept_stride, row_start, column_start, BLOCK_ROWS, BLOCK_COLUMNS
+                )
+            else:
+                products = tile_products(
+                    rows_ptr,
+                    row_start,
+                    num_rows,
+                    row_stride,
+                    columns_ptr,
+                    column_start,
+                    num_columns,
+                    column_stride,
+                    depth,
+                    INPUT_PRECISION,
+                    EVEN_DEPTH,
+                    BLOCK_ROWS,
+                    BLOCK_COLUMNS,
+                    BLOCK_DEPTH,
+                )
             scales = pair_scales(
                 load_block(row_scales_ptr, row_start, BLOCK_ROWS),
                 load_block(column_scales_ptr, column_start, BLOCK_COLUMNS),
@@ -193,22 +188,27 @@ def write_weights_kernel(
             row_scales = load_block(row_scales_ptr, row_start, BLOCK_ROWS)
             for part in range(0, BLOCK_COLUMNS, PART):
                 part_start = column_start + part
-                products = tile_products(
-                    rows_ptr,
-                    row_start,
-                    num_rows,
-                    row_stride,
-                    columns_ptr,
-                    part_start,
-                    num_columns,
-                    column_stride,
-                    depth,
-                    INPUT_PRECISION,
-                    EVEN_DEPTH,
-                    BLOCK_ROWS,
-                    PART,
-                    BLOCK_DEPTH,
-                )
+                if KEPT:
+                    products = load_tile_inside(
+                        kept_ptr, kept_stride, row_start, part_start, BLOCK_ROWS, PART
+                    )
+                else:
+                    products = tile_products(
+                        rows_ptr,
+                        row_start,
+                        num_rows,
+                        row_stride,
+                        columns_ptr,
+                        part_start,
+                        num_columns,
+                        column_stride,
+                        depth,
+                        INPUT_PRECISION,
+                        EVEN_DEPTH,
+                        BLOCK_ROWS,
+                        PART,
+                        BLOCK_DEPTH,
+                    )
                 scales = pair_scales(row_scales, load_block(column_scales_ptr, part_start, PART))
                 columns = part_start + tl.arange(0, PART)
                 counts = (rows < num_rows)[:, None] & (columns < num_columns)[None, :]
