@@ -11,6 +11,7 @@ from unittest import mock
 
 import pytest
 import torch
+from cases import ON_GPU
 from torch.autograd import DeviceType
 
 pytest.importorskip("triton", minversion="3.3")
@@ -22,6 +23,7 @@ from bench.launch_counts import (
     count_triton,
     count_with_engine,
     count_without_engine,
+    profile_kernels,
 )
 from bench.launch_tables import launch_tables
 from bench.operators import CountOperators
@@ -79,6 +81,25 @@ def test_kernels_are_told_from_copies_and_from_what_the_host_does() -> None:
     assert count_kernels(events) == 2
 
 
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_profiler_sees_no_kernels_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    work = VARIANTS["eager"].work(Case(16, 4))
+    assert profile_kernels(work) == {"forward": 0, "backward": 0}
+    assert work.embeddings.grad is not None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=ON_GPU)])
+def test_a_device_runs_what_was_counted_without_one(device: str, dtype: str) -> None:
+    case = Case(256, 128, dtype=dtype)
+    kernels = profile_kernels(VARIANTS["triton"].work(replace(case, device=device)))
+    counts = count_triton(case)
+    assert kernels["forward"] == counts["forward"].launches
+    # The library may add up a matrix product in a second kernel.
+    assert kernels["backward"] - counts["backward"].launches in (0, 1)
+
+
 @pytest.mark.parametrize("case", launches.CASES, ids=str)
 def test_small_batches_keep_within_their_launches_and_never_wait(case: Case) -> None:
     counts = {name: asdict(counted) for name, counted in count_triton(case).items()}
@@ -96,7 +117,7 @@ def test_exceeded_budgets_are_named() -> None:
     assert launches.exceeded_budgets([{**worse, "variant": "eager"}]) == []
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("name", launches.VARIANT_NAMES)
 def test_committed_counts_are_those_of_today(name: str, dtype: str) -> None:
     now = describe_versions()
@@ -119,7 +140,7 @@ def test_committed_results_are_what_the_page_shows() -> None:
 
 
 def test_cases_with_other_counts_have_rows_of_their_own() -> None:
-    rows = [copy.deepcopy(row) for row in COMMITTED.rows if row["variant"] == "triton"]
+    rows = [copy.deepcopy(_row(COMMITTED, "triton", case)) for case in launches.CASES[:6]]
     rows[0]["forward"]["launches"] += 1
     (table,) = launch_tables(replace(COMMITTED, rows=rows))
     ours = [row for row in table.rows if row[4] == "forward"]
