@@ -31,8 +31,10 @@ def launch_tables(results: Results) -> list[Table]:
         title="What one call of the loss, and one of its gradient, ask of host and device",
         columns=["variant", "N", "D", "dtype", "pass", "launches", "host calls", "waits"],
         keys=5,
-        notes=_NOTES,
+        notes=list(_NOTES),
     )
+    for name, reason in results.settings["left_out"].items():
+        table.notes.append(f"Not counted: {name} ({reason}).")
     if profiled:
         table.columns.append("kernels profiled")
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}

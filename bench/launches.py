@@ -23,7 +23,8 @@ from bench.variants import VARIANTS
 
 HELP = "launches, host calls and host waits of small batches beside eager and PML, no GPU"
 
-VARIANT_NAMES = ("triton", "eager", "pml")
+OURS = "triton"
+VARIANT_NAMES = (OURS, "eager", "pml")
 CASES = tuple(
     Case(rows, dim, dtype=dtype)
     for dtype, rows, dim in itertools.product(
@@ -47,8 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Count, print, and write docs/cuda-graphs.md where the results go to their usual place."""
-    results = start_results("launches", "cuda", {"target": TARGET})
-    results.rows = [count_case(name, case) for name in VARIANT_NAMES for case in CASES]
+    missing = {name: VARIANTS[name].missing(CASES[0]) for name in VARIANT_NAMES if name != OURS}
+    left_out = {name: reason for name, reason in missing.items() if reason is not None}
+    results = start_results("launches", "cuda", {"target": TARGET, "left_out": left_out})
+    counted = [name for name in VARIANT_NAMES if name not in left_out]
+    results.rows = [count_case(name, case) for name in counted for case in CASES]
     path = arguments.out or _RESULTS
     save(results, path)
     report.show(results)
@@ -65,13 +69,15 @@ def count_case(name: str, case: Case) -> dict[str, Any]:
     """The row of one variant and case.
 
     Raises:
-        UserError: what the variant needs is not installed.
+        UserError: Triton is needed and not installed.
     """
     variant = VARIANTS[name]
     try:
-        counts = count_triton(case) if name == "triton" else count_with_engine(variant.work(case))
+        counts = count_triton(case) if name == OURS else count_with_engine(variant.work(case))
     except ImportError as error:
-        raise UserError(f"cannot count {name}: {error}") from error
+        raise UserError(
+            f"python -m bench launches needs Triton (pip install triton): {error}"
+        ) from error
     if torch.cuda.is_available():
         work = variant.work(replace(case, device="cuda"))
         for step, kernels in profile_kernels(work).items():
@@ -84,7 +90,7 @@ def exceeded_budgets(rows: list[dict[str, Any]]) -> list[str]:
     """Where ours launches more than MOST_LAUNCHES, or waits, in words."""
     problems = []
     for row in rows:
-        if row["variant"] != "triton":
+        if row["variant"] != OURS:
             continue
         case = f"N={row['rows']} D={row['dim']} {row['dtype']} {{}}"
         for step, most in MOST_LAUNCHES.items():

@@ -16,6 +16,7 @@ from torch.autograd import DeviceType
 
 pytest.importorskip("triton", minversion="3.3")
 
+from bench import __main__ as cli
 from bench import launches
 from bench.cases import Case
 from bench.launch_counts import (
@@ -137,6 +138,18 @@ def test_committed_results_are_what_the_page_shows() -> None:
         assert f"<!-- bench:{name} -->\n{content}\n<!-- /bench:{name} -->" in page
     assert launches.exceeded_budgets(COMMITTED.rows) == []
     assert len(COMMITTED.rows) == len(launches.VARIANT_NAMES) * len(launches.CASES)
+
+
+def test_variant_that_is_not_installed_is_left_out_and_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    absent = replace(VARIANTS["pml"], missing=lambda case: "not here")
+    monkeypatch.setitem(VARIANTS, "pml", absent)
+    monkeypatch.setattr(launches, "CASES", launches.CASES[:1])
+    assert cli.main(["launches", "--out", str(tmp_path / "launches.json")]) == 0
+    assert "Not counted: pml (not here)." in capsys.readouterr().out
+    names = [row["variant"] for row in load(tmp_path / "launches.json").rows]
+    assert names == ["triton", "eager"]
 
 
 def test_cases_with_other_counts_have_rows_of_their_own() -> None:
