@@ -1,7 +1,8 @@
-"""Products that the Triton forward pass keeps for the backward: where, and that they are used."""
+"""What the Triton forward pass leaves for the backward: how much, and that it is used right."""
 
 from __future__ import annotations
 
+import importlib
 import math
 
 import pytest
@@ -14,6 +15,10 @@ pytest.importorskip("triton", minversion="3.3")
 
 from circle_kernels.backends.interface import PairProblem
 from circle_kernels.backends.triton import forward, plan
+from circle_kernels.backends.triton import saved as saved_module
+
+# By its name the package has its function.
+backward_module = importlib.import_module("circle_kernels.backends.triton.backward")
 
 SIZES = ((150, None), (128, 200))
 CASES = [Case(regime, n=n, m=m) for regime in REGIMES for n, m in SIZES]
@@ -74,8 +79,9 @@ class TestInterpreted:
         ]
         problem = PairProblem(*inputs, case.formula, normalize=False)
         *_, saved = forward(problem)
-        rows, columns = plan.plan_problem(problem).kept
-        products = saved[-rows * columns :].view(rows, columns)[:n, : m or n]
+        kept = saved_module.view_saved(saved, problem, plan.plan_problem(problem)).products
+        assert kept is not None
+        products = kept[:n, : m or n]
         expected = inputs[0].double() @ problem.columns.T.double()
         upper = torch.ones_like(expected, dtype=torch.bool)
         if m is None:
@@ -108,3 +114,26 @@ def test_what_is_kept_is_bounded(
     assert (kept(1024) > 0) >= (fits and min(num_rows, num_columns or num_rows) >= 256)
     assert kept(16) == 0
     assert kept(1024, keep_for_backward=False) == 0
+
+
+@pytest.mark.backends
+@pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
+@pytest.mark.parametrize(("n", "m"), SIZES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_sides_left_by_the_forward_pass_give_the_same_bits_as_prepared_again(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, n: int, m: int | None
+) -> None:
+    case = Case("random", n=n, m=m, d=21)
+    results, prepared = [], []
+    original = backward_module.prepare_sides
+    monkeypatch.setattr(
+        backward_module, "prepare_sides", lambda *args: prepared.append(1) or original(*args)
+    )
+    for bound in (saved_module.SIDES_BYTES, 0):
+        monkeypatch.setattr(saved_module, "SIDES_BYTES", bound)
+        inputs = case.tensors(dtype)
+        statistics = pair_logsumexp(*inputs, formula=case.formula, backend="triton")
+        results.append(gradients(*statistics, inputs))
+    assert len(prepared) == 1
+    for left, again in zip(*results, strict=True):
+        torch.testing.assert_close(left, again, rtol=0, atol=0)

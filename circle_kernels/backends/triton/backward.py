@@ -25,7 +25,7 @@ from circle_kernels.backends.triton.operands import (
     prepare_sides,
 )
 from circle_kernels.backends.triton.plan import Chunks, plan_chunks, plan_problem
-from circle_kernels.backends.triton.saved import Saved, kept_arguments, view_saved
+from circle_kernels.backends.triton.saved import Saved, products_arguments, view_saved
 from circle_kernels.backends.triton.settings import dot_precision, weights_settings
 from circle_kernels.backends.triton.statistics import gradient_unit, prepare_statistics
 from circle_kernels.backends.triton.workspace import multiply, write_weights
@@ -45,13 +45,14 @@ def backward(
     """Gradients of both sides."""
     with on_device(problem.embeddings.device):
         walk = plan_problem(problem)
-        keeps = view_saved(saved, problem, walk)
-        rows, columns = prepare_sides(problem, keeps.row_order, keeps.column_order)
+        left = view_saved(saved, problem, walk)
+        sides = left.sides or prepare_sides(problem, left.row_order, left.column_order)
+        rows, columns = sides
         unit = None
         if rows.operand.dtype == torch.float16:
             unit = gradient_unit(grad_lse_pos, grad_lse_neg, problem.formula)
         table = prepare_statistics(
-            rows, keeps.logsumexps, grad_lse_pos, grad_lse_neg, unit, problem.formula
+            rows, left.logsumexps, grad_lse_pos, grad_lse_neg, unit, problem.formula
         )
         chunks = plan_chunks(
             len(rows), len(columns), problem.self_mode, rows.operand.dtype.itemsize
@@ -66,7 +67,7 @@ def backward(
             rows,
             columns,
             table,
-            keeps,
+            left,
             chunks,
             of_rows,
             of_rows if problem.self_mode else of_columns,
@@ -108,21 +109,21 @@ def _multiply_chunks(
     rows: Side,
     columns: Side,
     table: Tensor,  # statistics.prepare_statistics
-    keeps: Saved,
+    left: Saved,
     chunks: Chunks,
     of_rows: _SideGradient | None,
     of_columns: _SideGradient | None,
 ) -> None:
     """Write the weights of each pair of chunks and multiply them by the chunks of both sides."""
     family, dtype = device_family(rows.operand.device), rows.operand.dtype
-    kept = keeps.products is not None
+    kept = left.products is not None
     settings = weights_settings(
         family, dtype, rows.operand.shape[1], by_label=rows.order is not None, kept=kept
     )
     arguments = {
         **operand_arguments(rows, columns),
         **formula_arguments(problem.formula),
-        **kept_arguments(keeps),
+        **products_arguments(left),
         "table_ptr": table,
     }
     constants = {

@@ -19,6 +19,7 @@ from circle_kernels.backends.triton.launch import (
 )
 from circle_kernels.backends.triton.merge import merge_sums_of_band
 from circle_kernels.backends.triton.operands import (
+    fill_sides,
     operand_arguments,
     prepare_sides,
     row_arguments,
@@ -26,7 +27,7 @@ from circle_kernels.backends.triton.operands import (
 )
 from circle_kernels.backends.triton.plan import plan_problem
 from circle_kernels.backends.triton.rectangle import sum_rows_kernel
-from circle_kernels.backends.triton.saved import kept_arguments, new_saved, view_saved
+from circle_kernels.backends.triton.saved import new_saved, products_arguments, view_saved
 from circle_kernels.backends.triton.settings import dot_precision
 from circle_kernels.backends.triton.triangle import sum_triangle_kernel
 
@@ -38,9 +39,13 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
         walk = plan_problem(problem)
         settings = walk.settings
         saved = new_saved(problem, walk)
-        keeps = view_saved(saved, problem, walk)
-        sort_by_label(problem, keeps.row_order, keeps.column_order)
-        rows, columns = prepare_sides(problem, keeps.row_order, keeps.column_order)
+        left = view_saved(saved, problem, walk)
+        sort_by_label(problem, left.row_order, left.column_order)
+        if left.sides is None:
+            rows, columns = prepare_sides(problem, left.row_order, left.column_order)
+        else:
+            rows, columns = left.sides
+            fill_sides(problem, rows, columns)
         formula = formula_arguments(problem.formula)
         constants = {
             "FORMULA": problem.formula.name,
@@ -73,7 +78,7 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
             else:
                 arguments |= {
                     **operand_arguments(rows, columns),
-                    **kept_arguments(keeps),
+                    **products_arguments(left),
                     "first_row": band.first,
                     "band_rows": band.size,
                     "num_row_blocks": band.blocks,
@@ -86,7 +91,7 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
                         **constants,
                         "SELF_MODE": problem.self_mode,
                         "SORTED": walk.by_label,
-                        "KEEP": keeps.products is not None,
+                        "KEEP": left.products is not None,
                     },
                     settings,
                 )
@@ -97,7 +102,7 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
                     "run_sums_ptr": run_sums,
                     "tile_sums_ptr": tile_sums,
                     "running_ptr": running,
-                    "saved_ptr": keeps.logsumexps,
+                    "saved_ptr": left.logsumexps,
                     "lse_pos_ptr": lse_pos,
                     "lse_neg_ptr": lse_neg,
                 },

@@ -11,6 +11,7 @@ import triton
 
 from circle_kernels.backends.triton.operands import ROW_PADDING, aligned_depth
 from circle_kernels.backends.triton.plan import Chunks, plan_chunks, plan_walk
+from circle_kernels.backends.triton.saved import SIDES_BYTES
 
 # Sorting N labels takes their sorted copy and what the sort itself needs: measured by nobody yet,
 # taken as two copies each of keys and positions.
@@ -67,6 +68,9 @@ def planned_memory(
     kept = 16 * num_rows  # log-sum-exps, of exponents and natural
     kept += sum(8 * length for length in sides) if walk.by_label else 0
     kept += 4 * math.prod(walk.kept)
+    if not walk.by_label and sum(sides) * padded_depth * dtype.itemsize <= SIDES_BYTES:
+        kept += operands
+        operands = 0
 
     bands = list(walk.bands())
     partial = 4 * (math.prod(bands[0].run_sums) + math.prod(bands[0].tile_sums))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,7 +112,7 @@ class Side:
     """The embeddings or the references, ready for the kernels.
 
     ``operand / operand_norms`` are the normalised rows. The operand is the input itself or, as
-    :func:`_prepare_side` decides, a copy, the depth padded by zeros.
+    :func:`_new_side` decides, a copy, the depth padded by zeros.
     """
 
     operand: Tensor  # (N, padded depth), unit stride along the depth
@@ -153,56 +154,88 @@ def sort_by_label(
             torch.sort(labels, stable=True, out=(torch.empty_like(labels), order))
 
 
-def prepare_sides(
+def new_sides(
     problem: PairProblem,
     row_order: Tensor | None,  # (N,) int64: what comes where; None as given
     column_order: Tensor | None,  # (M,) int64
+    allocate: Callable[..., Tensor],
 ) -> tuple[Side, Side]:
-    """Both sides of a problem in their orders; in self mode the same one twice."""
-    rows = _prepare_side(problem, problem.embeddings, problem.labels, row_order)
+    """Both sides of a problem in their orders, not filled; in self mode the same one twice.
+
+    ``allocate(*shape, dtype=dtype)`` makes their tensors.
+    """
+    rows = _new_side(problem, problem.embeddings, row_order, allocate)
     if problem.self_mode:
         return rows, rows
-    return rows, _prepare_side(problem, problem.columns, problem.column_labels, column_order)
+    return rows, _new_side(problem, problem.columns, column_order, allocate)
 
 
-def _prepare_side(
-    problem: PairProblem, embeddings: Tensor, labels: Tensor, order: Tensor | None
+def _new_side(
+    problem: PairProblem,
+    embeddings: Tensor,
+    order: Tensor | None,
+    allocate: Callable[..., Tensor],
 ) -> Side:
     num_rows, depth = embeddings.shape
     dtype = embeddings.dtype
     operand_dtype, padded_depth = operand_layout(problem)
-    norms = embeddings.new_empty(num_rows, dtype=torch.float32)
     padded_rows = triton.cdiv(num_rows, ROW_PADDING) * ROW_PADDING
-    scales = norms.new_empty(padded_rows)
-    padded_labels = labels.new_empty(padded_rows)
-    operand = embeddings
+    norms = allocate(num_rows, dtype=torch.float32)
+    scales = allocate(padded_rows, dtype=torch.float32)
+    labels = allocate(padded_rows, dtype=torch.int64)
+    operand, operand_norms = embeddings, norms
     # A batch compared with itself is small beside its pairs, and its weights hold scales twice.
-    write_operand = (
+    if (
         order is not None
         or problem.self_mode
         or dtype == torch.float16
         or not _loads_wide(embeddings)
+    ):
+        operand = allocate(num_rows, padded_depth, dtype=operand_dtype)
+        if problem.normalize:
+            operand_norms = allocate(num_rows, dtype=torch.float32)
+    return Side(
+        operand, scales, operand_norms, norms, labels, order, problem.normalize, depth, dtype
     )
-    operand_norms = norms
-    if write_operand:
-        operand_norms = torch.empty_like(norms) if problem.normalize else norms
-        operand = embeddings.new_empty(num_rows, padded_depth, dtype=operand_dtype)
+
+
+def prepare_sides(
+    problem: PairProblem, row_order: Tensor | None, column_order: Tensor | None
+) -> tuple[Side, Side]:
+    """Both sides of a problem in their orders, in memory of their own."""
+
+    def allocate(*shape: int, dtype: torch.dtype) -> Tensor:
+        return problem.embeddings.new_empty(shape, dtype=dtype)
+
+    rows, columns = new_sides(problem, row_order, column_order, allocate)
+    fill_sides(problem, rows, columns)
+    return rows, columns
+
+
+def fill_sides(problem: PairProblem, rows: Side, columns: Side) -> None:
+    """Norms, scales, labels and copies of both sides."""
+    _fill_side(problem, problem.embeddings, problem.labels, rows)
+    if not problem.self_mode:
+        _fill_side(problem, problem.columns, problem.column_labels, columns)
+
+
+def _fill_side(problem: PairProblem, embeddings: Tensor, labels: Tensor, side: Side) -> None:
     launch_kernel(
         prepare_operand_kernel,
-        padded_rows // ROW_BLOCK["BLOCK_ROWS"],
+        len(side.scales) // ROW_BLOCK["BLOCK_ROWS"],
         {
             "rows_ptr": embeddings,
             "labels_ptr": labels.contiguous(),
             # A pointer that is never followed still has to be a tensor.
-            "order_ptr": norms if order is None else order,
-            "norms_ptr": norms,
-            "operand_norms_ptr": operand_norms,
-            "scales_ptr": scales,
-            "padded_labels_ptr": padded_labels,
-            "operand_ptr": operand,
-            "num_rows": num_rows,
-            "depth": depth,
-            "padded_depth": padded_depth,
+            "order_ptr": side.norms if side.order is None else side.order,
+            "norms_ptr": side.norms,
+            "operand_norms_ptr": side.operand_norms,
+            "scales_ptr": side.scales,
+            "padded_labels_ptr": side.labels,
+            "operand_ptr": side.operand,
+            "num_rows": len(embeddings),
+            "depth": side.depth,
+            "padded_depth": side.operand.shape[1],
             "row_stride": embeddings.stride(0),
             "depth_stride": embeddings.stride(1),
             "norm_eps": NORM_EPS,
@@ -210,23 +243,12 @@ def _prepare_side(
         },
         {
             "NORMALIZE": problem.normalize,
-            "SORTED": order is not None,
-            "WRITE_OPERAND": write_operand,
+            "SORTED": side.order is not None,
+            "WRITE_OPERAND": side.operand is not embeddings,
             **ROW_BLOCK,
         },
         num_warps=4,
         num_stages=2,
-    )
-    return Side(
-        operand,
-        scales,
-        operand_norms,
-        norms,
-        padded_labels,
-        order,
-        problem.normalize,
-        depth,
-        dtype,
     )
 
 

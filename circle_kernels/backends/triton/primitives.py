@@ -73,7 +73,8 @@ def store_tile(
     one = tl.full((), 1, tl.int64)
     tile_ptr = matrix_ptr + one * row * stride + column
     rows, columns = tl.arange(0, tile.shape[0]), tl.arange(0, tile.shape[1])
-    tl.store(tile_ptr + rows[:, None] * stride + columns[None, :], tile, mask=wanted)
+    mask = tl.full(tile.shape, 1, tl.int1) & wanted
+    tl.store(tile_ptr + rows[:, None] * stride + columns[None, :], tile, mask=mask)
 
 
 @triton.jit

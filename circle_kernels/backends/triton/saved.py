@@ -1,4 +1,4 @@
-"""What the forward pass keeps for the backward, as one tensor."""
+"""What the forward pass leaves for the backward, as one tensor."""
 
 from __future__ import annotations
 
@@ -11,20 +11,41 @@ import triton
 from torch import Tensor
 
 from circle_kernels.backends.interface import PairProblem
+from circle_kernels.backends.triton.operands import Side, new_sides, operand_layout
 from circle_kernels.backends.triton.plan import Walk, plan_problem
 
+# What prepared sides may take to be left: with small batches, preparing them again is one launch of
+# few; large ones would hold a second copy of their embeddings between the passes.
+SIDES_BYTES = 8 * 2**20
 # Each piece begins at a multiple of so many floats, so that kernels find addresses as they expect.
 _ALIGNMENT = 16
 
 
 @dataclass(frozen=True)
 class Saved:
-    """Views of the saved tensor; orders are None where sides keep the caller's."""
+    """Pieces of the saved tensor; None is what is not in it."""
 
     logsumexps: Tensor  # (2, N) float32, of exponents
     row_order: Tensor | None  # (N,) int64: where each row stands in the caller's order
     column_order: Tensor | None  # (M,) int64; in self mode the rows'
-    products: Tensor | None  # (padded N, padded M) float32, if kept: plan.Walk.kept
+    products: Tensor | None  # (padded N, padded M) float32: plan.Walk.kept
+    sides: tuple[Side, Side] | None
+
+
+class _Pieces:
+    """Hands out a tensor of floats piece by piece; without one it only counts."""
+
+    def __init__(self, memory: Tensor | None) -> None:
+        self.floats = 0
+        self._memory = memory
+
+    def take(self, *shape: int, dtype: torch.dtype) -> Any:
+        first = self.floats
+        floats = triton.cdiv(math.prod(shape) * dtype.itemsize, 4)
+        self.floats += triton.cdiv(floats, _ALIGNMENT) * _ALIGNMENT
+        if self._memory is None:
+            return None
+        return self._memory.narrow(0, first, floats).view(dtype).view(shape)
 
 
 def saved_shape(problem: PairProblem) -> tuple[int]:
@@ -32,40 +53,49 @@ def saved_shape(problem: PairProblem) -> tuple[int]:
     # Nothing is planned where there is nothing to compare.
     if min(len(problem.embeddings), len(problem.columns)) == 0:
         return (0,)
-    return (sum(_lengths(problem, plan_problem(problem))),)
+    return (_num_floats(problem, plan_problem(problem)),)
 
 
 def new_saved(problem: PairProblem, walk: Walk) -> Tensor:
     """The tensor, not filled."""
-    return problem.embeddings.new_empty(sum(_lengths(problem, walk)), dtype=torch.float32)
+    return problem.embeddings.new_empty(_num_floats(problem, walk), dtype=torch.float32)
+
+
+def products_arguments(left: Saved) -> dict[str, Any]:
+    """The products that were kept, under the names that kernels give them."""
+    # A pointer that is never followed still has to be a tensor.
+    products = left.logsumexps if left.products is None else left.products
+    return {"kept_ptr": products, "kept_stride": products.stride(0)}
+
+
+def _num_floats(problem: PairProblem, walk: Walk) -> int:
+    pieces = _Pieces(None)
+    _take_all(pieces, problem, walk)
+    return pieces.floats
 
 
 def view_saved(saved: Tensor, problem: PairProblem, walk: Walk) -> Saved:
     """What lies where in the tensor."""
+    return _take_all(_Pieces(saved), problem, walk)
+
+
+def _take_all(pieces: _Pieces, problem: PairProblem, walk: Walk) -> Saved:
     num_rows, num_columns = len(problem.embeddings), len(problem.columns)
-    logsumexps, row_order, column_order, kept = saved.split(_lengths(problem, walk))
-    rows = row_order.view(torch.int64).narrow(0, 0, num_rows) if len(row_order) else None
-    columns = rows
-    if len(column_order):
-        columns = column_order.view(torch.int64).narrow(0, 0, num_columns)
-    products = kept.view(walk.kept) if len(kept) else None
-    return Saved(logsumexps.narrow(0, 0, 2 * num_rows).view(2, num_rows), rows, columns, products)
+    logsumexps = pieces.take(2, num_rows, dtype=torch.float32)
+    row_order = column_order = products = sides = None
+    if walk.by_label:
+        row_order = column_order = pieces.take(num_rows, dtype=torch.int64)
+        if not problem.self_mode:
+            column_order = pieces.take(num_columns, dtype=torch.int64)
+    if walk.kept != (0, 0):
+        products = pieces.take(*walk.kept, dtype=torch.float32)
+    # Large sides are those in label order, too.
+    if not walk.by_label and _operand_bytes(problem) <= SIDES_BYTES:
+        sides = new_sides(problem, None, None, pieces.take)
+    return Saved(logsumexps, row_order, column_order, products, sides)
 
 
-def kept_arguments(keeps: Saved) -> dict[str, Any]:
-    """Kept products under the names that kernels give them."""
-    # A pointer that is never followed still has to be a tensor.
-    products = keeps.logsumexps if keeps.products is None else keeps.products
-    return {"kept_ptr": products, "kept_stride": products.stride(0)}
-
-
-def _lengths(problem: PairProblem, walk: Walk) -> list[int]:
-    """Floats of each piece."""
-    num_rows, num_columns = len(problem.embeddings), len(problem.columns)
-    floats = [
-        2 * num_rows,
-        2 * num_rows if walk.by_label else 0,
-        2 * num_columns if walk.by_label and not problem.self_mode else 0,
-        math.prod(walk.kept),
-    ]
-    return [triton.cdiv(length, _ALIGNMENT) * _ALIGNMENT for length in floats]
+def _operand_bytes(problem: PairProblem) -> int:
+    dtype, depth = operand_layout(problem)
+    num_rows = len(problem.embeddings) + (0 if problem.self_mode else len(problem.columns))
+    return num_rows * depth * dtype.itemsize
