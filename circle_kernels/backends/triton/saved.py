@@ -37,15 +37,20 @@ class _Pieces:
 
     def __init__(self, memory: Tensor | None) -> None:
         self.floats = 0
-        self._memory = memory
+        self._views = None if memory is None else {memory.dtype: memory}  # by dtype
 
     def take(self, *shape: int, dtype: torch.dtype) -> Any:
         first = self.floats
         floats = triton.cdiv(math.prod(shape) * dtype.itemsize, 4)
         self.floats += triton.cdiv(floats, _ALIGNMENT) * _ALIGNMENT
-        if self._memory is None:
+        if self._views is None:
             return None
-        return self._memory.narrow(0, first, floats).view(dtype).view(shape)
+        if dtype not in self._views:
+            self._views[dtype] = self._views[torch.float32].view(dtype)
+        view = self._views[dtype]
+        strides = [math.prod(shape[place + 1 :]) for place in range(len(shape))]
+        # One operator, where narrowing and two kinds of views would cost the host three.
+        return view.as_strided(shape, strides, view.storage_offset() + first * 4 // dtype.itemsize)
 
 
 def saved_shape(problem: PairProblem) -> tuple[int]:
