@@ -82,13 +82,13 @@ def launch_kernel(
     constants: Mapping[str, Any],
     num_warps: int,
     num_stages: int,
-) -> None:
+) -> Any:
     """Launch a kernel on a one-dimensional grid, the only kind without a limit of 65,535.
 
     All launches pass through here, so that tests can see what would run on devices that they do
-    not have.
+    not have. What comes back is what Triton compiled; None where it interprets.
     """
-    kernel[(programs,)](
+    return kernel[(programs,)](
         **arguments,
         **constants,
         num_warps=num_warps,

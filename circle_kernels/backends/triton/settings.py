@@ -25,6 +25,8 @@ __all__ = [
     "INTERPRETER",
     "Settings",
     "dot_precision",
+    "fit_depth",
+    "listed_settings",
     "nvidia_architecture",
     "nvidia_family",
     "rectangle_settings",
@@ -103,20 +105,24 @@ def weights_settings(architecture: str, dtype: torch.dtype, depth: int, by_label
     return _find("weights" if by_label else "weights_in_any_order", architecture, dtype, depth)
 
 
-def _find(kernel: str, architecture: str, dtype: torch.dtype, depth: int) -> Settings:
-    """The architecture's entry for the depth, or its family's."""
+def listed_settings(kernel: str, architecture: str, itemsize: int, depth: int) -> Settings:
+    """What the table has for a depth: the architecture's entry, or its family's."""
     table = load_table()
     for family in (architecture, settings_family(architecture)):
-        for smallest, settings in table.get((kernel, family, dtype.itemsize), ()):
+        for smallest, settings in table.get((kernel, family, itemsize), ()):
             if depth >= smallest:
-                return _fit_depth(settings, depth)
-    raise AssertionError(f"settings.json has nothing for {kernel}, {architecture} and {dtype}")
+                return settings
+    raise AssertionError(f"settings.json has no {kernel} of {itemsize} bytes for {architecture}")
 
 
-def _fit_depth(settings: Settings, depth: int) -> Settings:
+def fit_depth(settings: Settings, depth: int) -> Settings:
     """No chunk larger than the depth needs."""
     needed = max(_MIN_BLOCK_DEPTH, 1 << (depth - 1).bit_length())
     return replace(settings, block_depth=min(settings.block_depth, needed))
+
+
+def _find(kernel: str, architecture: str, dtype: torch.dtype, depth: int) -> Settings:
+    return fit_depth(listed_settings(kernel, architecture, dtype.itemsize, depth), depth)
 
 
 def _is_amd(architecture: str) -> bool:
