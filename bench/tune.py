@@ -62,7 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="only other numbers of warps and stages for the tiles as they are, at one depth",
     )
     parser.add_argument(
-        "--kernels", type=lambda text: text.split(","), help="of the settings table (default all)"
+        "--kernels",
+        type=lambda text: [part.strip() for part in text.split(",")],
+        help="names in the settings table (default all)",
     )
     parser.add_argument(
         "--dtypes",
@@ -118,7 +120,8 @@ def make_plan(arguments: argparse.Namespace, device: str) -> Plan:
         load_table()
     except (ImportError, ValueError) as error:
         raise UserError(f"python -m bench tune needs Triton and its settings: {error}") from error
-    for name in arguments.kernels or ():
+    kernels = list(dict.fromkeys(arguments.kernels or KERNELS))
+    for name in kernels:
         if name not in KERNELS:
             raise UserError(f"--kernels must be among {', '.join(KERNELS)}; got {name!r}")
     sizes = [getattr(torch, name).itemsize for name in arguments.dtypes]
@@ -132,7 +135,6 @@ def make_plan(arguments: argparse.Namespace, device: str) -> Plan:
         if reason is not None:
             raise UserError(reason)
     depths = arguments.depths or ([512] if arguments.quick else [128, 512, 1024])
-    kernels = arguments.kernels or list(KERNELS)
     return Plan(kernels, arguments.dtypes, depths, device, arguments.quick)
 
 
@@ -156,7 +158,10 @@ def tune(plan: Plan, hardware: Hardware, path: Path, choose: Choose) -> None:
         plan: what to try.
         hardware: the device's.
         path: what to write; whole after each kernel and dtype.
-        choose: finds the settings of a job, and calls back after each that it tries.
+        choose: finds the settings of a job, and calls back for each that it tries.
+
+    Raises:
+        UserError: for some jobs nothing could be found; the file has the others.
     """
     from bench.tune_choice import to_try
     from bench.tune_passes import Job
@@ -193,7 +198,14 @@ def tune(plan: Plan, hardware: Hardware, path: Path, choose: Choose) -> None:
         if results.rows:
             print_table(tune_table(results))
             print(environment(results))
-    print(f"wrote {path}; CIRCLE_KERNELS_TRITON_SETTINGS={path} uses it")
+    print(f"wrote {path}; CIRCLE_KERNELS_TRITON_SETTINGS={path.resolve()} uses it")
+    without = [row for row in results.rows if row["chosen"] is None]
+    if without:
+        raise UserError(
+            f"nothing was found for {len(without)} of {len(results.rows)}, first for "
+            f"{without[0]['kernel']} {without[0]['dtype']} D={without[0]['depth']}: "
+            f"{without[0].get('failed', 'none of the settings runs')}"
+        )
 
 
 def by_smallest_depth(chosen: dict[int, Settings]) -> list[tuple[int, Settings]]:
@@ -233,7 +245,7 @@ def tune_table(results: Results) -> Table:
     )
     for row in results.rows:
         seconds = row.get("seconds", [])
-        changed = row["chosen"] != row["current"]
+        chosen = row["chosen"] or row.get("failed", "none runs")
         table.rows.append(
             [
                 row["kernel"],
@@ -241,7 +253,7 @@ def tune_table(results: Results) -> Table:
                 str(row["depth"]),
                 row["current"],
                 " ".join(number(value * 1e3) for value in seconds) or MISSING,
-                (row["chosen"] or "none runs") if changed else "the same",
+                "the same" if chosen == row["current"] else chosen,
                 number(row["ratio"]) if "ratio" in row else MISSING,
                 str(len(row.get("ratios", ())) + ("ratios" in row)),
                 str(len(row["left_out"])),

@@ -25,6 +25,18 @@ def to_try(job: Job, hardware: Hardware, quick: bool) -> list[Settings]:
     return list(dict.fromkeys([current, *grid]))
 
 
+def new_row(job: Job, current: Settings) -> dict[str, Any]:
+    """A row of results before anything is known."""
+    return {
+        "kernel": job.kernel,
+        "dtype": str(job.dtype).removeprefix("torch."),
+        "depth": job.depth,
+        "current": text_of(current),
+        "chosen": None,
+        "left_out": {},
+    }
+
+
 def choose_settings(
     job: Job,
     hardware: Hardware,
@@ -59,15 +71,9 @@ def choose_settings(
             expected = expected or found
         else:
             left_out[text_of(settings)] = reason
-    row: dict[str, Any] = {
-        "kernel": job.kernel,
-        "dtype": str(job.dtype).removeprefix("torch."),
-        "depth": job.depth,
-        "problems": [dataclasses.asdict(size) for size in sizes],
-        "current": text_of(current),
-        "chosen": None,
-        "left_out": left_out,
-    }
+    row = new_row(job, current)
+    row["problems"] = [dataclasses.asdict(size) for size in sizes]
+    row["left_out"] = left_out
     if not usable:
         return None, row
     trying(None)

@@ -13,9 +13,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from bench.errors import UserError
 from bench.sweep import first_line
-from bench.tune_choice import choose_settings
+from bench.tune_choice import choose_settings, new_row, to_try
 from bench.tune_grid import Hardware
 from bench.tune_passes import Job, measure
 from circle_kernels.backends.triton.settings import Settings
@@ -50,10 +49,9 @@ class Worker:
         self._stop()
 
     def choose(self, job: Job, tried: Callable[[], None]) -> Choice:
-        """As :func:`choose_settings`; ``tried`` is called after each of a job's settings.
+        """As :func:`choose_settings`; ``tried`` is called for each of a job's settings.
 
-        Raises:
-            UserError: what failed was not one of the settings.
+        Where what failed is not one of the settings, the row says so under ``"failed"``.
         """
         broken: dict[Settings, str] = {}
         done: set[Settings] = set()
@@ -82,7 +80,9 @@ class Worker:
                 reason = f"the process ended with code {self._process.exitcode}"
             self._stop()
             if settings is None or settings in broken:
-                raise UserError(f"{job}: {reason}; leave this kernel out with --kernels")
+                hardware, quick, _ = self._arguments
+                row = new_row(job, to_try(job, hardware, quick)[0])
+                return None, {**row, "failed": reason}
             broken[settings] = f"failed: {reason}"
 
     def _start(self) -> Connection:
