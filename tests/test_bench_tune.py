@@ -205,6 +205,12 @@ def test_settings_are_left_out_for_a_reason(one: Any, reason: str | None) -> Non
     assert why_unusable([one], BASE, expected)[0] == reason
 
 
+def test_pass_that_launches_no_tiles_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune_passes.triton_backend, "forward", lambda problem: (torch.ones(8),) * 3)
+    with pytest.raises(NotLaunchedError, match=r"got \[\]"):
+        Pass(Job("rectangle", "sm_90", torch.float32, 16, "cpu"), Size(8)).inspect(BASE)
+
+
 def test_problem_of_another_kernel_is_no_fault_of_the_settings() -> None:
     broken: Any = _Inspected(error=NotLaunchedError("wanted"))
     with pytest.raises(NotLaunchedError):
