@@ -19,9 +19,9 @@ from bench.tune_grid import Hardware
 from bench.tune_passes import Job, measure
 from circle_kernels.backends.triton.settings import Settings
 
-# Seconds for compiling and running one of the settings, and for what comes before and after: a
+# Seconds for one of the settings, which may compile a dozen kernels, and for what comes between: a
 # process starts, and all that run are timed.
-_PATIENCE = 120.0
+_PATIENCE = 300.0
 _PATIENCE_OTHERWISE = 600.0
 
 Choice = tuple[Settings | None, dict[str, Any]]

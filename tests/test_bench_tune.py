@@ -401,7 +401,7 @@ def test_results_do_not_depend_on_settings_and_wrong_ones_are_seen(
     kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = Job(kernel, "interpreter", torch.float32, 32, "cpu")
-    one = Pass(job, Size(300, 250) if kernel == "rectangle" else Size(290))
+    one = Pass(job, Size(300, 250) if kernel == "rectangle" else Size(140))
     reason, expected = why_unusable([one], Settings(64, 64, 16, 4, 1), None)
     assert reason is None
     assert why_unusable([one], Settings(64, 32, 32, 4, 2), expected)[0] is None
