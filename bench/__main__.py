@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import gpu, kernels, launches, loss, report
+from bench import gpu, kernels, launches, loss, report, tune
 from bench.errors import UserError
 
 # A command is a module with HELP, add_arguments(parser) and run(arguments).
@@ -14,6 +14,7 @@ COMMANDS = {
     "kernels": kernels,
     "launches": launches,
     "gpu": gpu,
+    "tune": tune,
     "report": report,
 }
 

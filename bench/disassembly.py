@@ -12,6 +12,8 @@ import re
 from collections import defaultdict
 from dataclasses import astuple, dataclass, field
 
+import networkx as nx
+
 _LABEL = re.compile(r"^(\.L_x_\d+):")
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)([^;]*);")
 # Calls of labels are long branches, or those of subroutines, which come back.
@@ -96,45 +98,28 @@ def parse_blocks(disassembly: str) -> list[Block]:
     return blocks
 
 
-def _dominators(blocks: list[Block]) -> list[set[int]]:
-    predecessors = defaultdict(list)
-    for index, block in enumerate(blocks):
-        for successor in block.successors:
-            predecessors[successor].append(index)
-    # Subroutines are reached from nowhere, and dominated by nothing but themselves.
-    dominators = [set(range(len(blocks))) for _ in blocks]
-    dominators[0] = {0}
-    changed = True
-    while changed:
-        changed = False
-        for index in range(1, len(blocks)):
-            before = [dominators[other] for other in predecessors[index]]
-            found = (set.intersection(*before) if before else set()) | {index}
-            if found != dominators[index]:
-                dominators[index] = found
-                changed = True
-    return dominators
-
-
 def find_loops(blocks: list[Block]) -> dict[int, set[int]]:
-    """Natural loops: for each header the blocks of its body, the header among them."""
-    dominators = _dominators(blocks)
-    predecessors = defaultdict(set)
-    for index, block in enumerate(blocks):
-        for successor in block.successors:
-            predecessors[successor].add(index)
+    """Loops, nested ones too: for each header the blocks of its body, the header among them.
+
+    A loop is what can reach itself; without the way back to its header, what is left of it may
+    still hold others. Where control can enter at several blocks, the first of them is the header.
+    """
+    edges = [(index, other) for index, block in enumerate(blocks) for other in block.successors]
+    whole = nx.DiGraph(edges)
     loops: dict[int, set[int]] = {}
-    for index, block in enumerate(blocks):
-        for header in block.successors:
-            if header not in dominators[index]:
+    pending = [whole]
+    while pending:
+        region = pending.pop()
+        for body in nx.strongly_connected_components(region):
+            graph = nx.DiGraph(region.subgraph(body))
+            if graph.number_of_edges() == 0:
                 continue
-            body = loops.setdefault(header, {header})
-            pending = [index]
-            while pending:
-                inside = pending.pop()
-                if inside not in body:
-                    body.add(inside)
-                    pending.extend(predecessors[inside])
+            # Subroutines are reached from nowhere.
+            entries = {index for outside, index in whole.in_edges(body) if outside not in body}
+            header = min(entries or body)
+            loops[header] = body
+            graph.remove_edges_from(list(graph.in_edges(header)))
+            pending.append(graph)
     return loops
 
 

@@ -101,7 +101,9 @@ def pretend_device(device: Device) -> Iterator[list[Launch]]:
         launches.append(_describe(kernel, grid[0], arguments))
 
     is_hip = device.target.backend == "hip"
-    properties = SimpleNamespace(multi_processor_count=device.multiprocessors)
+    properties = SimpleNamespace(
+        multi_processor_count=device.multiprocessors, gcnArchName=str(device.target.arch)
+    )
     caches = (launch_module.device_family, launch_module.num_multiprocessors)
     with (
         mock.patch.object(triton.runtime.JITFunction, "run", record),

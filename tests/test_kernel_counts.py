@@ -83,6 +83,26 @@ def test_paths_leave_out_the_loop_over_the_depth() -> None:
     assert (other.instructions, other.exponentials, other.part_instructions) == (8, 2, 0)
 
 
+def test_loop_that_is_entered_in_two_places_counts_once() -> None:
+    jumped = TILE_LOOP.replace(
+        "        /*0020*/                   IADD3 R1, R1, 0x1, RZ ;\n",
+        "        /*0020*/               @P2 BRA `(.L_x_7) ;\n",
+    ).replace(
+        "        /*0040*/              @!P1 BRA `(.L_x_1) ;\n",
+        ".L_x_7:\n        /*0040*/              @!P1 BRA `(.L_x_1) ;\n",
+    )
+    loops = find_loops(parse_blocks(jumped))
+    # Over the tiles, over the depth (entered at its top and at its end), and the trap at the end.
+    assert loops == {1: set(range(1, 9)), 2: {2, 3}, 10: {10}}
+    assert tile_paths(jumped) == tile_paths(TILE_LOOP)
+
+
+def test_tile_loop_that_is_entered_in_two_places_is_found() -> None:
+    jumped = TILE_LOOP.replace("@P0 EXIT ;", "@P0 BRA `(.L_x_3) ;")
+    # The way from the second place to the first is passed once, and is no way of a tile.
+    assert tile_paths(jumped) == tile_paths(TILE_LOOP)
+
+
 def test_calls_of_subroutines_come_back() -> None:
     called = TILE_LOOP.replace(
         "FADD R5, R5, R3 ;",

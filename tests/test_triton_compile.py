@@ -16,10 +16,15 @@ pytest.importorskip("triton", minversion="3.3")
 
 from bench.offline import DEVICES, Launch, compile_launch, plan_launches
 from circle_kernels import CircleFormula, UnifiedFormula
-from circle_kernels.backends.triton import settings
+from circle_kernels.backends.triton.settings import INTERPRETER, settings_family
+from circle_kernels.backends.triton.settings_table import Settings, load_table
 from circle_kernels.formula import PairFormula
 
-DEPTHS = (64, 128, 256, 512)
+# Those that entries begin at among them.
+DEPTHS = sorted(
+    {64, 128, 256, 512}
+    | {depth for entries in load_table().values() for depth, _ in entries if depth > 64}
+)
 TILE_KERNELS = (
     "sum_rows_kernel",
     "sum_triangle_kernel",
@@ -147,32 +152,24 @@ def test_batch_sizes_share_compiled_kernels(depth: int, sizes: list[tuple[int, i
 
 
 def test_every_settings_entry_is_compiled() -> None:
-    """The problems above reach all rows of the tables, so none goes unchecked."""
+    """The problems above reach all of the table, so none goes unchecked."""
     seen = set()
     for target in DEVICES:
         for launch in launches(target):
             constants, options = dict(launch.constants), dict(launch.options)
             if launch.kernel.__name__ in TILE_KERNELS:
-                seen.add(
-                    settings.Settings(
-                        constants["BLOCK_ROWS"],
-                        constants["BLOCK_COLUMNS"],
-                        constants["BLOCK_DEPTH"],
-                        options["num_warps"],
-                        options["num_stages"],
-                    )
+                settings = Settings(
+                    constants["BLOCK_ROWS"],
+                    constants["BLOCK_COLUMNS"],
+                    constants["BLOCK_DEPTH"],
+                    options["num_warps"],
+                    options["num_stages"],
                 )
-    tables = (
-        settings._RECTANGLE,
-        settings._SMALL_RECTANGLE,
-        settings._TRIANGLE,
-        settings._WEIGHTS,
-        settings._WEIGHTS_IN_ANY_ORDER,
-    )
+                seen |= {(target, settings), (settings_family(target), settings)}
     listed = {
-        entry
-        for table in tables
-        for (family, _), entry in table.items()
-        if family != settings.INTERPRETER
+        (family, settings)
+        for (_, family, _), entries in load_table().items()
+        for _, settings in entries
+        if family != INTERPRETER
     }
     assert listed <= seen, f"not compiled: {listed - seen}"

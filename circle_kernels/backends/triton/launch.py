@@ -13,12 +13,7 @@ import triton
 from torch import Tensor
 
 from circle_kernels.backends.triton.primitives import REACH, load_tile
-from circle_kernels.backends.triton.settings import (
-    AMD_FAMILY,
-    INTERPRETER,
-    Settings,
-    nvidia_family,
-)
+from circle_kernels.backends.triton.settings import INTERPRETER, Settings, nvidia_architecture
 from circle_kernels.formula import PairFormula
 
 # Triton decides when a kernel is defined, from TRITON_INTERPRET, whether it is interpreted.
@@ -56,12 +51,13 @@ def unusable_reason(device: torch.device, dtype: torch.dtype) -> str | None:
 
 @functools.cache
 def device_family(device: torch.device) -> str:
-    """The device's row in the settings table."""
+    """The architecture that the device's settings are listed under, or those of its family."""
     if device.type != "cuda":
         return INTERPRETER
     if torch.version.hip is not None:
-        return AMD_FAMILY
-    return nvidia_family(torch.cuda.get_device_capability(device))
+        # With features behind colons: gfx942:sramecc+:xnack-.
+        return torch.cuda.get_device_properties(device).gcnArchName.partition(":")[0]
+    return nvidia_architecture(torch.cuda.get_device_capability(device))
 
 
 @functools.cache
@@ -86,13 +82,13 @@ def launch_kernel(
     constants: Mapping[str, Any],
     num_warps: int,
     num_stages: int,
-) -> None:
+) -> Any:
     """Launch a kernel on a one-dimensional grid, the only kind without a limit of 65,535.
 
     All launches pass through here, so that tests can see what would run on devices that they do
-    not have.
+    not have. What comes back is what Triton compiled; None where it interprets.
     """
-    kernel[(programs,)](
+    return kernel[(programs,)](
         **arguments,
         **constants,
         num_warps=num_warps,

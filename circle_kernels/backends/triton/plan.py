@@ -180,9 +180,7 @@ def plan_walk(
     else:
         if keep_for_backward and depth >= KEPT_DEPTH[dtype.itemsize]:
             kept = _kept_shape(num_rows, num_columns)
-        settings = rectangle_settings(
-            family, dtype, depth, small=tiles < multiprocessors, keeping=kept != (0, 0)
-        )
+        settings = rectangle_settings(family, dtype, depth, small=tiles < multiprocessors)
         row_blocks, runs, tiles_per_run = _split_columns(
             num_rows, num_columns, settings.block_rows, settings.block_columns, multiprocessors
         )

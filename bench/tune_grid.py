@@ -1,0 +1,101 @@
+"""What ``python -m bench tune`` tries: settings of a kernel, and problems to try them on."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+from circle_kernels.backends.triton.plan import SORTED_TILES
+from circle_kernels.backends.triton.settings import Settings
+from circle_kernels.backends.triton.settings_table import unusable_shape
+
+# What plan_walk counts in.
+_TILE = 128
+
+# Rows and columns of tiles.
+_SIDES = {
+    "rectangle": ((64, 128), (32, 64, 128)),
+    "small_rectangle": ((32, 64, 128), (32, 64)),
+    "triangle": ((32, 64, 128), (32, 64, 128)),
+    "weights": ((64, 128), (32, 64, 128)),
+    "weights_in_any_order": ((64, 128), (32, 64, 128)),
+}
+_DEPTHS = {2: (32, 64), 4: (16, 32)}  # by bytes per element
+_WARPS = (4, 8)
+_STAGES = (2, 3, 4)
+_AMD_STAGES = (1, 2)
+# Products of a tile that a thread holds in registers: more spill, and fewer leave it too little to
+# do between one load and the next.
+_LEAST_PRODUCTS, _MOST_PRODUCTS = 16, 64
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What decides which settings are tried, and on which problems."""
+
+    architecture: str
+    multiprocessors: int
+    warp_size: int
+
+
+@dataclass(frozen=True)
+class Size:
+    """Rows and references of a problem; without references it is compared with itself."""
+
+    rows: int
+    references: int | None = None
+
+
+def is_backward(kernel: str) -> bool:
+    """Whether a kernel of the settings table belongs to the backward pass."""
+    return kernel.startswith("weights")
+
+
+def problem_sizes(kernel: str, multiprocessors: int) -> list[Size]:
+    """Problems that take a kernel on a device of so many multiprocessors."""
+
+    def rows(tiles: float) -> int:
+        """Of a batch of at least so many tiles per multiprocessor."""
+        return _TILE * math.ceil(math.sqrt(tiles * multiprocessors))
+
+    in_order = rows(4 / 3 * SORTED_TILES)
+    if kernel == "small_rectangle":
+        # Fewer tiles than multiprocessors: a sixteenth and half of them.
+        sides = {max(1, math.isqrt((multiprocessors - 1) // part)) for part in (16, 2)}
+        return [Size(_TILE * side) for side in sorted(sides)]
+    if kernel == "triangle":
+        return [Size(in_order)]
+    if kernel == "weights":
+        return [Size(in_order), Size(in_order, in_order)]
+    in_any_order = [Size(rows(3)), Size(rows(2 / 3 * SORTED_TILES))]
+    if kernel == "weights_in_any_order":
+        return in_any_order
+    return [*in_any_order, Size(in_order, in_order)]
+
+
+def candidates(
+    kernel: str, itemsize: int, depth: int, hardware: Hardware, tile_of: Settings | None = None
+) -> list[Settings]:
+    """Every combination that can be worth a try.
+
+    Args:
+        kernel: of the settings table.
+        itemsize: bytes per element.
+        depth: no chunk of it is larger, unless the smallest is.
+        hardware: the device.
+        tile_of: only its tile, with other numbers of warps and stages.
+    """
+    chunks = [size for size in _DEPTHS[itemsize] if size <= max(depth, _DEPTHS[itemsize][0])]
+    shapes = itertools.product(*_SIDES[kernel], chunks)
+    if tile_of is not None:
+        shapes = iter([(tile_of.block_rows, tile_of.block_columns, tile_of.block_depth)])
+    stages = _AMD_STAGES if hardware.architecture.startswith("gfx") else _STAGES
+    found = []
+    for (rows, columns, chunk), warps, stage in itertools.product(shapes, _WARPS, stages):
+        settings = Settings(rows, columns, chunk, warps, stage)
+        products = rows * columns / (warps * hardware.warp_size)
+        fits = _LEAST_PRODUCTS <= products <= _MOST_PRODUCTS
+        if fits and unusable_shape(kernel, settings) is None:
+            found.append(settings)
+    return found

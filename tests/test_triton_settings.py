@@ -1,0 +1,222 @@
+"""The table of launch settings: what a device takes, and files that are not as they should be."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton", minversion="3.3")
+
+from circle_kernels.backends.triton import launch, settings_table
+from circle_kernels.backends.triton.operands import ROW_PADDING
+from circle_kernels.backends.triton.settings import (
+    Settings,
+    dot_precision,
+    nvidia_architecture,
+    nvidia_family,
+    rectangle_settings,
+    settings_family,
+    triangle_settings,
+    weights_settings,
+)
+from circle_kernels.backends.triton.settings_table import KERNELS, SETTINGS_VARIABLE, load_table
+
+SHIPPED = ("sm_80", "sm_86", "sm_90", "sm_100", "gfx942", "interpreter")
+ENTRY: dict[str, Any] = {
+    "kernel": "triangle",
+    "family": "sm_89",
+    "bytes": 2,
+    "block_rows": 32,
+    "block_columns": 32,
+    "block_depth": 16,
+    "num_warps": 2,
+    "num_stages": 4,
+}
+TUNED = Settings(32, 32, 16, 2, 4)
+
+
+@pytest.fixture(autouse=True)
+def _own_table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test reads its own files."""
+    monkeypatch.delenv(SETTINGS_VARIABLE, raising=False)
+    load_table.cache_clear()
+    yield
+    load_table.cache_clear()
+
+
+def write(path: Path, *entries: object) -> Path:
+    path.write_text(json.dumps({"entries": entries, "measured": {"anything": 1}}))
+    return path
+
+
+@pytest.fixture
+def use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Have entries in a file of the user's."""
+
+    def use(*entries: object) -> None:
+        monkeypatch.setenv(SETTINGS_VARIABLE, str(write(tmp_path / "tuned.json", *entries)))
+        load_table.cache_clear()
+
+    return use
+
+
+def test_every_family_has_settings_for_every_kernel_from_the_smallest_depth_on() -> None:
+    table = load_table()
+    for key in itertools.product(KERNELS, SHIPPED, (2, 4)):
+        assert table[key][-1][0] == 1
+    assert ROW_PADDING % max(settings_table._BLOCKS) == 0
+
+
+@pytest.mark.parametrize(
+    ("capability", "family"),
+    [
+        ((8, 0), "sm_80"),
+        ((8, 6), "sm_86"),
+        ((8, 9), "sm_86"),
+        ((9, 0), "sm_90"),
+        ((10, 0), "sm_100"),
+        ((10, 3), "sm_100"),
+        ((12, 0), "sm_86"),
+        ((12, 1), "sm_86"),
+        ((19, 7), "sm_86"),  # nobody has seen it: the family with 99 KB
+    ],
+)
+def test_nvidia_devices_take_the_settings_of_their_family(
+    capability: tuple[int, int], family: str
+) -> None:
+    assert nvidia_family(capability) == family
+    architecture = nvidia_architecture(capability)
+    for dtype in (torch.float16, torch.float32):
+        found = triangle_settings(architecture, dtype, 512)
+        assert found == triangle_settings(family, dtype, 512)
+
+
+@pytest.mark.parametrize("name", ["gfx942:sramecc+:xnack-", "gfx90a", "gfx1201", "gfx9-generic"])
+def test_amd_devices_take_the_settings_of_gfx942(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Properties:
+        gcnArchName = name
+
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
+    architecture = launch.device_family.__wrapped__(torch.device("cuda"))
+    assert settings_family(architecture) == "gfx942"
+    for by_label in (True, False):
+        found = weights_settings(architecture, torch.float32, 512, by_label)
+        assert found == weights_settings("gfx942", torch.float32, 512, by_label)
+    assert dot_precision(architecture, torch.float32) == "ieee"
+
+
+def test_what_is_no_architecture_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"wanted an architecture such as sm_89 .* 'hopper'"):
+        rectangle_settings("hopper", torch.float32, 64, small=True)
+
+
+def test_file_of_the_user_goes_first_for_its_architecture_and_no_other(use: Any) -> None:
+    before = triangle_settings("sm_86", torch.bfloat16, 512)
+    use(ENTRY)
+    assert triangle_settings("sm_89", torch.bfloat16, 512) == TUNED
+    assert triangle_settings("sm_86", torch.bfloat16, 512) == before != TUNED
+    assert triangle_settings("sm_89", torch.float32, 512).block_rows == 64
+    assert rectangle_settings("sm_89", torch.bfloat16, 512, small=False).block_rows == 128
+
+
+def test_entry_of_a_family_serves_the_architectures_that_fall_back_to_it(use: Any) -> None:
+    use({**ENTRY, "family": "sm_86"})
+    for architecture in ("sm_86", "sm_89", "sm_120"):
+        assert triangle_settings(architecture, torch.bfloat16, 512) == TUNED
+
+
+def test_entry_holds_from_its_depth_on(use: Any) -> None:
+    shipped = triangle_settings("sm_90", torch.bfloat16, 255)
+    deep = {**ENTRY, "family": "sm_90", "depth": 256}
+    use({**deep, "depth": 1024, "num_stages": 5}, deep)
+    expected = {255: shipped, 256: TUNED, 1023: TUNED, 1024: replace(TUNED, num_stages=5)}
+    for depth, settings in expected.items():
+        assert triangle_settings("sm_90", torch.bfloat16, depth) == settings
+
+
+def test_architecture_with_entries_for_large_depths_only_takes_its_family_below(use: Any) -> None:
+    use({**ENTRY, "depth": 512})
+    assert triangle_settings("sm_89", torch.bfloat16, 512) == TUNED
+    assert triangle_settings("sm_89", torch.bfloat16, 64) == triangle_settings(
+        "sm_86", torch.bfloat16, 64
+    )
+
+
+def test_no_chunk_is_larger_than_the_depth_needs() -> None:
+    for depth, chunk in ((1, 16), (16, 16), (17, 32), (48, 64), (512, 64)):
+        assert rectangle_settings("sm_90", torch.float16, depth, False).block_depth == chunk
+
+
+def test_files_are_read_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(SETTINGS_VARIABLE, str(write(tmp_path / "tuned.json", ENTRY)))
+    triangle_settings("sm_89", torch.bfloat16, 512)
+    monkeypatch.setattr(settings_table, "read_entries", None)
+    assert triangle_settings("sm_89", torch.bfloat16, 512) == TUNED
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kernel": "square"}, "kernel must be one of rectangle, .*, got 'square'"),
+        ({"kernel": ["triangle"]}, "kernel must be one of"),
+        ({"family": "hopper"}, "family must be an architecture such as sm_89 .*, got 'hopper'"),
+        ({"bytes": 8}, "bytes must be one of 2, 4, got 8"),
+        ({"block_depth": 48}, "block_depth must be one of 16, 32, 64, 128, 256, got 48"),
+        ({"num_warps": 3}, "num_warps must be one of 1, 2, 4, 8, 16, got 3"),
+        ({"num_warps": True}, "num_warps must be one of .* got True"),
+        ({"num_stages": 2.0}, r"num_stages must be one of .* got 2\.0"),
+        ({"depth": 0}, "depth must be a whole number of at least 1, got 0"),
+        ({"depth": "512"}, "depth must be a whole number of at least 1, got '512'"),
+        ({"warps": 4}, "warps unknown: wanted kernel, family, bytes, .* if need be depth, note"),
+        ({"block_rows": 64}, "block_rows and block_columns of triangle must be equal, got 64 and"),
+        ({"kernel": "weights", "block_columns": 64}, "must be at least block_columns, got 32 and"),
+    ],
+)
+def test_wrong_entry_is_named_with_what_is_wanted(
+    changes: dict[str, Any], message: str, use: Any
+) -> None:
+    use({**ENTRY, "family": "sm_80"}, {**ENTRY, **changes})
+    with pytest.raises(ValueError, match=rf"tuned\.json, entry 2 \(.*\): .*{message}"):
+        load_table()
+
+
+def test_entries_without_a_field_of_the_wrong_kind_or_twice_are_named(use: Any) -> None:
+    use({name: value for name, value in ENTRY.items() if name != "num_stages"})
+    with pytest.raises(ValueError, match=r"entry 1 .*: num_stages missing: wanted kernel, family"):
+        load_table()
+    use("triangle")
+    with pytest.raises(ValueError, match=r"entry 1 \(\"triangle\"\): wanted an object with kernel"):
+        load_table()
+    use(ENTRY, {**ENTRY, "depth": 64}, {**ENTRY, "num_warps": 8, "depth": 1})
+    with pytest.raises(ValueError, match=r"entry 3 .* one for each kernel, .* as entry 1 has"):
+        load_table()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"none\.json cannot be read: No such file"),
+        ("{", r"none\.json is not JSON: "),
+        ("[]", r"none\.json: wanted an object with a list of 'entries'"),
+        ('{"entries": {}}', r"none\.json: wanted an object with a list of 'entries'"),
+    ],
+)
+def test_file_that_has_no_entries_is_named(
+    content: str | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "none.json"
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setenv(SETTINGS_VARIABLE, str(path))
+    with pytest.raises(ValueError, match=message):
+        triangle_settings("sm_90", torch.float32, 64)
