@@ -20,6 +20,8 @@ _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z]
 _BRANCH = re.compile(r"^(?:BRA|CALL)\b")
 # A branch on a uniform predicate has it among its operands.
 _CONDITION = re.compile(r"^\s*!?U?P\d")
+# Taken where the threads of a warp have diverged.
+_CONDITIONAL = "BRA.DIV"
 _ENDS = re.compile(r"^(?:BRA|EXIT|RET)\b")
 _TARGET = re.compile(r"`\((\.L_x_\d+)\)")
 _EXPONENTIAL = "MUFU.EX2"
@@ -71,8 +73,12 @@ def parse_blocks(disassembly: str) -> list[Block]:
         match = _INSTRUCTION.match(line)
         if match is not None:
             target = _TARGET.search(match[4]) if _BRANCH.match(match[3]) else None
-            condition = match[2] or _CONDITION.match(match[4])
-            instructions.append((match[3], condition is not None, target[1] if target else None))
+            conditional = (
+                match[2] is not None
+                or match[3] == _CONDITIONAL
+                or _CONDITION.match(match[4]) is not None
+            )
+            instructions.append((match[3], conditional, target[1] if target else None))
 
     def ends_block(opcode: str, target: str | None) -> bool:
         return target is not None or _ENDS.match(opcode) is not None

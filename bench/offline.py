@@ -38,7 +38,7 @@ _POINTERS = {
     torch.float32: "*fp32",
     torch.int64: "*i64",
 }
-_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg")
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def plan_launches(
 
 def _describe(kernel: Any, programs: int, arguments: dict[str, Any]) -> Launch:
     """What Triton's own launcher would specialise on: ones, multiples of 16, dtypes, constants."""
-    options = {name: arguments[name] for name in _OPTIONS}
+    options = {name: arguments[name] for name in _OPTIONS if name in arguments}
     signature: dict[str, str] = {}
     constants: dict[str, Any] = {}
     divisible: list[str] = []

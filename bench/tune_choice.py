@@ -124,4 +124,5 @@ def choose(
 def text_of(settings: Settings) -> str:
     """``128x128x64, 8 warps, 3 stages``."""
     tile = f"{settings.block_rows}x{settings.block_columns}x{settings.block_depth}"
-    return f"{tile}, {settings.num_warps} warps, {settings.num_stages} stages"
+    limit = f", {settings.max_registers} registers" if settings.max_registers else ""
+    return f"{tile}, {settings.num_warps} warps, {settings.num_stages} stages{limit}"

@@ -25,6 +25,8 @@ _DEPTHS = {2: (32, 64), 4: (16, 32)}  # by bytes per element
 _WARPS = (4, 8)
 _STAGES = (2, 3, 4)
 _AMD_STAGES = (1, 2)
+# Of NVIDIA's devices: without it their compiler may spill a few to fit one more block.
+_MAX_REGISTERS = 255
 # Products of a tile that a thread holds in registers: more spill, and fewer leave it too little to
 # do between one load and the next.
 _LEAST_PRODUCTS, _MOST_PRODUCTS = 16, 64
@@ -87,13 +89,16 @@ def candidates(
         tile_of: only its tile, with other numbers of warps and stages.
     """
     chunks = [size for size in _DEPTHS[itemsize] if size <= max(depth, _DEPTHS[itemsize][0])]
+    is_amd = hardware.architecture.startswith("gfx")
     shapes = itertools.product(*_SIDES[kernel], chunks)
+    max_registers = None if is_amd else _MAX_REGISTERS
     if tile_of is not None:
         shapes = iter([(tile_of.block_rows, tile_of.block_columns, tile_of.block_depth)])
-    stages = _AMD_STAGES if hardware.architecture.startswith("gfx") else _STAGES
+        max_registers = tile_of.max_registers
+    stages = _AMD_STAGES if is_amd else _STAGES
     found = []
     for (rows, columns, chunk), warps, stage in itertools.product(shapes, _WARPS, stages):
-        settings = Settings(rows, columns, chunk, warps, stage)
+        settings = Settings(rows, columns, chunk, warps, stage, max_registers)
         products = rows * columns / (warps * hardware.warp_size)
         fits = _LEAST_PRODUCTS <= products <= _MOST_PRODUCTS
         if fits and unusable_shape(kernel, settings) is None:

@@ -63,8 +63,13 @@ class Pass:
         dtype: torch.dtype | None = None,
         depth: int | None = None,
         precision: str | None = None,
+        keep: bool = False,
     ) -> None:
-        """The job's pass; what is named stands in for the job's, or for float32's precision."""
+        """The job's pass; what is named stands in for the job's, or for float32's precision.
+
+        Args:
+            keep: whether the forward pass may keep products, so that weights come from those.
+        """
         self.job = job
         self.precision = precision
         depth = job.depth if depth is None else depth
@@ -80,6 +85,7 @@ class Pass:
             *(data(size.references, 1) if size.references else (None, None)),
             formula=formula or CircleFormula(m=M, gamma=GAMMA),
             normalize=True,
+            keep_for_backward=keep,
         )
         self._forward: tuple[Tensor, Tensor, Tensor] | None = None
         if is_backward(job.kernel):
@@ -168,6 +174,8 @@ def other_passes(job: Job, sizes: Sequence[Size]) -> Iterator[Pass]:
         yield Pass(job, size, CircleFormula(detach_weights=False))
         yield Pass(job, size, UnifiedFormula(m=0.35))
         yield Pass(job, size, depth=job.depth + 16)  # whose last chunk is masked
+        if not is_backward(job.kernel):
+            yield Pass(job, size, keep=True)
         if job.dtype == torch.float32:
             yield Pass(job, size, precision="high")
         else:
@@ -277,11 +285,15 @@ def _recorded() -> Iterator[list[tuple[Settings, Any]]]:
         constants: Mapping[str, Any],
         num_warps: int,
         num_stages: int,
+        max_registers: int | None = None,
     ) -> Any:
-        compiled = launch_kernel(kernel, programs, arguments, constants, num_warps, num_stages)
+        compiled = launch_kernel(
+            kernel, programs, arguments, constants, num_warps, num_stages, max_registers
+        )
         if "BLOCK_COLUMNS" in constants:
             blocks = [constants[f"BLOCK_{side}"] for side in ("ROWS", "COLUMNS", "DEPTH")]
-            launches.append((Settings(*blocks, num_warps, num_stages), compiled))
+            settings = Settings(*blocks, num_warps, num_stages, max_registers)
+            launches.append((settings, compiled))
         return compiled
 
     with mock.patch.object(launch_module, "launch_kernel", record):

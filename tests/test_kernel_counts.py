@@ -111,6 +111,11 @@ def test_calls_of_subroutines_come_back() -> None:
     assert tile_paths(called) == tile_paths(TILE_LOOP)
 
 
+def test_branches_of_threads_that_have_diverged_are_conditional() -> None:
+    diverging = TILE_LOOP.replace("BRA.U UP0,", "BRA.DIV UR4,")
+    assert tile_paths(diverging) == tile_paths(TILE_LOOP)
+
+
 def test_parts_of_a_tile_count_apart_without_their_loop_over_the_depth() -> None:
     paths = tile_paths(PARTS)
     in_parts = [path for path in paths if path.part_exponentials]

@@ -164,6 +164,7 @@ def test_every_settings_entry_is_compiled() -> None:
                     constants["BLOCK_DEPTH"],
                     options["num_warps"],
                     options["num_stages"],
+                    options.get("maxnreg"),
                 )
                 seen |= {(target, settings), (settings_family(target), settings)}
     listed = {

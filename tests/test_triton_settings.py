@@ -175,6 +175,8 @@ def test_files_are_read_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         ({"num_warps": 3}, "num_warps must be one of 1, 2, 4, 8, 16, got 3"),
         ({"num_warps": True}, "num_warps must be one of .* got True"),
         ({"num_stages": 2.0}, r"num_stages must be one of .* got 2\.0"),
+        ({"max_registers": 256}, r"max_registers must be a whole number of 1 to 255, got 256"),
+        ({"max_registers": 255, "family": "gfx942"}, "is an option of NVIDIA's devices"),
         ({"depth": 0}, "depth must be a whole number of at least 1, got 0"),
         ({"depth": "512"}, "depth must be a whole number of at least 1, got '512'"),
         ({"warps": 4}, "warps unknown: wanted kernel, family, bytes, .* if need be depth, note"),

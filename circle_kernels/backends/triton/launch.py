@@ -82,6 +82,7 @@ def launch_kernel(
     constants: Mapping[str, Any],
     num_warps: int,
     num_stages: int,
+    max_registers: int | None = None,
 ) -> Any:
     """Launch a kernel on a one-dimensional grid, the only kind without a limit of 65,535.
 
@@ -95,6 +96,7 @@ def launch_kernel(
         num_stages=num_stages,
         # Multiply-adds are part of the error budget; some Triton versions default to none.
         enable_fp_fusion=True,
+        **({} if max_registers is None else {"maxnreg": max_registers}),
     )
 
 
@@ -118,6 +120,7 @@ def launch_tiles(
         {**constants, **blocks},
         settings.num_warps,
         settings.num_stages,
+        settings.max_registers,
     )
 
 

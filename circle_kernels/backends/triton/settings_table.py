@@ -40,7 +40,9 @@ _CHOICES = {
     "num_stages": (1, 2, 3, 4, 5, 6, 7, 8),
 }
 _REQUIRED = ("kernel", "family", *_CHOICES)
-_OPTIONAL = ("depth", "note")
+_OPTIONAL = ("depth", "max_registers", "note")
+# What a thread of NVIDIA's devices can have.
+_MOST_REGISTERS = 255
 
 _BUILT_IN = Path(__file__).with_name("settings.json")
 
@@ -54,6 +56,8 @@ class Settings:
     block_depth: int
     num_warps: int
     num_stages: int
+    # Of a thread, where the compiler would rather spill a few to fit one more block (NVIDIA).
+    max_registers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -162,11 +166,24 @@ def _read_entry(row: Any) -> Entry:
         row["block_depth"],
         row["num_warps"],
         row["num_stages"],
+        _read_max_registers(row.get("max_registers"), family),
     )
     reason = unusable_shape(kernel, settings)
     if reason is not None:
         raise ValueError(reason)
     return Entry(kernel, family, row["bytes"], depth, settings)
+
+
+def _read_max_registers(value: Any, family: str) -> int | None:
+    if value is None:
+        return None
+    if not family.startswith("sm_"):
+        raise ValueError(f"max_registers is an option of NVIDIA's devices, not of {family}")
+    if type(value) is not int or not 1 <= value <= _MOST_REGISTERS:
+        raise ValueError(
+            f"max_registers must be a whole number of 1 to {_MOST_REGISTERS}, got {value!r}"
+        )
+    return value
 
 
 def unusable_shape(kernel: str, settings: Settings) -> str | None:
