@@ -173,7 +173,7 @@ def tune(plan: Plan, hardware: Hardware, path: Path, choose: Choose) -> None:
     groups = [
         [
             Job(kernel, architecture, getattr(torch, dtype), depth, plan.device)
-            for depth in plan.depths
+            for depth in _depths(plan, kernel, architecture, getattr(torch, dtype).itemsize)
         ]
         for kernel in plan.kernels
         for dtype in plan.dtypes
@@ -206,6 +206,13 @@ def tune(plan: Plan, hardware: Hardware, path: Path, choose: Choose) -> None:
             f"{without[0]['kernel']} {without[0]['dtype']} D={without[0]['depth']}: "
             f"{without[0].get('failed', 'none of the settings runs')}"
         )
+
+
+def _depths(plan: Plan, kernel: str, architecture: str, itemsize: int) -> list[int]:
+    """The plan's, and those from which the table has other settings, which would be hidden."""
+    from circle_kernels.backends.triton.settings import listed_depths
+
+    return sorted({*plan.depths, *listed_depths(kernel, architecture, itemsize)})
 
 
 def by_smallest_depth(chosen: dict[int, Settings]) -> list[tuple[int, Settings]]:

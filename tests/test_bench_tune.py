@@ -5,6 +5,7 @@ Passes are planned on pretended devices, or run in Triton's interpreter; times a
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -433,6 +434,27 @@ def test_what_could_not_be_found_is_said_and_the_rest_is_written(
         tune.tune(plan, H100, path, choose)
     assert [(entry.kernel, entry.settings) for entry in read_entries(path)] == [("weights", FAST)]
     assert "took longer than 600 s" in capsys.readouterr().out
+
+
+def test_depths_at_which_the_table_changes_are_tried_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_table: None
+) -> None:
+    entry = {"kernel": "triangle", "family": "sm_86", "bytes": 4, "depth": 700}
+    entry |= {**dataclasses.asdict(BASE), "num_stages": 5}
+    (tmp_path / "family.json").write_text(json.dumps({"entries": [entry]}))
+    monkeypatch.setenv(SETTINGS_VARIABLE, str(tmp_path / "family.json"))
+
+    def keep(job: Job, tried: Callable[[], None]) -> tune_worker.Choice:
+        current = tune_choice.to_try(job, hardware, quick=True)[0]
+        text = tune_choice.text_of(current)
+        return current, {**tune_choice.new_row(job, current), "chosen": text}
+
+    hardware = Hardware("sm_89", 128, 32)
+    path = tmp_path / "tuned.json"
+    tune.tune(tune.Plan(["triangle"], ["float32"], [128], "cpu", True), hardware, path, keep)
+    # Entries of sm_89 go before those of its family at every depth.
+    depths = {entry.depth: entry.settings.num_stages for entry in read_entries(path)}
+    assert depths == {1: 2, 700: 5}
 
 
 @pytest.mark.gpu

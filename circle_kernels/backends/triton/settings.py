@@ -26,6 +26,7 @@ __all__ = [
     "Settings",
     "dot_precision",
     "fit_depth",
+    "listed_depths",
     "listed_settings",
     "nvidia_architecture",
     "nvidia_family",
@@ -119,6 +120,14 @@ def listed_settings(kernel: str, architecture: str, itemsize: int, depth: int) -
             if depth >= smallest:
                 return settings
     raise AssertionError(f"settings.json has no {kernel} of {itemsize} bytes for {architecture}")
+
+
+def listed_depths(kernel: str, architecture: str, itemsize: int) -> list[int]:
+    """Depths above 1 from which the table has other settings for an architecture, ascending."""
+    table = load_table()
+    families = (architecture, settings_family(architecture))
+    entries = [entry for family in families for entry in table.get((kernel, family, itemsize), ())]
+    return sorted({depth for depth, _ in entries if depth > 1})
 
 
 def fit_depth(settings: Settings, depth: int) -> Settings:
