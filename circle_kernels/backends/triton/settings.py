@@ -104,7 +104,7 @@ def triangle_settings(architecture: str, dtype: torch.dtype, depth: int) -> Sett
 
 
 def weights_settings(
-    architecture: str, dtype: torch.dtype, depth: int, by_label: bool, kept: bool
+    architecture: str, dtype: torch.dtype, depth: int, by_label: bool, kept: bool = False
 ) -> Settings:
     """Settings of the kernel that writes weights, in label order or in any, or from ``kept``."""
     if kept:
