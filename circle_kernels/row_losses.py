@@ -114,13 +114,14 @@ class _RowLosses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
+        saved = ctx.saved_tensors
         with torch.no_grad():
             grad_lse = ctx.slopes * grad_loss
-            gradients: tuple[Tensor | None, ...] = input_gradients(ctx, grad_lse, grad_lse)
+            gradients: tuple[Tensor | None, ...] = input_gradients(ctx, saved, grad_lse, grad_lse)
         if torch.is_grad_enabled():  # create_graph=True
             gradients = tuple(
                 None if gradient is None else _NoSecondDerivative.apply(gradient, argument)
-                for gradient, argument in zip(gradients, ctx.saved_tensors[:4], strict=True)
+                for gradient, argument in zip(gradients, saved[:4], strict=True)
             )
         return (*gradients, *(None,) * 5)
 

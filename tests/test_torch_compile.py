@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from circle_kernels import CircleFormula, CircleLoss, circle_loss, unified_loss
-from circle_kernels.autograd import SAVED_LAYOUT
+from circle_kernels.ops import SAVED_LAYOUT
 
 
 def inputs(n: int, m: int | None = None) -> list[Tensor]:
