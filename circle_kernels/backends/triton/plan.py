@@ -146,6 +146,12 @@ def plan_problem(problem: PairProblem) -> Walk:
     )
 
 
+def sorts_by_label(num_rows: int, num_columns: int, multiprocessors: int) -> bool:
+    """Whether the passes go in label order. Sizes may be symbolic, which are asked this only."""
+    tiles = triton.cdiv(num_rows, 128) * triton.cdiv(num_columns, 128)
+    return tiles >= SORTED_TILES * multiprocessors
+
+
 def plan_walk(
     num_rows: int,
     num_columns: int,
@@ -157,7 +163,7 @@ def plan_walk(
 ) -> Walk:
     """Choose order, triangle and settings by size, and bands that bound the partial sums."""
     tiles = triton.cdiv(num_rows, 128) * triton.cdiv(num_columns, 128)
-    by_label = tiles >= SORTED_TILES * multiprocessors
+    by_label = sorts_by_label(num_rows, num_columns, multiprocessors)
     triangle = self_mode and by_label
     if triangle:
         settings = triangle_settings(family, dtype, depth)

@@ -7,14 +7,18 @@ import triton
 from torch import Tensor
 
 from circle_kernels.backends.interface import PairProblem
-from circle_kernels.backends.triton.plan import plan_problem
+from circle_kernels.backends.triton.launch import num_multiprocessors
+from circle_kernels.backends.triton.plan import sorts_by_label
 
 # Each piece begins at a multiple of so many floats, so that kernels find addresses as they expect.
 _ALIGNMENT = 16
 
 
 def saved_shape(problem: PairProblem) -> tuple[int]:
-    """Both log-sum-exps of exponents of each row, and the label order of sides that are sorted."""
+    """Both log-sum-exps of exponents of each row, and the label order of sides that are sorted.
+
+    Sizes may be symbolic.
+    """
     return (sum(_lengths(problem)),)
 
 
@@ -38,10 +42,9 @@ def view_saved(
 
 def _lengths(problem: PairProblem) -> list[int]:
     """Floats of each piece."""
-    entries = [len(problem.embeddings)]
-    # Nothing is planned where there is nothing to compare.
-    if min(len(problem.embeddings), len(problem.columns)) > 0 and plan_problem(problem).by_label:
-        entries.append(len(problem.embeddings))
-        if not problem.self_mode:
-            entries.append(len(problem.columns))
+    # Not len(), which would make a constant of a symbolic size.
+    num_rows, num_columns = problem.embeddings.shape[0], problem.columns.shape[0]
+    entries = [num_rows]
+    if sorts_by_label(num_rows, num_columns, num_multiprocessors(problem.embeddings.device)):
+        entries += [num_rows] if problem.self_mode else [num_rows, num_columns]
     return [triton.cdiv(2 * length, _ALIGNMENT) * _ALIGNMENT for length in entries]
