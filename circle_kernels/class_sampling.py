@@ -29,7 +29,12 @@ def sample_classes(
     # Rows without a class write to the last place, which is then left out.
     places = labels.masked_fill(labels == NO_CLASS, num_classes)
     scores = scores.index_fill(0, places, 2.0)[:num_classes]
-    return scores.topk(size, sorted=False).indices.sort().values
+    chosen = scores.topk(size, sorted=False).indices
+    if chosen.device.type == "cpu" and not torch.compiler.is_compiling():
+        # A device would have to be waited for here; on the CPU sorting takes far longer.
+        is_chosen = torch.zeros(num_classes, dtype=torch.bool).index_fill(0, chosen, True)
+        return is_chosen.nonzero().squeeze(1)
+    return chosen.sort().values
 
 
 def positions_among(
