@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import gpu, kernels, loss, report
+from bench import classes, gpu, kernels, loss, report
 from bench.errors import UserError
 
 # A command is a module with HELP, add_arguments(parser) and run(arguments).
-COMMANDS = {"loss": loss, "kernels": kernels, "gpu": gpu, "report": report}
+COMMANDS = {"loss": loss, "class": classes, "kernels": kernels, "gpu": gpu, "report": report}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -28,8 +28,11 @@ HELP = "registers, spills, instructions per pair and cycles per tile of the Trit
 
 DEPTHS = (128, 512, 1024)
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-# Rows and references of the problems whose kernels are looked at.
-PROBLEMS = ((256, None), (4096, None), (16_384, None), (16_384, 16_384))
+# Rows and references of the problems whose kernels are looked at; the last two are class weights.
+PROBLEMS = (
+    *((256, None), (4096, None), (16_384, None)),
+    *((16_384, 16_384), (512, 100_000), (512, 1_000_000)),
+)
 
 _RESULTS = Path(__file__).resolve().parent / "results" / "kernels.json"
 _DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "kernels.md"
