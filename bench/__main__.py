@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import gpu, kernels, launches, loss, report, tune
+from bench import classes, gpu, kernels, launches, loss, report, tune
 from bench.errors import UserError
 
 # A command is a module with HELP, add_arguments(parser) and run(arguments).
 COMMANDS = {
     "loss": loss,
+    "class": classes,
     "kernels": kernels,
     "launches": launches,
     "gpu": gpu,

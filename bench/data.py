@@ -30,13 +30,17 @@ def trained_data(rows: int, dim: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """
     generator = torch.Generator().manual_seed(seed)
     classes = -(-rows // PER_CLASS)
-    centres = F.normalize(torch.randn(-(-classes // 2), dim, generator=generator), dim=1)
-    partners = at_cosine(centres, COSINE_BETWEEN_CONFUSABLE_CENTRES, generator)
-    # Class 2k and class 2k + 1 are a confusable pair.
-    centres = torch.stack([centres, partners], dim=1).flatten(0, 1)
+    centres = confusable_centres(classes, dim, generator)
     order = torch.randperm(classes, generator=generator)
     labels = order.repeat_interleave(PER_CLASS)[:rows]
     return at_cosine(centres[labels], COSINE_TO_CENTRE, generator), labels
+
+
+def confusable_centres(classes: int, dim: int, generator: torch.Generator) -> Tensor:
+    """Unit vectors (classes, dim), of which 2k and 2k + 1 are confusable and others random."""
+    centres = F.normalize(torch.randn(-(-classes // 2), dim, generator=generator), dim=1)
+    partners = at_cosine(centres, COSINE_BETWEEN_CONFUSABLE_CENTRES, generator)
+    return torch.stack([centres, partners], dim=1).flatten(0, 1)[:classes]
 
 
 def at_cosine(vectors: Tensor, cosine: float, generator: torch.Generator) -> Tensor:

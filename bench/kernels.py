@@ -28,8 +28,9 @@ HELP = "registers, spills, instructions per pair and cycles per tile of the Trit
 
 DEPTHS = (128, 512, 1024)
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-# Rows, references and depth of the problems whose kernels are looked at. The depth matters where it
-# decides that products are kept.
+# Rows, references and depth of the problems whose kernels are looked at; the last two have class
+# weights.
+# The depth matters where it decides that products are kept.
 PROBLEMS = (
     (256, None, 64),
     (256, None, 1024),
@@ -37,6 +38,8 @@ PROBLEMS = (
     (4096, None, 64),
     (16_384, None, 128),
     (16_384, 16_384, 128),
+    (512, 100_000, 128),
+    (512, 1_000_000, 128),
 )
 
 _RESULTS = Path(__file__).resolve().parent / "results" / "kernels.json"

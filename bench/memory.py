@@ -58,10 +58,19 @@ def measure(variant: str, case: Case) -> Peak:
     """
     if torch.device(case.device).type == "cuda":
         return _cuda_peak(variant, case)
+    return peak_of_child("bench.memory", variant, json.dumps(case.as_dict()))
+
+
+def peak_of_child(module: str, *arguments: str) -> Peak:
+    """What a module of ours, run as a program in a fresh process, prints as its peak.
+
+    Raises:
+        RuntimeError: it failed; the message is the last line of its error.
+    """
     root = Path(__file__).resolve().parent.parent
     path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     child = subprocess.run(
-        [sys.executable, "-m", "bench.memory", variant, json.dumps(case.as_dict())],
+        [sys.executable, "-m", module, *arguments],
         env={**os.environ, **_RETURN_FREED_MEMORY, "PYTHONPATH": path},
         capture_output=True,
         text=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bench import gpu_tables, kernel_tables, launch_tables, loss_tables, markers
+from bench import class_tables, gpu_tables, kernel_tables, launch_tables, loss_tables, markers
 from bench.errors import UserError
 from bench.results import Results, load
 from bench.tables import Table, environment, markdown_table, print_table
@@ -16,12 +16,14 @@ HELP = "print a results file again, rewrite the tables in Markdown files, draw t
 # numbers come from, and its picture if it has one.
 TABLES = {
     "loss": loss_tables.loss_tables,
+    "class": class_tables.class_tables,
     "kernels": kernel_tables.kernel_tables,
     "gpu": gpu_tables.gpu_tables,
     "launches": launch_tables.launch_tables,
 }
 ENVIRONMENTS = {
     "loss": environment,
+    "class": environment,
     "kernels": kernel_tables.environment,
     "gpu": environment,
     "launches": launch_tables.environment,

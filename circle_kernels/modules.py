@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import copy
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -75,6 +76,13 @@ class CircleLoss(nn.Module):
             group=self.group,
             backend=self.backend,
         )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CircleLoss:
+        """A copy that shares the process group, a handle that cannot be copied."""
+        memo[id(self.group)] = self.group
+        copied = type(self).__new__(type(self))
+        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return copied
 
     def extra_repr(self) -> str:
         return (

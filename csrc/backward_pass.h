@@ -12,6 +12,18 @@ namespace {
 // Panels of a chunk's edge: its tiles of G (36 KB each) stay in the last-level cache.
 constexpr int64_t BACKWARD_CHUNK = 16;
 
+// Panels of columns of a chunk. Where there are few rows, more of them: threads wait for one
+// another between chunks. They and their gradient share the cache with G.
+template <class T>
+int64_t backward_columns(const Problem& problem) {
+  if (problem.self_mode) return BACKWARD_CHUNK;
+  constexpr int64_t CACHE_BYTES = 8 << 20, MOST = 48;
+  const int64_t rows = smaller(BACKWARD_CHUNK, panels_of(problem.rows.count));
+  const int64_t held = CACHE_BYTES / (problem.rows.dim * PANEL * static_cast<int64_t>(sizeof(T)));
+  const int64_t columns = smaller(BACKWARD_CHUNK * BACKWARD_CHUNK / rows, smaller(MOST, held));
+  return columns < BACKWARD_CHUNK ? BACKWARD_CHUNK : columns;
+}
+
 // One kind of pair's statistics, in panel order, from vectors in the order given.
 template <class T>
 RowStatistics<T> row_statistics(const Panels<T>& rows, T* lse, const T* gradient, double gamma,
@@ -23,7 +35,7 @@ RowStatistics<T> row_statistics(const Panels<T>& rows, T* lse, const T* gradient
     for (int64_t row = panel * PANEL; row < (panel + 1) * PANEL; ++row) {
       const bool empty = row >= rows.count || lse[row] == -INFINITE<T>;
       statistics.gradient[row] =
-          empty ? T(0) : static_cast<T>(gradient[rows.order[row]] * static_cast<T>(gamma));
+          empty ? T(0) : static_cast<T>(gradient[rows.given(row)] * static_cast<T>(gamma));
       if (statistics.gradient[row] == 0) continue;
       // NaN: nothing is known of the distance, and the exact body carries it on.
       const T known = lse[row] == lse[row] ? lse[row] : -INFINITE<T>;
@@ -50,7 +62,8 @@ class BackwardPass {
                const Logits& logits, Arena& arena, const BackwardInput& input,
                const Gradients& gradients)
       : problem_(problem),
-        operands_(problem, classes, products, arena),
+        columns_of_chunk_(smaller(backward_columns<T>(problem), panels_of(problem.columns.count))),
+        operands_(problem, classes, products, columns_of_chunk_, arena),
         rows_(operands_.rows),
         columns_(operands_.columns),
         saved_(problem, static_cast<T*>(const_cast<void*>(input.saved))),
@@ -68,14 +81,13 @@ class BackwardPass {
       negligible_ = static_cast<T>(problem.skip_below / columns_.count);
       log_negligible_ = std::log2(negligible_);
     }
-    const int64_t slots =
-        smaller(BACKWARD_CHUNK, rows_.panels()) * smaller(BACKWARD_CHUNK, columns_.panels());
+    const int64_t slots = smaller(BACKWARD_CHUNK, rows_.panels()) * columns_of_chunk_;
     tiles_ = allocate<T>(arena, slots * PANEL * PANEL);
     shares_ = allocate<TileShare>(arena, slots);
     scratch_ = allocate<ProductScratch<T>>(arena, problem.threads);
     if (gradients.rows != nullptr) row_gradient_ = allocate<T>(arena, rows_.panels() * panel_size_);
     if (gradients.columns != nullptr) {
-      column_gradient_ = allocate<T>(arena, columns_.panels() * panel_size_);
+      column_gradient_ = allocate<T>(arena, columns_of_chunk_ * panel_size_);
     }
   }
 
@@ -83,27 +95,34 @@ class BackwardPass {
 #pragma omp parallel num_threads(problem_.threads)
     {
       operands_.begin();
-      clear_gradients();
-      operands_.pack_all();
-      for_each_chunk(rows_.panels(), columns_.panels(), BACKWARD_CHUNK, problem_.self_mode,
-                     [&](const Chunk& chunk) {
+      if (row_gradient_ != nullptr) clear(rows_.panels(), row_gradient_);
+      operands_.pack_rows();
+      for_each_chunk(rows_.panels(), columns_.panels(), BACKWARD_CHUNK, columns_of_chunk_,
+                     problem_.self_mode, [&](const Chunk& chunk) {
+                       operands_.pack_columns(chunk);
+                       const bool for_columns = column_gradient_ != nullptr;
+                       if (for_columns && chunk.first_row == 0) {
+                         clear(chunk.columns(), column_gradient_);
+                       }
                        compute_tiles(chunk);
                        accumulate(chunk);
+                       if (for_columns && chunk.last_row == rows_.panels()) {
+                         unpack_all(columns_, chunk.first_column, chunk.last_column,
+                                    column_gradient_, gradients_.columns);
+                       }
                      });
       operands_.end();
-      unpack_gradients();
+      if (row_gradient_ != nullptr) {
+        unpack_all(rows_, 0, rows_.panels(), row_gradient_, gradients_.rows);
+      }
     }
   }
 
  private:
-  void clear_gradients() {
+  void clear(int64_t panels, T* gradient) const {
 #pragma omp for schedule(static) nowait
-    for (int64_t panel = 0; panel < rows_.panels() + columns_.panels(); ++panel) {
-      const bool of_rows = panel < rows_.panels();
-      T* gradient = of_rows ? row_gradient_ : column_gradient_;
-      if (gradient == nullptr) continue;
-      gradient += (of_rows ? panel : panel - rows_.panels()) * panel_size_;
-      std::memset(gradient, 0, panel_size_ * sizeof(T));
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      std::memset(gradient + panel * panel_size_, 0, panel_size_ * sizeof(T));
     }
   }
 
@@ -223,7 +242,7 @@ class BackwardPass {
     ProductScratch<T>& scratch = scratch_[thread_index()];
     for (int64_t other = first; other < last; ++other) {
       for (int64_t output = begin; output < end; ++output) {
-        T* gradient = gradients + output * panel_size_;
+        T* gradient = gradients + (output - (of_rows ? 0 : columns_.first)) * panel_size_;
         const int64_t live = (of_rows ? rows_ : columns_).live(output);
         const Place place = place_of(chunk, side, output, other);
         const int64_t slot = chunk.slot(place.row, place.column);
@@ -252,24 +271,19 @@ class BackwardPass {
     }
   }
 
-  void unpack_gradients() {
+  // Panels [begin, end) of one side, whose gradient begins with the first of them.
+  void unpack_all(const Panels<T>& side, int64_t begin, int64_t end, T* gradient,
+                  void* output) const {
     constexpr int64_t PARTS = PANEL / PACKED_ROWS;
-    const int64_t panels = rows_.panels() + columns_.panels();
 #pragma omp for schedule(dynamic)
-    for (int64_t task = 0; task < panels * PARTS; ++task) {
+    for (int64_t task = begin * PARTS; task < end * PARTS; ++task) {
       const int64_t panel = task / PARTS, row = task % PARTS * PACKED_ROWS;
-      if (panel < rows_.panels()) {
-        if (row_gradient_ == nullptr) continue;
-        unpack(problem_, rows_, panel, row, row_gradient_ + panel * panel_size_, gradients_.rows);
-      } else if (column_gradient_ != nullptr) {
-        const int64_t index = panel - rows_.panels();
-        unpack(problem_, columns_, index, row, column_gradient_ + index * panel_size_,
-               gradients_.columns);
-      }
+      unpack(problem_, side, panel, row, gradient + (panel - begin) * panel_size_, output);
     }
   }
 
   const Problem& problem_;
+  const int64_t columns_of_chunk_;  // panels, at most
   Operands<T> operands_;
   const Panels<T>&rows_, &columns_;
   const Saved<T> saved_;
@@ -281,8 +295,9 @@ class BackwardPass {
   T negligible_ = 0, log_negligible_ = -INFINITE<T>;
   T* tiles_;  // of G, one chunk
   TileShare* shares_;
-  ProductScratch<T>* scratch_;                              // (threads,)
-  T *row_gradient_ = nullptr, *column_gradient_ = nullptr;  // (panels, dim, PANEL)
+  ProductScratch<T>* scratch_;    // (threads,)
+  T* row_gradient_ = nullptr;     // (panels, dim, PANEL)
+  T* column_gradient_ = nullptr;  // (columns_of_chunk_, dim, PANEL)
 };
 
 }  // namespace

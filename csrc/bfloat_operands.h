@@ -16,12 +16,14 @@ struct BFloatPanels {
   int64_t words;  // of each operand of a panel
   BFloatPair *rows, *columns, *gradient;
   float* scales;  // (panels, PANEL) normalised embedding = scale * operand; null where all are 1
+  int64_t first = 0;  // of the panels held
 
   BFloatOperand operand(int64_t panel) const {
-    return {rows + panel * words, columns + panel * words, gradient + panel * words};
+    const int64_t at = (panel - first) * words;
+    return {rows + at, columns + at, gradient + at};
   }
-  const float* panel_scales(int64_t panel) const {
-    return scales != nullptr ? scales + panel * PANEL : nullptr;
+  float* panel_scales(int64_t panel) const {
+    return scales != nullptr ? scales + (panel - first) * PANEL : nullptr;
   }
 };
 
@@ -51,11 +53,12 @@ inline void pack_operand(const float* panel,     // (dim, PANEL) normalised
                          int64_t dim, int terms, int64_t index, const BFloatPanels& operands) {
   const BFloatOperand operand = operands.operand(index);
   const int64_t padded = padded_dim(dim);
+  float* scales = operands.panel_scales(index);
   float factors[PANEL];
   for (int64_t row = 0; row < PANEL; ++row) {
-    const bool scaled = operands.scales != nullptr && divisors[row] == divisors[row];
+    const bool scaled = scales != nullptr && divisors[row] == divisors[row];
     factors[row] = scaled ? mantissa(divisors[row]) : 1;
-    if (operands.scales != nullptr) operands.scales[index * PANEL + row] = 1 / factors[row];
+    if (scales != nullptr) scales[row] = 1 / factors[row];
   }
   auto* by_row = reinterpret_cast<uint16_t*>(operand.rows);
   auto* by_dim = reinterpret_cast<uint16_t*>(operand.gradient);

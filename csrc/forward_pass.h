@@ -72,17 +72,19 @@ TileShifts<T> tile_partials(const Tile<T>& tile, const T* similarities, const Ti
 template <class T, class Logits>
 void forward_with(const Problem& problem, const Classes& classes, const BFloatProducts* products,
                   const Logits& logits, Arena& arena, const ForwardResult& result) {
-  Operands<T> operands(problem, classes, products, arena);
-  const int64_t row_panels = operands.rows.panels(), column_panels = operands.columns.panels();
+  const bool self_mode = problem.self_mode;
+  const int64_t row_panels = panels_of(problem.rows.count);
+  const int64_t column_panels = panels_of(problem.columns.count);
   const Saved<T> saved = result.saved != nullptr ? Saved<T>(problem, static_cast<T*>(result.saved))
                                                  : Saved<T>(problem, arena);
 
   const int64_t edge = FORWARD_CHUNK;
   const int64_t chunk_rows = edge < row_panels ? edge : row_panels;
   const int64_t chunk_columns = edge < column_panels ? edge : column_panels;
+  Operands<T> operands(problem, classes, products, chunk_columns, arena);
   auto* row_partials = allocate<TilePartial<T>>(arena, chunk_rows * chunk_columns);
   auto* column_partials =
-      problem.self_mode ? allocate<TilePartial<T>>(arena, chunk_rows * chunk_columns) : nullptr;
+      self_mode ? allocate<TilePartial<T>>(arena, chunk_rows * chunk_columns) : nullptr;
   auto* totals = allocate<TilePartial<T>>(arena, row_panels);
   T* scratch = allocate<T>(arena, problem.threads * PANEL * PANEL);
 
@@ -96,15 +98,16 @@ void forward_with(const Problem& problem, const Classes& classes, const BFloatPr
         set_all(total->sum, T(0));
       }
     }
-    operands.pack_all();
+    operands.pack_rows();
 
-    for_each_chunk(row_panels, column_panels, edge, problem.self_mode, [&](const Chunk& chunk) {
+    for_each_chunk(row_panels, column_panels, edge, edge, self_mode, [&](const Chunk& chunk) {
+      operands.pack_columns(chunk);
 #pragma omp for schedule(dynamic)
       for (int64_t index = 0; index < chunk.size(); ++index) {
         const int64_t row = chunk.row(index), column = chunk.column(index);
         if (!chunk.visits(row, column)) continue;
         const Tile<T> tile = operands.tile(row, column);
-        const int64_t place = tile_index(row, column, column_panels, problem.self_mode);
+        const int64_t place = tile_index(row, column, column_panels, self_mode);
         const bool keeps_weights = saved.keeps_weights(place);
         T* kept = saved.tile(place);
         T* similarities =
@@ -126,7 +129,7 @@ void forward_with(const Problem& problem, const Classes& classes, const BFloatPr
         if (partial.has_positives) merge(partial.positive, totals[panel].positive);
       };
       // In self mode a chunk beside the diagonal serves its columns' panels as well.
-      const int64_t mirrored = problem.self_mode && !chunk.on_diagonal ? chunk.columns() : 0;
+      const int64_t mirrored = self_mode && !chunk.on_diagonal ? chunk.columns() : 0;
 #pragma omp for schedule(dynamic)
       for (int64_t index = 0; index < chunk.rows() + mirrored; ++index) {
         if (index >= chunk.rows()) {
@@ -160,7 +163,7 @@ void forward_with(const Problem& problem, const Classes& classes, const BFloatPr
   poison(operands, arena, saved.lse_pos, saved.lse_neg);
   constexpr T LN_2 = T(0.69314718055994530942);
   for (int64_t row = 0; row < operands.rows.count; ++row) {
-    const int64_t given = operands.rows.order[row];
+    const int64_t given = operands.rows.given(row);
     static_cast<T*>(result.lse_pos)[given] = saved.lse_pos[row] * LN_2;
     static_cast<T*>(result.lse_neg)[given] = saved.lse_neg[row] * LN_2;
   }

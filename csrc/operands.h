@@ -29,10 +29,12 @@ T* allocate(Arena& arena, int64_t count) {
 }
 
 template <class T>
-Panels<T> make_panels(const Embeddings& side, const Ordering& ordering, Arena& arena) {
+Panels<T> make_panels(const Embeddings& side, const Ordering& ordering, int64_t held,
+                      Arena& arena) {
   const int64_t padded = panels_of(side.count) * PANEL;
-  Panels<T> panels{side.count, side.dim, ordering.order.data(), nullptr, nullptr, nullptr};
-  panels.values = allocate<T>(arena, padded * side.dim);
+  const int64_t* order = ordering.order.empty() ? nullptr : ordering.order.data();
+  Panels<T> panels{side.count, side.dim, order, nullptr, nullptr, nullptr};
+  panels.values = allocate<T>(arena, held * PANEL * side.dim);
   panels.divisors = allocate<T>(arena, padded);
   if constexpr (sizeof(Int<T>) == sizeof(int32_t)) {
     panels.class_ids = ordering.class_ids.data();
@@ -72,8 +74,8 @@ void unpack(const Problem& problem, const Panels<T>& panels, int64_t index, int6
   }
 }
 
-BFloatPanels make_bfloat_panels(const Problem& problem, const Embeddings& side, Arena& arena) {
-  const int64_t panels = panels_of(side.count);
+BFloatPanels make_bfloat_panels(const Problem& problem, const Embeddings& side, int64_t panels,
+                                Arena& arena) {
   BFloatPanels operands{};
   operands.words = operand_words(side.dim, problem.bfloat_terms);
   operands.rows = allocate<BFloatPair>(arena, panels * operands.words);
@@ -94,6 +96,9 @@ struct ProductScratch {
 };
 
 // Both sides of a problem in panels, in self mode one side twice, and the products over them.
+//
+// References are packed when their chunk of tiles comes, into memory for one chunk's: there may be
+// millions of them.
 template <class T>
 struct Operands {
   const Problem& problem;
@@ -101,17 +106,20 @@ struct Operands {
   Panels<T> rows, columns;
   BFloatPanels bfloat_rows{}, bfloat_columns{};
 
+  // Chunks have at most `columns_held` panels of columns.
   Operands(const Problem& the_problem, const Classes& classes, const BFloatProducts* the_products,
-           Arena& arena)
+           int64_t columns_held, Arena& arena)
       : problem(the_problem),
         products(sizeof(T) == sizeof(float) && problem.bfloat_terms > 0 ? the_products : nullptr),
-        rows(make_panels<T>(problem.rows, classes.rows, arena)),
-        columns(problem.self_mode ? rows
-                                  : make_panels<T>(problem.columns, classes.columns, arena)) {
+        rows(make_panels<T>(problem.rows, classes.rows, panels_of(problem.rows.count), arena)),
+        columns(problem.self_mode
+                    ? rows
+                    : make_panels<T>(problem.columns, classes.columns, columns_held, arena)) {
     if (products == nullptr) return;
-    bfloat_rows = make_bfloat_panels(problem, problem.rows, arena);
-    bfloat_columns =
-        problem.self_mode ? bfloat_rows : make_bfloat_panels(problem, problem.columns, arena);
+    bfloat_rows = make_bfloat_panels(problem, problem.rows, rows.panels(), arena);
+    bfloat_columns = problem.self_mode
+                         ? bfloat_rows
+                         : make_bfloat_panels(problem, problem.columns, columns_held, arena);
   }
 
   Tile<T> tile(int64_t row, int64_t column) const {
@@ -130,30 +138,15 @@ struct Operands {
   }
 
   // Called by every thread of a parallel region.
-  void pack_all() {
-    const int64_t row_panels = rows.panels();
-    const int64_t panels = row_panels + (problem.self_mode ? 0 : columns.panels());
-    constexpr int64_t PARTS = PANEL / PACKED_ROWS;
-#pragma omp for schedule(dynamic)
-    for (int64_t task = 0; task < panels * PARTS; ++task) {
-      const int64_t panel = task / PARTS, row = task % PARTS * PACKED_ROWS;
-      if (panel < row_panels) {
-        pack(problem, problem.rows, panel, row, rows);
-      } else {
-        pack(problem, problem.columns, panel - row_panels, row, columns);
-      }
-    }
-    if constexpr (sizeof(T) == sizeof(float)) {
-      if (products == nullptr) return;
-#pragma omp for schedule(dynamic)
-      for (int64_t panel = 0; panel < panels; ++panel) {
-        const bool of_rows = panel < row_panels;
-        const Panels<T>& side = of_rows ? rows : columns;
-        const int64_t index = of_rows ? panel : panel - row_panels;
-        pack_operand(side.panel(index), side.divisors + index * PANEL, side.dim,
-                     problem.bfloat_terms, index, of_rows ? bfloat_rows : bfloat_columns);
-      }
-    }
+  void pack_rows() { pack_side(problem.rows, 0, rows.panels(), rows, bfloat_rows); }
+
+  // Called by every thread before it looks at a chunk: packs the columns of a chunk that has others
+  // than the one before.
+  void pack_columns(const Chunk& chunk) {
+    if (problem.self_mode || chunk.first_row > 0) return;
+#pragma omp single
+    columns.first = bfloat_columns.first = chunk.first_column;
+    pack_side(problem.columns, chunk.first_column, chunk.last_column, columns, bfloat_columns);
   }
 
   // The similarities of one tile.
@@ -207,6 +200,24 @@ struct Operands {
     }
     accumulate_tile(others.panel(panel), tile, share, transposed, others.live(panel), live_outputs,
                     range, scratch.tile, upcoming, gradient);
+  }
+
+ private:
+  void pack_side(const Embeddings& side, int64_t begin, int64_t end, Panels<T>& panels,
+                 BFloatPanels& operands) {
+    constexpr int64_t PARTS = PANEL / PACKED_ROWS;
+#pragma omp for schedule(dynamic)
+    for (int64_t task = begin * PARTS; task < end * PARTS; ++task) {
+      pack(problem, side, task / PARTS, task % PARTS * PACKED_ROWS, panels);
+    }
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (products == nullptr) return;
+#pragma omp for schedule(dynamic)
+      for (int64_t index = begin; index < end; ++index) {
+        pack_operand(panels.panel(index), panels.divisors + index * PANEL, side.dim,
+                     problem.bfloat_terms, index, operands);
+      }
+    }
   }
 };
 

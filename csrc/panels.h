@@ -21,13 +21,15 @@ template <class T>
 struct Panels {
   int64_t count;  // embeddings, without padding
   int64_t dim;
-  const int64_t* order;     // (count,) panel row -> row as given
-  T* values;                // (panels, dim, PANEL), over their norms; 0 for padding
+  const int64_t* order;     // (count,) panel row -> row as given; null where they are the same
+  T* values;                // (panels held, dim, PANEL), over their norms; 0 for padding
   T* divisors;              // (panels, PANEL) max(|x|, eps), or 1; NaN for a row that is not finite
   const Int<T>* class_ids;  // (panels, PANEL) ascending; NO_CLASS for padding
+  int64_t first = 0;        // of the panels held
 
   int64_t panels() const { return panels_of(count); }
-  const T* panel(int64_t index) const { return values + index * dim * PANEL; }
+  T* panel(int64_t index) const { return values + (index - first) * dim * PANEL; }
+  int64_t given(int64_t row) const { return order != nullptr ? order[row] : row; }
   // Rows of a panel that are not padding.
   int64_t live(int64_t index) const {
     const int64_t left = count - index * PANEL;
@@ -36,6 +38,17 @@ struct Panels {
   bool padded(int64_t index) const { return live(index) < PANEL; }
   Int<T> first_class(int64_t index) const { return class_ids[index * PANEL]; }
   Int<T> last_class(int64_t index) const { return class_ids[index * PANEL + live(index) - 1]; }
+  // Whether a panel has a member of a class from `lowest` to `highest`.
+  bool any_class_in(int64_t index, Int<T> lowest, Int<T> highest) const {
+    if (last_class(index) < lowest || highest < first_class(index)) return false;
+    const Int<T>* begin = class_ids + index * PANEL;
+    int64_t left = 0, right = live(index) - 1;  // of the first class that is at least `lowest`
+    while (left < right) {
+      const int64_t middle = (left + right) / 2;
+      begin[middle] < lowest ? left = middle + 1 : right = middle;
+    }
+    return begin[left] <= highest;
+  }
 };
 
 // Values of d handled at a time: a strip of LANES rows stays in the first-level cache.
@@ -90,7 +103,7 @@ void pack_rows(const Embeddings& side, bool normalize, int64_t index, int64_t be
   static_assert(PACKED_ROWS % LANES<T> == 0);
   const S* values = static_cast<const S*>(side.values);
   const int64_t dim = panels.dim, live = panels.live(index);
-  T* panel = panels.values + index * dim * PANEL;
+  T* panel = panels.panel(index);
   T* divisors = panels.divisors + index * PANEL;
 
   const int64_t end_row = begin_row + PACKED_ROWS;
@@ -99,7 +112,7 @@ void pack_rows(const Embeddings& side, bool normalize, int64_t index, int64_t be
     rows[row] = nullptr;
     divisors[row] = 1;
     if (row >= live) continue;
-    const S* from = values + panels.order[index * PANEL + row] * side.row_stride;
+    const S* from = values + panels.given(index * PANEL + row) * side.row_stride;
     const double length = norm(from, side.dim_stride, dim);
     if (!(length <= std::numeric_limits<T>::max())) {
       divisors[row] = std::numeric_limits<T>::quiet_NaN();
@@ -217,7 +230,7 @@ void unpack_gradient(const Panels<T>& panels, bool normalize, int64_t index, int
         transpose_block(&block[0][0], LANES<T>, &strip[0][first], STRIP);
       }
       for (int64_t lane = 0; lane < LANES<T> && row + lane < live; ++lane) {
-        const int64_t given = panels.order[index * PANEL + row + lane];
+        const int64_t given = panels.given(index * PANEL + row + lane);
         S* to = output + given * dim + begin;
         T* values = strip[lane];
         const T divisor = divisors[row + lane];

@@ -26,11 +26,12 @@ struct Tile {
   bool on_diagonal() const { return self_mode && row == column; }
   // Whether the tile also stands for its transpose, which is not visited.
   bool mirrored() const { return self_mode && row != column; }
-  // Whether every pair of the tile is a negative one: label ranges that do not meet, no padding
-  // among the columns, no embedding against itself. Most tiles, since panels are in label order.
+  // Whether every pair of the tile is a negative one: no row's class in the range of the columns',
+  // no padding among the columns, no embedding against itself. Most tiles, since panels are in
+  // label order.
   bool only_negatives() const {
-    return !columns.padded(column) && (rows.last_class(row) < columns.first_class(column) ||
-                                       columns.last_class(column) < rows.first_class(row));
+    return !columns.padded(column) &&
+           !rows.any_class_in(row, columns.first_class(column), columns.last_class(column));
   }
 };
 
@@ -142,7 +143,7 @@ LogitRange<T> negative_range(const Logits& logits, const Range<T>& range) {
   return logit_range<T>(range, [&](Vec<T> similarity) { return logits.negative(similarity); });
 }
 
-// Tiles are visited in square chunks of panels; in self mode chunks and tiles from the diagonal on.
+// Tiles are visited in chunks of panels; in self mode chunks and tiles from the diagonal on.
 struct Chunk {
   int64_t first_row, last_row, first_column, last_column;  // panels, [first, last)
   bool on_diagonal;                                        // in self mode
@@ -160,16 +161,24 @@ struct Chunk {
   }
 };
 
-// Calls `visit` with every chunk, rows outermost.
+// Calls `visit` with every chunk, in self mode rows outermost, else columns, of which a chunk then
+// has at most `column_edge` panels.
 template <class Visit>
 CIRCLE_INLINE void for_each_chunk(int64_t row_panels, int64_t column_panels, int64_t edge,
-                                  bool self_mode, Visit visit) {
-  for (int64_t row = 0; row < row_panels; row += edge) {
-    for (int64_t column = self_mode ? row : 0; column < column_panels; column += edge) {
-      visit(Chunk{row, row + edge < row_panels ? row + edge : row_panels, column,
-                  column + edge < column_panels ? column + edge : column_panels,
-                  self_mode && row == column});
+                                  int64_t column_edge, bool self_mode, Visit visit) {
+  const auto visit_at = [&](int64_t row, int64_t column) {
+    visit(Chunk{row, row + edge < row_panels ? row + edge : row_panels, column,
+                column + column_edge < column_panels ? column + column_edge : column_panels,
+                self_mode && row == column});
+  };
+  if (self_mode) {
+    for (int64_t row = 0; row < row_panels; row += edge) {
+      for (int64_t column = row; column < column_panels; column += edge) visit_at(row, column);
     }
+    return;
+  }
+  for (int64_t column = 0; column < column_panels; column += column_edge) {
+    for (int64_t row = 0; row < row_panels; row += edge) visit_at(row, column);
   }
 }
 

@@ -155,12 +155,14 @@ class Case:
     d: int = 24
     formula: PairFormula = PAPER
     normalize: bool = True
+    classes: bool = False  # references are class weights: one for each label, in order
 
     def __str__(self) -> str:
         mode = f"{self.n}" if self.m is None else f"{self.n}x{self.m}"
         formula = f"{self.formula.name}-m{self.formula.m}-g{self.formula.gamma:g}"
         flags = "" if self.normalize else "-unnormalised"
         flags += "" if self.formula.detach_weights else "-undetached"
+        flags += "-classes" if self.classes else ""
         return f"{self.regime}-{mode}-D{self.d}-{formula}{flags}"
 
     def tensors(self, dtype: torch.dtype, device: str = "cpu") -> list[Tensor | None]:
@@ -176,6 +178,11 @@ class Case:
         result: list[Tensor | None] = [embeddings[: self.n], labels[: self.n], None, None]
         if self.m is not None:
             result[2:] = [embeddings[self.n :], labels[self.n :]]
+        if self.m is not None and self.classes:
+            # The last row is to be ignored.
+            result[1] = torch.randint(0, self.m, (self.n,), generator=generator)
+            result[1][-1:] = -1
+            result[3] = torch.arange(self.m)
         return [
             value if value is None else value.to(device).clone().requires_grad_(index % 2 == 0)
             for index, value in enumerate(result)
@@ -207,6 +214,12 @@ def _cases() -> list[Case]:
     for formula in (undetached, general, UnifiedFormula(m=0.35, gamma=64.0)):
         cases += [Case("random", formula=formula), Case("clusters", m=41, formula=formula)]
     cases += [Case("random", normalize=False), Case("random", m=41, normalize=False)]
+    faces = CircleFormula(m=0.25, gamma=256.0)
+    cases += [
+        Case("random", n=n, m=m, formula=formula, classes=True)
+        for n, m in ((67, 500), (130, 11), (33, 96))
+        for formula in (faces, UnifiedFormula(m=0.35, gamma=64.0))
+    ]
     return cases
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import traceback
 from datetime import timedelta
 from pathlib import Path
@@ -10,9 +11,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import Tensor
+from torch import Tensor, nn
 
-from circle_kernels import circle_loss, unified_loss
+from circle_kernels import CircleLoss, circle_loss, unified_loss
 
 TIMEOUT = timedelta(seconds=60)
 
@@ -98,6 +99,18 @@ def _expect_errors(rank: int) -> None:
 
 def test_unreduced_losses_are_refused(tmp_path: Path) -> None:
     run_processes(tmp_path, 2, _expect_errors)
+
+
+def test_copy_of_a_module_shares_its_group() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        loss = CircleLoss(gamma=32, group=dist.group.WORLD)
+        copied = copy.deepcopy(nn.Sequential(loss))[0]
+        assert copied.group is loss.group
+        assert repr(copied) == repr(loss)
+        assert torch.equal(copied(*batch(9)), loss(*batch(9)))
+    finally:
+        dist.destroy_process_group()
 
 
 def test_group_of_another_type_is_named() -> None:

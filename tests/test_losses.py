@@ -30,31 +30,6 @@ def batch() -> tuple[Tensor, Tensor]:
     return embeddings, labels
 
 
-def whole_batch_loss(embeddings: Tensor, labels: Tensor, m: float, gamma: float) -> Tensor:
-    """One loss over all pairs i < j, as the widely copied single-file implementation has it."""
-    similarity = F.normalize(embeddings) @ F.normalize(embeddings).T
-    upper = torch.ones_like(similarity, dtype=torch.bool).triu(1)
-    same = labels[:, None] == labels[None, :]
-    sp, sn = similarity[upper & same], similarity[upper & ~same]
-    logit_p = -gamma * torch.clamp_min(-sp.detach() + 1 + m, 0) * (sp - (1 - m))
-    logit_n = gamma * torch.clamp_min(sn.detach() + m, 0) * (sn - m)
-    return F.softplus(torch.logsumexp(logit_n, 0) + torch.logsumexp(logit_p, 0))
-
-
-def test_batch_scope_counts_each_unordered_pair_once(batch: tuple[Tensor, Tensor]) -> None:
-    embeddings, labels = batch
-    results = []
-    for function in (
-        lambda x: circle_loss(x, labels, m=0.25, gamma=80, scope="batch"),
-        lambda x: whole_batch_loss(x, labels, 0.25, 80),
-    ):
-        leaf = embeddings.clone().requires_grad_()
-        loss = function(leaf)
-        results.append((loss, *torch.autograd.grad(loss, leaf)))
-    for ours, expected in zip(*results, strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
-
-
 def test_batch_scope_with_references_counts_every_pair(batch: tuple[Tensor, Tensor]) -> None:
     embeddings, labels = batch
     rows, references = embeddings[:15], embeddings[15:]

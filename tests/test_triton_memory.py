@@ -89,6 +89,7 @@ def count(num_rows: int, depth: int, dtype: torch.dtype, num_references: int | N
         (65_536, None, 512),
         (65_536, None, 100),
         (512, 100_000, 512),
+        (512, 1_000_000, 128),
         (100_000, 512, 256),
         (8192, 50_000, 128),
         (20_000, 20_000, 64),

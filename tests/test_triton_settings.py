@@ -179,7 +179,10 @@ def test_files_are_read_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         ({"max_registers": 255, "family": "gfx942"}, "is an option of NVIDIA's devices"),
         ({"depth": 0}, "depth must be a whole number of at least 1, got 0"),
         ({"depth": "512"}, "depth must be a whole number of at least 1, got '512'"),
-        ({"warps": 4}, "warps unknown: wanted kernel, family, bytes, .* if need be depth, max_registers, note"),
+        (
+            {"warps": 4},
+            "warps unknown: wanted kernel, family, bytes, .* if need be depth, max_registers, note",
+        ),
         ({"block_rows": 64}, "block_rows and block_columns of triangle must be equal, got 64 and"),
         ({"kernel": "weights", "block_columns": 64}, "must be at least block_columns, got 32 and"),
     ],

@@ -21,6 +21,7 @@ LEVEL_VARIABLE = "CIRCLE_KERNELS_CPU_LEVEL"  # read by the extension, at every c
 
 # Tiles that a forward pass may keep, so that the backward pass need not compute them again.
 KEPT_BYTES = 64 * 2**20
+_MOST_BUDGETS = 10  # that the tiles may fill, if any are to be kept
 
 
 @functools.cache
@@ -99,7 +100,12 @@ def _kept_tiles(problem: PairProblem, panel: int) -> int:
         return 0
     tiles, _ = _tiles(problem, panel)
     budget = KEPT_BYTES // (panel**2 * problem.result_dtype.itemsize)
-    return min(tiles, budget) if isinstance(tiles, int) else torch.sym_min(tiles, budget)
+    # Where the budget holds a small part of the tiles, it is not worth its memory. Written so that
+    # sizes may be symbolic: compilers cannot branch on them.
+    budgets_more = tiles // (_MOST_BUDGETS * budget + 1)
+    if isinstance(tiles, int):
+        return max(min(tiles, budget) - budgets_more * budget, 0)
+    return torch.sym_max(torch.sym_min(tiles, budget) - budgets_more * budget, 0)
 
 
 def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:

@@ -68,6 +68,35 @@ void check_both(const Labels& row_labels, const Labels& column_labels) {
   check_side(columns, classes.columns, seen);
 }
 
+// Columns with the labels first, first + 1, ...: nothing is moved, ids are places.
+void check_consecutive(const Labels& row_labels, int64_t first, int64_t count) {
+  Labels column_labels(count);
+  for (int64_t j = 0; j < count; ++j) {
+    column_labels[j] = static_cast<int64_t>(static_cast<uint64_t>(first) + j);
+  }
+  const Embeddings rows = side_of(row_labels, static_cast<int64_t>(row_labels.size()), 1);
+  const Embeddings columns = side_of(column_labels, count, 1);
+  const Classes classes = order(rows, &columns);
+  CHECK(classes.columns.order.empty());
+  for (int64_t place = 0; place < panels_of(count) * PANEL; ++place) {
+    CHECK(classes.columns.class_ids[place] == (place < count ? place : NO_CLASS));
+  }
+  const std::vector<int64_t>& sorted = classes.rows.order;
+  if (!CHECK(sorted.size() == row_labels.size())) return;
+  int32_t before = 0;
+  for (std::size_t row = 0; row < sorted.size(); ++row) {
+    const auto found =
+        std::find(column_labels.begin(), column_labels.end(), row_labels[sorted[row]]);
+    const int32_t id = classes.rows.class_ids[row];
+    CHECK(id == found - column_labels.begin());  // `count` for a row without a column
+    CHECK(id > before || (id == before && (row == 0 || sorted[row - 1] < sorted[row])));
+    before = id;
+  }
+  for (std::size_t row = sorted.size(); row < classes.rows.class_ids.size(); ++row) {
+    CHECK(classes.rows.class_ids[row] == NO_CLASS);
+  }
+}
+
 Labels random_labels(std::mt19937_64& engine, int64_t count, int64_t classes) {
   Labels labels(count);
   for (int64_t& label : labels) {
@@ -96,6 +125,14 @@ void test_extreme_labels() {
   check_both(labels, {LOW + 1, NO_CLASS, LOW, 17, HIGH});
 }
 
+void test_consecutive_columns() {
+  constexpr int64_t LOW = std::numeric_limits<int64_t>::min();
+  constexpr int64_t HIGH = std::numeric_limits<int64_t>::max();
+  check_consecutive({3, 1, 3, 0, -1, 9, LOW, HIGH, 2, 1}, 0, 5);
+  check_consecutive({3, 1, 3, 0, -1, 9, LOW, HIGH, 2, 1}, -2, 3 * PANEL);
+  check_consecutive({HIGH, LOW, HIGH - 1, 0}, HIGH - 1, 2);
+}
+
 void test_strides() {
   std::mt19937_64 engine(2);
   constexpr int64_t COUNT = 101;
@@ -121,6 +158,7 @@ int main() {
   using namespace circle_kernels;
   test_small_cases();
   test_extreme_labels();
+  test_consecutive_columns();
   test_strides();
   test_sizes_around_a_panel();
   return summary();

@@ -56,7 +56,8 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
         run_sums = rows.scales.new_empty(math.prod(bands[0].run_sums))
         tile_sums = rows.scales.new_empty(math.prod(bands[0].tile_sums))
         running = rows.scales.new_empty(4, len(rows) if len(bands) > 1 else 0)
-        lse_pos, lse_neg = rows.scales.new_empty(2, len(rows)).unbind()
+        # Not views of one tensor, which registered ops may not return.
+        lse_pos, lse_neg = (rows.scales.new_empty(len(rows)) for _ in range(2))
         for band in bands:
             arguments: dict[str, Tensor | int | float] = {
                 **formula,

@@ -98,8 +98,16 @@ class Chunks:
                 yield from ((row, column) for row in range(self.row_chunks))
 
 
-@dataclass(frozen=True)
-class Walk:
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What both passes go by, decided by sizes alone, which may be symbolic."""
+
+    by_label: bool  # whether rows and columns are in label order
+    kept: tuple[int, int]  # shape of the products kept: (padded N, padded M), or (0, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Walk(Layout):
     """Which tiles are visited.
 
     In a triangle those on and above the diagonal: a program stays with a block of columns, passes a
@@ -110,12 +118,10 @@ class Walk:
 
     num_rows: int
     triangle: bool
-    by_label: bool
     settings: Settings
     runs: int  # of tiles, per block
     tiles_per_run: int
     band_blocks: int
-    kept: tuple[int, int]  # shape of the products kept: (padded N, padded M), or (0, 0)
 
     @property
     def block(self) -> int:
@@ -139,8 +145,22 @@ class Walk:
             )
 
 
+def plan_layout(problem: PairProblem) -> Layout:
+    """The layout of a problem: that of its walk."""
+    dtype, depth = operand_layout(problem)
+    return _choose_layout(
+        problem.embeddings.shape[0],
+        problem.columns.shape[0],
+        problem.self_mode,
+        dtype,
+        depth,
+        num_multiprocessors(problem.embeddings.device),
+        problem.keep_for_backward,
+    )
+
+
 def plan_problem(problem: PairProblem) -> Walk:
-    """The walk of a problem; what both passes go by, so that both sort or neither does."""
+    """The walk of a problem."""
     dtype, depth = operand_layout(problem)
     device = problem.embeddings.device
     return plan_walk(
@@ -155,6 +175,29 @@ def plan_problem(problem: PairProblem) -> Walk:
     )
 
 
+def _choose_layout(
+    num_rows: int,
+    num_columns: int,
+    self_mode: bool,
+    dtype: torch.dtype,
+    depth: int,
+    multiprocessors: int,
+    keep_for_backward: bool,
+) -> Layout:
+    tiles = triton.cdiv(num_rows, 128) * triton.cdiv(num_columns, 128)
+    by_label = tiles >= SORTED_TILES * multiprocessors
+    rows, columns = (
+        triton.cdiv(length, ROW_PADDING) * ROW_PADDING for length in (num_rows, num_columns)
+    )
+    keep = (
+        keep_for_backward
+        and not (self_mode and by_label)  # a triangle
+        and depth >= KEPT_DEPTH[dtype.itemsize]
+        and 4 * rows * columns <= KEPT_BYTES
+    )
+    return Layout(by_label=by_label, kept=(rows, columns) if keep else (0, 0))
+
+
 def plan_walk(
     num_rows: int,
     num_columns: int,
@@ -167,9 +210,10 @@ def plan_walk(
 ) -> Walk:
     """Choose order, triangle and settings by size, and bands that bound the partial sums."""
     tiles = triton.cdiv(num_rows, 128) * triton.cdiv(num_columns, 128)
-    by_label = tiles >= SORTED_TILES * multiprocessors
-    triangle = self_mode and by_label
-    kept = (0, 0)
+    layout = _choose_layout(
+        num_rows, num_columns, self_mode, dtype, depth, multiprocessors, keep_for_backward
+    )
+    triangle = self_mode and layout.by_label
     if triangle:
         settings = triangle_settings(family, dtype, depth)
         row_blocks = triton.cdiv(num_rows, settings.block_rows)
@@ -178,15 +222,22 @@ def plan_walk(
         tiles_per_run = max(1, min(TRIANGLE_RUN, tiles_per_run))
         runs = triton.cdiv(row_blocks, tiles_per_run)
     else:
-        if keep_for_backward and depth >= KEPT_DEPTH[dtype.itemsize]:
-            kept = _kept_shape(num_rows, num_columns)
         settings = rectangle_settings(family, dtype, depth, small=tiles < multiprocessors)
         row_blocks, runs, tiles_per_run = _split_columns(
             num_rows, num_columns, settings.block_rows, settings.block_columns, multiprocessors
         )
     entries = runs * settings.block_rows + (num_rows if triangle else 0)  # of a block
     band_blocks = min(row_blocks, max(MIN_BAND, PARTIAL_BYTES // (16 * entries)))
-    return Walk(num_rows, triangle, by_label, settings, runs, tiles_per_run, band_blocks, kept)
+    return Walk(
+        by_label=layout.by_label,
+        kept=layout.kept,
+        num_rows=num_rows,
+        triangle=triangle,
+        settings=settings,
+        runs=runs,
+        tiles_per_run=tiles_per_run,
+        band_blocks=band_blocks,
+    )
 
 
 def _split_columns(
@@ -198,13 +249,6 @@ def _split_columns(
     wanted = triton.cdiv(2 * multiprocessors, row_blocks)
     tiles_per_run = triton.cdiv(tiles, max(1, min(wanted, tiles, _MAX_RUNS)))
     return row_blocks, triton.cdiv(tiles, tiles_per_run), tiles_per_run
-
-
-def _kept_shape(num_rows: int, num_columns: int) -> tuple[int, int]:
-    rows, columns = (
-        triton.cdiv(length, ROW_PADDING) * ROW_PADDING for length in (num_rows, num_columns)
-    )
-    return (rows, columns) if 4 * rows * columns <= KEPT_BYTES else (0, 0)
 
 
 def plan_chunks(num_rows: int, num_columns: int, self_mode: bool, itemsize: int) -> Chunks:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from circle_kernels.backends.interface import PairProblem
 from circle_kernels.backends.triton.operands import Side, new_sides, operand_layout
-from circle_kernels.backends.triton.plan import Walk, plan_problem
+from circle_kernels.backends.triton.plan import Layout, plan_layout
 
 # What prepared sides may take to be left: with small batches, preparing them again is one launch of
 # few; large ones would hold a second copy of their embeddings between the passes.
@@ -28,7 +28,7 @@ class Saved:
     logsumexps: Tensor  # (2, N) float32, of exponents
     row_order: Tensor | None  # (N,) int64: where each row stands in the caller's order
     column_order: Tensor | None  # (M,) int64; in self mode the rows'
-    products: Tensor | None  # (padded N, padded M) float32: plan.Walk.kept
+    products: Tensor | None  # (padded N, padded M) float32: plan.Layout.kept
     sides: tuple[Side, Side] | None
 
 
@@ -54,16 +54,13 @@ class _Pieces:
 
 
 def saved_shape(problem: PairProblem) -> tuple[int]:
-    """The shape of the tensor that holds :class:`Saved`."""
-    # Nothing is planned where there is nothing to compare.
-    if min(len(problem.embeddings), len(problem.columns)) == 0:
-        return (0,)
-    return (_num_floats(problem, plan_problem(problem)),)
+    """The shape of the tensor that holds :class:`Saved`. Sizes may be symbolic."""
+    return (_num_floats(problem, plan_layout(problem)),)
 
 
-def new_saved(problem: PairProblem, walk: Walk) -> Tensor:
+def new_saved(problem: PairProblem, layout: Layout) -> Tensor:
     """The tensor, not filled."""
-    return problem.embeddings.new_empty(_num_floats(problem, walk), dtype=torch.float32)
+    return problem.embeddings.new_empty(_num_floats(problem, layout), dtype=torch.float32)
 
 
 def products_arguments(left: Saved) -> dict[str, Any]:
@@ -73,34 +70,37 @@ def products_arguments(left: Saved) -> dict[str, Any]:
     return {"kept_ptr": products, "kept_stride": products.stride(0)}
 
 
-def _num_floats(problem: PairProblem, walk: Walk) -> int:
+def _num_floats(problem: PairProblem, layout: Layout) -> int:
     pieces = _Pieces(None)
-    _take_all(pieces, problem, walk)
+    _take_all(pieces, problem, layout)
     return pieces.floats
 
 
-def view_saved(saved: Tensor, problem: PairProblem, walk: Walk) -> Saved:
+def view_saved(saved: Tensor, problem: PairProblem, layout: Layout) -> Saved:
     """What lies where in the tensor."""
-    return _take_all(_Pieces(saved), problem, walk)
+    return _take_all(_Pieces(saved), problem, layout)
 
 
-def _take_all(pieces: _Pieces, problem: PairProblem, walk: Walk) -> Saved:
-    num_rows, num_columns = len(problem.embeddings), len(problem.columns)
+def _take_all(pieces: _Pieces, problem: PairProblem, layout: Layout) -> Saved:
+    # Not len(), which would make a constant of a symbolic size.
+    num_rows, num_columns = problem.embeddings.shape[0], problem.columns.shape[0]
     logsumexps = pieces.take(2, num_rows, dtype=torch.float32)
     row_order = column_order = products = sides = None
-    if walk.by_label:
+    if layout.by_label:
         row_order = column_order = pieces.take(num_rows, dtype=torch.int64)
         if not problem.self_mode:
             column_order = pieces.take(num_columns, dtype=torch.int64)
-    if walk.kept != (0, 0):
-        products = pieces.take(*walk.kept, dtype=torch.float32)
+    if layout.kept[0] > 0:
+        products = pieces.take(*layout.kept, dtype=torch.float32)
     # Large sides are those in label order, too.
-    if not walk.by_label and _operand_bytes(problem) <= SIDES_BYTES:
+    if not layout.by_label and _operand_bytes(problem) <= SIDES_BYTES:
         sides = new_sides(problem, None, None, pieces.take)
     return Saved(logsumexps, row_order, column_order, products, sides)
 
 
 def _operand_bytes(problem: PairProblem) -> int:
     dtype, depth = operand_layout(problem)
-    num_rows = len(problem.embeddings) + (0 if problem.self_mode else len(problem.columns))
+    num_rows = problem.embeddings.shape[0]
+    if not problem.self_mode:
+        num_rows += problem.columns.shape[0]
     return num_rows * depth * dtype.itemsize

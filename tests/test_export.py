@@ -1,0 +1,56 @@
+"""Exported programs that hold the loss: they take any batch size, and they can be trained."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from circle_kernels import CircleLoss
+
+
+class NetworkAndLoss(nn.Module):
+    def __init__(self, **options) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(8, 6)
+        self.loss = CircleLoss(**options)
+
+    def forward(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        return self.loss(self.layer(inputs), labels)
+
+
+def batch(n: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(n, 8, generator=torch.Generator().manual_seed(n)), torch.arange(n) % 5
+
+
+def export(network: nn.Module) -> ExportedProgram:
+    rows = {0: Dim("n")}
+    return torch.export.export(network, batch(24), dynamic_shapes=(rows, rows))
+
+
+def loss_and_gradients(network: nn.Module, n: int) -> list[Tensor]:
+    loss = network(*batch(n))
+    return [loss.detach(), *torch.autograd.grad(loss, list(network.parameters()))]
+
+
+@pytest.mark.parametrize("with_gradient", [True, False])
+@pytest.mark.parametrize("options", [{}, {"scope": "batch"}, {"backend": "tiled"}], ids=str)
+def test_exported_program_trains_with_any_batch_size(options: dict, with_gradient: bool) -> None:
+    """Also one that was exported where no gradient was wanted."""
+    network = NetworkAndLoss(**options)
+    with torch.set_grad_enabled(with_gradient):
+        exported = export(copy.deepcopy(network)).module()
+    for n in (24, 31, 200):
+        for ours, expected in zip(
+            loss_and_gradients(exported, n), loss_and_gradients(network, n), strict=True
+        ):
+            torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_decompositions_leave_the_operation_whole() -> None:
+    code = export(NetworkAndLoss()).run_decompositions().graph_module.code
+    assert code.count("circle_kernels.pair_logsumexp_forward") == 1
