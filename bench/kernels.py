@@ -13,7 +13,7 @@ import multiprocessing
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,18 +28,26 @@ HELP = "registers, spills, instructions per pair and cycles per tile of the Trit
 
 DEPTHS = (128, 512, 1024)
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-# Rows, references and depth of the problems whose kernels are looked at; the last two have class
-# weights.
-# The depth matters where it decides that products are kept.
+
+
+class Problem(NamedTuple):
+    """What kernels are looked at for. The depth matters where it decides that products are kept."""
+
+    num_rows: int
+    depth: int
+    num_references: int | None = None
+    classes: bool = False  # references are class weights
+
+
 PROBLEMS = (
-    (256, None, 64),
-    (256, None, 1024),
-    (2048, None, 1024),
-    (4096, None, 64),
-    (16_384, None, 128),
-    (16_384, 16_384, 128),
-    (512, 100_000, 128),
-    (512, 1_000_000, 128),
+    Problem(256, 64),
+    Problem(256, 1024),
+    Problem(2048, 1024),
+    Problem(4096, 64),
+    Problem(16_384, 128),
+    Problem(16_384, 128, 16_384),
+    Problem(512, 128, 1000, classes=True),
+    Problem(512, 128, 1_000_000, classes=True),
 )
 
 _RESULTS = Path(__file__).resolve().parent / "results" / "kernels.json"
@@ -142,14 +150,12 @@ def _tasks(target: str) -> list[Task]:
 
     tasks: dict[Any, Task] = {}
     for dtype, torch_dtype in DTYPES.items():
-        for num_rows, num_references, depth in PROBLEMS:
+        for problem in PROBLEMS:
             launches = plan_launches(
                 DEVICES[target],
                 dtype=torch_dtype,
-                num_rows=num_rows,
-                depth=depth,
                 formula=CircleFormula(),
-                num_references=num_references,
+                **problem._asdict(),
             )
             for launch in launches:
                 if "BLOCK_COLUMNS" in dict(launch.constants):
@@ -207,9 +213,15 @@ def _compile(chosen: tuple[str, int]) -> list[dict[str, Any]]:
 
 def _mode(constants: dict[str, Any]) -> str:
     """What the constants say of the problem, in words: whether it has references, and its order."""
-    order = "in label order" if constants.get("SORTED", True) else "in any order"
-    if not constants.get("SELF_MODE", True):
-        return f"references, {order}"
+    orders = {
+        "any order": "in any order",
+        "ascending": "in label order",
+        "classes": "class weights",
+    }
+    # The triangle's are always in label order.
+    order = orders[constants.get("LABELS", "ascending")]
+    if order != "class weights" and not constants.get("SELF_MODE", True):
+        order = f"references, {order}"
     if constants.get("MIRROR"):
         order += ", on the diagonal"
     if constants.get("KEEP"):
@@ -232,7 +244,7 @@ def _bodies(
     bodies: dict[str, tuple[float, float]] = {}
     whole = [path for path in paths if path.exponentials > 0 and path.part_exponentials == 0]
     if whole:
-        in_order = constants.get("SORTED", kernel == "sum_triangle_kernel")
+        in_order = constants.get("LABELS", "ascending") != "any order"
         name = "only negatives" if in_order else "both kinds"
         bodies[name] = (whole[0].instructions, whole[0].exponentials)
     parts = [path for path in paths if path.exponentials == 0]

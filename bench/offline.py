@@ -133,6 +133,7 @@ def plan_launches(
     formula: PairFormula,
     num_references: int | None = None,
     normalize: bool = True,
+    classes: bool = False,
 ) -> list[Launch]:
     """The launches of one forward and one backward pass (to both sides where there are two)."""
     with pretend_device(device) as launches:
@@ -141,7 +142,8 @@ def plan_launches(
         ref_emb = ref_labels = None
         if num_references is not None:
             ref_emb = torch.empty(num_references, depth, dtype=dtype, device="cuda")
-            ref_labels = torch.empty(num_references, dtype=torch.int64, device="cuda")
+            if not classes:
+                ref_labels = torch.empty(num_references, dtype=torch.int64, device="cuda")
         problem = PairProblem(embeddings, labels, ref_emb, ref_labels, formula, normalize)
         # Below autograd, whose engine would ask the driver for streams.
         lse_pos, lse_neg, saved = triton_backend.forward(problem)

@@ -73,17 +73,22 @@ def check_pair_inputs(
     labels: Tensor,  # (N,)
     ref_emb: Tensor | None,  # (M, D)
     ref_labels: Tensor | None,  # (M,)
+    classes: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Check everything and return both label tensors as int64 on the embeddings' device."""
+    """Check everything and return both label tensors as int64 on the embeddings' device.
+
+    With ``classes`` the references are class weights, which have no labels.
+    """
     check_embeddings("embeddings", embeddings)
     check_labels("labels", labels, embeddings.shape[0], of="embeddings")
-    if (ref_emb is None) != (ref_labels is None):
+    if (ref_emb is None) != (ref_labels is None) and not classes:
         given, missing = (
             ("ref_emb", "ref_labels") if ref_labels is None else ("ref_labels", "ref_emb")
         )
         raise ValueError(f"{given} was given without {missing}; give both or neither")
-    if ref_emb is not None and ref_labels is not None:
+    if ref_emb is not None:
         check_references("ref_emb", ref_emb, embeddings)
+    if ref_emb is not None and ref_labels is not None:
         check_labels("ref_labels", ref_labels, ref_emb.shape[0], of="ref_emb")
         ref_labels = ref_labels.to(embeddings.device, torch.int64)
     return labels.to(embeddings.device, torch.int64), ref_labels

@@ -69,6 +69,33 @@ def pair_logsumexp(
     labels, ref_labels = check_operation(
         embeddings, labels, ref_emb, ref_labels, formula, skip_below, backend
     )
+    return checked_pair_logsumexp(
+        embeddings,
+        labels,
+        ref_emb,
+        ref_labels,
+        formula=formula,
+        normalize=normalize,
+        skip_below=skip_below,
+        backend=backend,
+    )
+
+
+def checked_pair_logsumexp(
+    embeddings: Tensor,  # (N, D)
+    labels: Tensor,  # (N,)
+    ref_emb: Tensor | None,  # (M, D)
+    ref_labels: Tensor | None,  # (M,)
+    *,
+    formula: PairFormula,
+    normalize: bool,
+    skip_below: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """:func:`pair_logsumexp` of what :func:`check_operation` has checked.
+
+    References without labels are class weights: reference j is the only one with the label j.
+    """
     if backend == "reference":
         dtype = result_dtype(embeddings.dtype)
         with torch.autocast(embeddings.device.type, enabled=False):
@@ -91,9 +118,10 @@ def check_operation(
     formula: PairFormula,
     skip_below: float,
     backend: str,
+    classes: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Check the fused operation's arguments; both label tensors as it takes them."""
-    labels, ref_labels = check_pair_inputs(embeddings, labels, ref_emb, ref_labels)
+    labels, ref_labels = check_pair_inputs(embeddings, labels, ref_emb, ref_labels, classes)
     if type(formula) not in FORMULAS.values():
         wanted = " or ".join(known.__name__ for known in FORMULAS.values())
         raise TypeError(f"formula must be a {wanted}, got {type(formula).__name__} {formula!r}")

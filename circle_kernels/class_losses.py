@@ -16,7 +16,7 @@ from circle_kernels.arguments import (
     check_references,
     check_sample_rate,
 )
-from circle_kernels.autograd import check_operation, pair_logsumexp
+from circle_kernels.autograd import check_operation, checked_pair_logsumexp
 from circle_kernels.backends.interface import result_dtype
 from circle_kernels.class_labels import resolve_labels
 from circle_kernels.class_sampling import (
@@ -201,9 +201,8 @@ def _class_loss(
         labels = positions_among(labels, sampled)
         if sample_correction and size > 0:
             correction = math.log(len(weight) / size)
-    column_labels = torch.arange(len(columns), device=columns.device)
-    inputs = (embeddings, labels, columns, column_labels)
-    check_operation(*inputs, formula, skip_below, backend)
+    inputs = (embeddings, labels, columns, None)
+    check_operation(*inputs, formula, skip_below, backend, classes=True)
     options: dict[str, Any] = {
         "formula": formula,
         "normalize": normalize,
@@ -213,7 +212,7 @@ def _class_loss(
     if correction == 0:
         loss = reduced_row_losses(*inputs, **options, reduction=reduction)
     else:
-        lse_pos, lse_neg = pair_logsumexp(*inputs, **options)
+        lse_pos, lse_neg = checked_pair_logsumexp(*inputs, **options)
         loss = reduce_exponents(lse_pos + lse_neg + correction, reduction)
     if factors is None:
         return loss

@@ -61,6 +61,8 @@ def pair_logsumexp_reference(
     Takes what :func:`circle_kernels.pair_logsumexp` takes and does not check it.
     """
     references = embeddings if ref_emb is None else ref_emb
+    if ref_emb is not None and ref_labels is None:
+        ref_labels = torch.arange(ref_emb.shape[0], device=ref_emb.device)
     similarity = similarity_matrix(embeddings, references, normalize=normalize)
     positive, negative = pair_masks(labels, ref_labels)
     return (

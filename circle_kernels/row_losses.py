@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from circle_kernels.autograd import (
+    checked_pair_logsumexp,
     forward_and_keep,
     input_gradients,
     is_plain,
     is_traced,
-    pair_logsumexp,
 )
 from circle_kernels.backend_choice import resolve_backend
 from circle_kernels.backends import cpu
@@ -88,7 +88,7 @@ def reduced_row_losses(
         return _RowLosses.apply(
             *inputs, formula, bool(normalize), float(skip_below), backend, reduction
         )
-    lse_pos, lse_neg = pair_logsumexp(
+    lse_pos, lse_neg = checked_pair_logsumexp(
         *inputs, formula=formula, normalize=normalize, skip_below=skip_below, backend=backend
     )
     return reduce_exponents(lse_pos + lse_neg, reduction)

@@ -41,6 +41,7 @@ class Problem:
     formula: PairFormula = CircleFormula()  # noqa: RUF009, a frozen value
     precision: str = "highest"
     normalize: bool = True
+    classes: bool = False
 
 
 def problems() -> list[Problem]:
@@ -64,6 +65,8 @@ def problems() -> list[Problem]:
     for num_rows, depth in ((256, 64), (256, 1024), (2048, 1024), (100_000, 128)):
         for dtype in (torch.bfloat16, torch.float32):
             chosen += [Problem(dtype, depth, self_mode, num_rows) for self_mode in (True, False)]
+    for num_rows, dtype in itertools.product((256, 4096), (torch.bfloat16, torch.float32)):
+        chosen += [Problem(dtype, 64, False, num_rows, classes=True)]
     for num_rows in (256, 100_000):
         chosen += [Problem(torch.bfloat16, 128, num_rows=num_rows, formula=UnifiedFormula(m=0.35))]
         chosen += [Problem(torch.float32, 128, num_rows=num_rows, precision="high")]
@@ -86,6 +89,7 @@ def launches(target: str) -> tuple[Launch, ...]:
                 formula=problem.formula,
                 num_references=None if problem.self_mode else 2 * problem.num_rows,
                 normalize=problem.normalize,
+                classes=problem.classes,
             )
             # How many programs run changes nothing of what is compiled.
             found.update(dict.fromkeys(replace(launch, programs=0) for launch in recorded))

@@ -54,7 +54,13 @@ def counting(given: list[torch.Tensor]) -> Iterator[CountMemory]:
         yield memory
 
 
-def count(num_rows: int, depth: int, dtype: torch.dtype, num_references: int | None) -> list[int]:
+def count(
+    num_rows: int,
+    depth: int,
+    dtype: torch.dtype,
+    num_references: int | None,
+    classes: bool = False,
+) -> list[int]:
     """Peaks of forward and backward, and what is kept between them."""
     with pretend_device(DEVICES["sm_90"]):
         sides = [num_rows] if num_references is None else [num_rows, num_references]
@@ -62,6 +68,8 @@ def count(num_rows: int, depth: int, dtype: torch.dtype, num_references: int | N
         for length in sides:
             inputs.append(torch.empty(length, depth, dtype=dtype, device="cuda"))
             inputs.append(torch.empty(length, dtype=torch.int64, device="cuda"))
+        if classes:
+            inputs.pop()
         problem = PairProblem(*inputs, *[None] * (4 - len(inputs)), CircleFormula(), True)
         with counting(inputs) as memory:
             passed = triton_backend.forward(problem)
@@ -105,6 +113,20 @@ def test_plan_says_what_is_taken(
     assert 0.9 * forward <= planned.forward
     assert forward <= 1.02 * planned.forward
     assert 0.95 * planned.backward <= backward <= 1.02 * planned.backward
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("num_rows", "num_classes"), [(512, 1000), (512, 1_000_000)])
+def test_class_weights_are_neither_sorted_nor_copied(
+    num_rows: int, num_classes: int, dtype: torch.dtype
+) -> None:
+    planned = planned_memory(num_rows, 512, dtype, num_classes, classes=True)
+    forward, backward, kept = count(num_rows, 512, dtype, num_classes, classes=True)
+    assert 0.98 * planned.kept <= kept <= 1.02 * planned.kept + 4096
+    assert 0.9 * forward <= planned.forward <= 1.02 * forward + 4096
+    assert 0.95 * planned.backward <= backward <= 1.02 * planned.backward
+    # Vectors, and a chunk of weights and of the gradient.
+    assert planned.peak <= 30 * num_classes + 160e6
 
 
 def test_large_batches_take_little() -> None:

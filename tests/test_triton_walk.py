@@ -6,9 +6,11 @@ import itertools
 
 import pytest
 import torch
+from cases import CASES as oracle_cases
 from cases import INTERPRETED, REGIMES, Case, gradients, yardsticks
 
 from circle_kernels import CircleFormula, UnifiedFormula, pair_logsumexp
+from circle_kernels.autograd import checked_pair_logsumexp
 
 pytest.importorskip("triton", minversion="3.3")
 
@@ -201,3 +203,25 @@ def test_triangles_and_sorting_begin_where_they_pay() -> None:
         for self_mode in (True, False):
             walk = plan.plan_walk(size, size, self_mode, torch.bfloat16, 512, "sm_90", 132)
             assert (walk.triangle, walk.by_label) == (expected and self_mode, expected)
+
+
+@pytest.mark.parametrize("case", [case for case in oracle_cases if case.classes], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.backends
+@pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
+def test_class_weights_without_labels_are_as_exact_as_eager(case: Case, dtype: torch.dtype) -> None:
+    embeddings, labels, weight, _ = inputs = case.tensors(dtype)
+    statistics = checked_pair_logsumexp(
+        embeddings,
+        labels,
+        weight,
+        None,
+        formula=case.formula,
+        normalize=True,
+        skip_below=0.0,
+        backend="triton",
+    )
+    results = [*statistics, *gradients(*statistics, inputs)]
+    expected = [yardstick for kind in yardsticks(case, dtype) for yardstick in kind]
+    for ours, yardstick in zip(results, expected, strict=True):
+        yardstick.assert_close(ours, torch.finfo(dtype).eps, case.formula.gamma)

@@ -110,6 +110,7 @@ def _kept_tiles(problem: PairProblem, panel: int) -> int:
 
 def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
     """Both log-sum-exps of every row, and what the backward pass can use."""
+    problem = problem.with_column_labels()
     extension = _loaded()
     rows = len(problem.embeddings)
     lse_pos, lse_neg = (
@@ -139,6 +140,7 @@ def backward(
     needs_references: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of both sides."""
+    problem = problem.with_column_labels()
     extension = _loaded()
     grad_embeddings = _empty_like(problem.embeddings) if needs_embeddings else None
     grad_references = (

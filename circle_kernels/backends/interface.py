@@ -16,7 +16,7 @@ set; gradients are in the inputs' dtype.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class PairProblem:
     embeddings: Tensor  # (N, D)
     labels: Tensor  # (N,) int64
     ref_emb: Tensor | None  # (M, D)
-    ref_labels: Tensor | None  # (M,) int64
+    ref_labels: Tensor | None  # (M,) int64; with references and without it j is reference j's label
     formula: PairFormula
     normalize: bool
     # Share of a row's total weight that the backward pass may drop to save work; 0 is exact.
@@ -55,8 +55,21 @@ class PairProblem:
         return self.embeddings if self.ref_emb is None else self.ref_emb
 
     @property
+    def classes(self) -> bool:
+        """Whether references are class weights: each is the only one with its label, its place."""
+        return self.ref_emb is not None and self.ref_labels is None
+
+    @property
     def column_labels(self) -> Tensor:  # (M,)
-        return self.labels if self.ref_labels is None else self.ref_labels
+        if self.ref_emb is None:
+            return self.labels
+        if self.ref_labels is None:
+            return torch.arange(self.ref_emb.shape[0], device=self.ref_emb.device)
+        return self.ref_labels
+
+    def with_column_labels(self) -> PairProblem:
+        """The same problem for backends that want labels of class weights, too."""
+        return replace(self, ref_labels=self.column_labels) if self.classes else self
 
     @property
     def result_dtype(self) -> torch.dtype:

@@ -91,7 +91,7 @@ def saved_shape(problem: PairProblem) -> tuple[int]:
 
 def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exps of every row, merged tile by tile."""
-    tiles = _Tiles(problem)
+    tiles = _Tiles(problem.with_column_labels())
     lse_pos = tiles.rows.new_full((len(tiles.rows),), -math.inf)
     lse_neg = lse_pos.clone()
     for rows, columns in tiles.slices():
@@ -122,7 +122,7 @@ def backward(
     needs_references: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of both sides from recomputed tiles."""
-    tiles = _Tiles(problem)
+    tiles = _Tiles(problem.with_column_labels())
     statistics = _Statistics(lse_pos, lse_neg, grad_lse_pos, grad_lse_neg)
     grad_rows = torch.zeros_like(tiles.rows) if needs_embeddings else None
     if problem.self_mode:

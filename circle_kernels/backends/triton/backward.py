@@ -24,7 +24,7 @@ from circle_kernels.backends.triton.operands import (
     operand_arguments,
     prepare_sides,
 )
-from circle_kernels.backends.triton.plan import Chunks, plan_chunks, plan_problem
+from circle_kernels.backends.triton.plan import Chunks, Labels, plan_chunks, plan_problem
 from circle_kernels.backends.triton.saved import Saved, products_arguments, view_saved
 from circle_kernels.backends.triton.settings import dot_precision, weights_settings
 from circle_kernels.backends.triton.statistics import gradient_unit, prepare_statistics
@@ -68,6 +68,7 @@ def backward(
             columns,
             table,
             left,
+            walk.labels,
             chunks,
             of_rows,
             of_rows if problem.self_mode else of_columns,
@@ -110,6 +111,7 @@ def _multiply_chunks(
     columns: Side,
     table: Tensor,  # statistics.prepare_statistics
     left: Saved,
+    labels: Labels,
     chunks: Chunks,
     of_rows: _SideGradient | None,
     of_columns: _SideGradient | None,
@@ -118,7 +120,7 @@ def _multiply_chunks(
     family, dtype = device_family(rows.operand.device), rows.operand.dtype
     kept = left.products is not None
     settings = weights_settings(
-        family, dtype, rows.operand.shape[1], by_label=rows.order is not None, kept=kept
+        family, dtype, rows.operand.shape[1], by_label=labels != "any order", kept=kept
     )
     arguments = {
         **operand_arguments(rows, columns),
@@ -128,7 +130,7 @@ def _multiply_chunks(
     }
     constants = {
         "SELF_MODE": problem.self_mode,
-        "SORTED": rows.order is not None,
+        "LABELS": labels,
         "KEPT": kept,
         "FORMULA": problem.formula.name,
         "DETACH_WEIGHTS": problem.formula.detach_weights,

@@ -91,7 +91,7 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
                     {
                         **constants,
                         "SELF_MODE": problem.self_mode,
-                        "SORTED": walk.by_label,
+                        "LABELS": walk.labels,
                         "KEEP": left.products is not None,
                     },
                     settings,

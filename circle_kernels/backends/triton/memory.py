@@ -41,6 +41,7 @@ def planned_memory(
     dtype: torch.dtype,
     num_references: int | None = None,
     *,
+    classes: bool = False,
     family: str = "sm_90",
     multiprocessors: int = 132,
 ) -> PlannedMemory:
@@ -50,6 +51,7 @@ def planned_memory(
         num_rows, depth: N and D of the embeddings.
         dtype: float16, bfloat16 or float32.
         num_references: M; None compares the batch with itself. Both sides get gradients.
+        classes: whether the references are class weights.
         family: row of the settings table (settings.nvidia_family), by default an H100's.
         multiprocessors: of the device; with the size they decide what is sorted by label.
     """
@@ -57,7 +59,16 @@ def planned_memory(
     num_columns = num_rows if num_references is None else num_references
     sides = [num_rows] if self_mode else [num_rows, num_columns]
     padded_depth = aligned_depth(depth)
-    walk = plan_walk(num_rows, num_columns, self_mode, dtype, padded_depth, family, multiprocessors)
+    walk = plan_walk(
+        num_rows,
+        num_columns,
+        self_mode,
+        dtype,
+        padded_depth,
+        family,
+        multiprocessors,
+        classes=classes,
+    )
     copied = self_mode or walk.by_label or dtype == torch.float16 or padded_depth != depth
     operands = 0
     for length in sides:

@@ -37,7 +37,7 @@ def load_any_layout(rows_ptr, rows, num_rows, row_stride, depths, depth, depth_s
 @triton.jit(do_not_specialize=["num_rows"])
 def prepare_operand_kernel(
     rows_ptr,  # (N, D), any strides
-    labels_ptr,  # (N,) int64
+    labels_ptr,  # (N,) int64, if HAS_LABELS
     order_ptr,  # (N,) int64: which of the rows comes where, if SORTED
     norms_ptr,  # (N,) float32: max(|x|, eps), or 1; NaN for a non-finite row
     operand_norms_ptr,  # (N,) float32: the same for the rows of the operand, if WRITE_OPERAND
@@ -51,6 +51,7 @@ def prepare_operand_kernel(
     depth_stride,
     norm_eps,
     root_scale,
+    HAS_LABELS: tl.constexpr,  # else a row's label is its place
     NORMALIZE: tl.constexpr,
     SORTED: tl.constexpr,
     WRITE_OPERAND: tl.constexpr,
@@ -70,7 +71,10 @@ def prepare_operand_kernel(
     given = tl.minimum(rows, num_rows - 1).to(tl.int64)
     if SORTED:
         given = tl.load(order_ptr + given)
-    tl.store(padded_labels_ptr + rows, tl.load(labels_ptr + given))
+    labels = given
+    if HAS_LABELS:
+        labels = tl.load(labels_ptr + given)
+    tl.store(padded_labels_ptr + rows, labels)
     squares = tl.zeros((BLOCK_ROWS, BLOCK_DEPTH), tl.float32)
     for start in range(0, depth, BLOCK_DEPTH):
         depths = start + tl.arange(0, BLOCK_DEPTH)
@@ -216,17 +220,18 @@ def fill_sides(problem: PairProblem, rows: Side, columns: Side) -> None:
     """Norms, scales, labels and copies of both sides."""
     _fill_side(problem, problem.embeddings, problem.labels, rows)
     if not problem.self_mode:
-        _fill_side(problem, problem.columns, problem.column_labels, columns)
+        labels = None if problem.classes else problem.column_labels
+        _fill_side(problem, problem.columns, labels, columns)
 
 
-def _fill_side(problem: PairProblem, embeddings: Tensor, labels: Tensor, side: Side) -> None:
+def _fill_side(problem: PairProblem, embeddings: Tensor, labels: Tensor | None, side: Side) -> None:
     launch_kernel(
         prepare_operand_kernel,
         len(side.scales) // ROW_BLOCK["BLOCK_ROWS"],
         {
             "rows_ptr": embeddings,
-            "labels_ptr": labels.contiguous(),
             # A pointer that is never followed still has to be a tensor.
+            "labels_ptr": side.labels if labels is None else labels.contiguous(),
             "order_ptr": side.norms if side.order is None else side.order,
             "norms_ptr": side.norms,
             "operand_norms_ptr": side.operand_norms,
@@ -242,6 +247,7 @@ def _fill_side(problem: PairProblem, embeddings: Tensor, labels: Tensor, side: S
             "root_scale": math.sqrt(coordinate_scale(problem.formula)),
         },
         {
+            "HAS_LABELS": labels is not None,
             "NORMALIZE": problem.normalize,
             "SORTED": side.order is not None,
             "WRITE_OPERAND": side.operand is not embeddings,

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import triton
@@ -98,12 +99,22 @@ class Chunks:
                 yield from ((row, column) for row in range(self.row_chunks))
 
 
+# How labels lie: as given; in ascending order on both sides; or, of columns that are class weights,
+# each at its place.
+Labels = Literal["any order", "ascending", "classes"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """What both passes go by, decided by sizes alone, which may be symbolic."""
 
-    by_label: bool  # whether rows and columns are in label order
+    labels: Labels
     kept: tuple[int, int]  # shape of the products kept: (padded N, padded M), or (0, 0)
+
+    @property
+    def by_label(self) -> bool:
+        """Whether both passes sort rows and columns by label."""
+        return self.labels == "ascending"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +167,7 @@ def plan_layout(problem: PairProblem) -> Layout:
         depth,
         num_multiprocessors(problem.embeddings.device),
         problem.keep_for_backward,
+        problem.classes,
     )
 
 
@@ -172,6 +184,7 @@ def plan_problem(problem: PairProblem) -> Walk:
         device_family(device),
         num_multiprocessors(device),
         problem.keep_for_backward,
+        problem.classes,
     )
 
 
@@ -183,19 +196,24 @@ def _choose_layout(
     depth: int,
     multiprocessors: int,
     keep_for_backward: bool,
+    classes: bool,
 ) -> Layout:
     tiles = triton.cdiv(num_rows, 128) * triton.cdiv(num_columns, 128)
-    by_label = tiles >= SORTED_TILES * multiprocessors
+    labels: Labels = "any order"
+    if classes:
+        labels = "classes"
+    elif tiles >= SORTED_TILES * multiprocessors:
+        labels = "ascending"
     rows, columns = (
         triton.cdiv(length, ROW_PADDING) * ROW_PADDING for length in (num_rows, num_columns)
     )
     keep = (
         keep_for_backward
-        and not (self_mode and by_label)  # a triangle
+        and not (self_mode and labels == "ascending")  # a triangle
         and depth >= KEPT_DEPTH[dtype.itemsize]
         and 4 * rows * columns <= KEPT_BYTES
     )
-    return Layout(by_label=by_label, kept=(rows, columns) if keep else (0, 0))
+    return Layout(labels=labels, kept=(rows, columns) if keep else (0, 0))
 
 
 def plan_walk(
@@ -207,11 +225,19 @@ def plan_walk(
     family: str,
     multiprocessors: int,
     keep_for_backward: bool = True,
+    classes: bool = False,
 ) -> Walk:
     """Choose order, triangle and settings by size, and bands that bound the partial sums."""
     tiles = triton.cdiv(num_rows, 128) * triton.cdiv(num_columns, 128)
     layout = _choose_layout(
-        num_rows, num_columns, self_mode, dtype, depth, multiprocessors, keep_for_backward
+        num_rows,
+        num_columns,
+        self_mode,
+        dtype,
+        depth,
+        multiprocessors,
+        keep_for_backward,
+        classes,
     )
     triangle = self_mode and layout.by_label
     if triangle:
@@ -229,7 +255,7 @@ def plan_walk(
     entries = runs * settings.block_rows + (num_rows if triangle else 0)  # of a block
     band_blocks = min(row_blocks, max(MIN_BAND, PARTIAL_BYTES // (16 * entries)))
     return Walk(
-        by_label=layout.by_label,
+        labels=layout.labels,
         kept=layout.kept,
         num_rows=num_rows,
         triangle=triangle,

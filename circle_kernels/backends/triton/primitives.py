@@ -94,6 +94,38 @@ def labels_apart(
 
 
 @triton.jit
+def no_class_among(
+    row_labels_ptr,  # (padded N,)
+    row_start,
+    column_start,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    """Say whether none of a tile's columns, class weights, is the class of one of its rows."""
+    labels = load_block(row_labels_ptr, row_start, BLOCK_ROWS)
+    among = (labels >= column_start) & (labels < column_start + BLOCK_COLUMNS)
+    return tl.max(among.to(tl.int32), axis=0) == 0
+
+
+@triton.jit
+def only_negatives(
+    row_labels_ptr,
+    row_start,
+    column_labels_ptr,
+    column_start,
+    LABELS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    """Say of a tile of labels that are not in any order whether it has no positive pairs."""
+    if LABELS == "classes":
+        return no_class_among(row_labels_ptr, row_start, column_start, BLOCK_ROWS, BLOCK_COLUMNS)
+    return labels_apart(
+        row_labels_ptr, row_start, column_labels_ptr, column_start, BLOCK_ROWS, BLOCK_COLUMNS
+    )
+
+
+@triton.jit
 def multiply_add(
     left,  # (R, K)
     right,  # (K, C)

@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 
 from circle_kernels.backends.triton.primitives import (
-    labels_apart,
     load_block,
+    only_negatives,
     pair_scales,
     store_tile,
     tile_products,
@@ -62,7 +62,7 @@ def sum_rows_kernel(
     floor_neg,
     fixed_shift,
     SELF_MODE: tl.constexpr,
-    SORTED: tl.constexpr,  # by label, rows and columns
+    LABELS: tl.constexpr,  # plan.Labels
     KEEP: tl.constexpr,  # products, for the backward pass
     FORMULA: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
@@ -84,15 +84,21 @@ def sum_rows_kernel(
     last_tile = tl.minimum(first_tile + tiles_per_run, tl.cdiv(num_columns, BLOCK_COLUMNS))
     for tile in range(first_tile, last_tile):
         start = tile * BLOCK_COLUMNS
-        # Whether every pair of the tile counts, and if sorted, as a negative one.
+        # Whether every pair of the tile counts, and but in any order as a negative one.
         plain = start + BLOCK_COLUMNS <= num_columns
         if SELF_MODE:
             plain = plain & (
                 (start >= row_start + BLOCK_ROWS) | (start + BLOCK_COLUMNS <= row_start)
             )
-        if SORTED:
-            plain = plain & labels_apart(
-                row_labels_ptr, row_start, column_labels_ptr, start, BLOCK_ROWS, BLOCK_COLUMNS
+        if LABELS != "any order":
+            plain = plain & only_negatives(
+                row_labels_ptr,
+                row_start,
+                column_labels_ptr,
+                start,
+                LABELS,
+                BLOCK_ROWS,
+                BLOCK_COLUMNS,
             )
         if FORMULA != "circle":
             plain = False
@@ -123,7 +129,7 @@ def sum_rows_kernel(
                 load_block(row_scales_ptr, row_start, BLOCK_ROWS),
                 load_block(column_scales_ptr, start, BLOCK_COLUMNS),
             )
-            if SORTED:
+            if LABELS != "any order":
                 exponentials = negative_exponentials(
                     products, scales, vertex_neg, floor_neg, fixed_shift, FORMULA
                 )

@@ -16,9 +16,9 @@ from circle_kernels.backends.triton.gradients import (
 )
 from circle_kernels.backends.triton.launch import launch_tiles, num_multiprocessors
 from circle_kernels.backends.triton.primitives import (
-    labels_apart,
     load_block,
     load_tile_inside,
+    only_negatives,
     pair_scales,
     store_tile,
     tile_products,
@@ -87,7 +87,7 @@ def write_weights_kernel(
     fixed_shift,
     SELF_MODE: tl.constexpr,
     MIRROR: tl.constexpr,  # the chunk lies on the diagonal: only tiles on and above it, and theirs
-    SORTED: tl.constexpr,
+    LABELS: tl.constexpr,  # plan.Labels
     KEPT: tl.constexpr,  # whether the forward pass kept the products
     FORMULA: tl.constexpr,
     DETACH_WEIGHTS: tl.constexpr,
@@ -114,7 +114,7 @@ def write_weights_kernel(
         if MIRROR:
             mirror = column >= row + BLOCK_ROWS
         column_start = tl.multiple_of(first_column + column, BLOCK_COLUMNS)
-        # Whether every pair counts, if sorted as a negative one, and the fixed shift serves.
+        # Whether every pair counts, but in any order as a negative one, and the fixed shift serves.
         plain = (row_start + BLOCK_ROWS <= num_rows) & (column_start + BLOCK_COLUMNS <= num_columns)
         plain = plain & fixed_shift_serves(table_ptr, row_start, fixed_shift)
         if SELF_MODE:
@@ -123,12 +123,13 @@ def write_weights_kernel(
                 (column_start >= row_start + BLOCK_ROWS)
                 | (row_start >= column_start + BLOCK_COLUMNS)
             )
-        if SORTED:
-            plain = plain & labels_apart(
+        if LABELS != "any order":
+            plain = plain & only_negatives(
                 row_labels_ptr,
                 row_start,
                 column_labels_ptr,
                 column_start,
+                LABELS,
                 BLOCK_ROWS,
                 BLOCK_COLUMNS,
             )
@@ -161,7 +162,7 @@ def write_weights_kernel(
                 load_block(column_scales_ptr, column_start, BLOCK_COLUMNS),
             )
             same = tl.zeros((1, 1), tl.int32) != 0
-            if not SORTED:
+            if LABELS == "any order":
                 row_labels = load_block(row_labels_ptr, row_start, BLOCK_ROWS)
                 column_labels = load_block(column_labels_ptr, column_start, BLOCK_COLUMNS)
                 same = row_labels[:, None] == column_labels[None, :]
@@ -177,7 +178,7 @@ def write_weights_kernel(
                 vertex_neg,
                 floor_neg,
                 fixed_shift,
-                SORTED,
+                LABELS != "any order",
                 SELF_MODE,
                 DETACH_WEIGHTS,
             )
