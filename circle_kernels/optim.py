@@ -12,10 +12,10 @@ from torch import Tensor
 class SparseSGD(torch.optim.Optimizer):
     """SGD with momentum for sparse gradients: rows without a gradient keep weight and momentum.
 
-    Each row has its own SGD, which takes a step when the row has a gradient, as with
-    ``torch.optim.SparseAdam`` for Adam; where all rows have one, it is ``torch.optim.SGD``. That one
-    goes on moving rows by the momentum of earlier steps, and keeps a sparse momentum that grows
-    with every row ever touched.
+    Each row has its own SGD, which takes a step when the row has a gradient, as each has its own
+    Adam with ``torch.optim.SparseAdam``. ``torch.optim.SGD``, which this is where all rows have a
+    gradient, goes on moving rows by the momentum of earlier steps, and keeps a sparse momentum
+    that grows with every row ever touched.
 
     Args:
         params: parameters or groups, as for every optimizer; for other parameters of a model take
@@ -52,7 +52,7 @@ class SparseSGD(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every row that has a gradient; what ``closure`` returns, if there is one."""
         loss = None
         if closure is not None:
