@@ -230,3 +230,20 @@ def test_evaluation_samples_nothing() -> None:
     assert function.training
     evaluated = function.eval()(embeddings, labels)
     assert torch.equal(evaluated, class_circle_loss(embeddings, labels, function.weight))
+
+
+def test_sampling_compiles_in_one_graph() -> None:
+    embeddings, labels = batch()
+    weight = head(1.0).weight
+
+    def loss_of(embeddings: Tensor, weight: Tensor) -> Tensor:
+        return class_circle_loss(embeddings, labels, weight, sample_rate=0.5)
+
+    compiled = torch.compile(loss_of, fullgraph=True, backend="aot_eager")
+    results = []
+    for function in (loss_of, compiled):
+        torch.manual_seed(3)
+        loss = function(embeddings, weight)
+        results.append((loss, *torch.autograd.grad(loss, (embeddings, weight))))
+    for ours, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
