@@ -10,12 +10,14 @@ from circle_kernels.class_modules import ClassCircleLoss, ClassUnifiedLoss
 from circle_kernels.formula import CircleFormula, UnifiedFormula
 from circle_kernels.functional import circle_loss, circle_loss_from_similarity, unified_loss
 from circle_kernels.modules import CircleLoss
+from circle_kernels.optim import SparseSGD
 
 __all__ = [
     "CircleFormula",
     "CircleLoss",
     "ClassCircleLoss",
     "ClassUnifiedLoss",
+    "SparseSGD",
     "UnifiedFormula",
     "__version__",
     "available_backends",

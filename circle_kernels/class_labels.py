@@ -12,6 +12,11 @@ from circle_kernels.autograd import is_plain
 NO_CLASS = -1  # the label of a row that has no positive
 
 
+def host_may_look(tensor: Tensor) -> bool:
+    """Whether there are numbers to be had, without a device to wait for or a compiler to object."""
+    return tensor.device.type == "cpu" and is_plain(tensor) and not torch.compiler.is_compiling()
+
+
 def resolve_labels(
     labels: Tensor,  # (N,) int64
     num_classes: int,
@@ -28,7 +33,7 @@ def resolve_labels(
     """
     ignored = labels == ignore_index
     wrong = ((labels < 0) | (labels >= num_classes)) & ~ignored
-    if labels.device.type == "cpu" and is_plain(labels) and not torch.compiler.is_compiling():
+    if host_may_look(labels):
         if wrong.any():
             row = int(wrong.nonzero()[0])
             raise ValueError(
@@ -36,5 +41,5 @@ def resolve_labels(
                 f"got {int(labels[row])} in row {row}"
             )
         return labels.masked_fill(ignored, NO_CLASS), None
-    factors = torch.ones(len(labels), device=labels.device).masked_fill(wrong, math.nan)
+    factors = torch.ones(labels.shape, device=labels.device).masked_fill(wrong, math.nan)
     return labels.masked_fill(ignored | wrong, NO_CLASS), factors

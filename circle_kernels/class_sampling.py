@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circle_kernels.class_labels import NO_CLASS
+from circle_kernels.class_labels import NO_CLASS, host_may_look
 
 
 def sample_size(num_rows: int, num_classes: int, sample_rate: float) -> int:
@@ -30,8 +30,7 @@ def sample_classes(
     places = labels.masked_fill(labels == NO_CLASS, num_classes)
     scores = scores.index_fill(0, places, 2.0)[:num_classes]
     chosen = scores.topk(size, sorted=False).indices
-    if chosen.device.type == "cpu" and not torch.compiler.is_compiling():
-        # A device would have to be waited for here; on the CPU sorting takes far longer.
+    if host_may_look(chosen):  # in the CPU's memory sorting takes far longer than this
         is_chosen = torch.zeros(num_classes, dtype=torch.bool).index_fill(0, chosen, True)
         return is_chosen.nonzero().squeeze(1)
     return chosen.sort().values

@@ -13,6 +13,7 @@ from circle_kernels import (
     CircleFormula,
     ClassCircleLoss,
     ClassUnifiedLoss,
+    SparseSGD,
     class_circle_loss,
     pair_logsumexp,
 )
@@ -110,6 +111,7 @@ def test_sparse_gradients_accumulate_and_may_cover_all_classes() -> None:
 OPTIMIZERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
     "sgd-momentum": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+    "sparse-sgd-momentum": lambda parameters: SparseSGD(parameters, lr=0.1, momentum=0.9),
     "adagrad": lambda parameters: torch.optim.Adagrad(parameters, lr=0.1),
     "sparse-adam": lambda parameters: torch.optim.SparseAdam(parameters, lr=0.1),
 }
@@ -133,7 +135,7 @@ def test_classes_never_sampled_do_not_move(name: str, head_type: type) -> None:
     assert not moved[~seen].any()
 
 
-@pytest.mark.parametrize("name", ["sgd", "sparse-adam", "adagrad"])
+@pytest.mark.parametrize("name", ["sgd", "sparse-sgd-momentum", "sparse-adam", "adagrad"])
 def test_classes_without_a_turn_keep_weight_and_momentum(name: str) -> None:
     """A class that was sampled before stands still in the steps that leave it out."""
     function = head(0.25, sparse_grad=True)
@@ -228,3 +230,20 @@ def test_evaluation_samples_nothing() -> None:
     assert function.training
     evaluated = function.eval()(embeddings, labels)
     assert torch.equal(evaluated, class_circle_loss(embeddings, labels, function.weight))
+
+
+def test_sampling_compiles_in_one_graph() -> None:
+    embeddings, labels = batch()
+    weight = head(1.0).weight
+
+    def loss_of(embeddings: Tensor, weight: Tensor) -> Tensor:
+        return class_circle_loss(embeddings, labels, weight, sample_rate=0.5)
+
+    compiled = torch.compile(loss_of, fullgraph=True, backend="aot_eager")
+    results = []
+    for function in (loss_of, compiled):
+        torch.manual_seed(3)
+        loss = function(embeddings, weight)
+        results.append((loss, *torch.autograd.grad(loss, (embeddings, weight))))
+    for ours, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)

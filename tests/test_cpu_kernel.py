@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import threading
 
@@ -10,6 +11,8 @@ import torch
 from cases import INTERPRETED
 from torch import Tensor
 
+from bench.class_heads import HeadCase
+from bench.memory import peak_of_child
 from circle_kernels import CircleFormula, available_backends, circle_loss, pair_logsumexp
 from circle_kernels.backends import cpu
 
@@ -28,6 +31,16 @@ def batch(n: int, d: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> 
         embeddings.requires_grad_(),
         torch.randint(0, max(1, n // 4), (n,), generator=generator),
     ]
+
+
+def class_batch(n: int, num_classes: int, d: int, dtype: torch.dtype) -> list[Tensor]:
+    """Rows against class weights, whose labels are consecutive numbers; some rows have no class."""
+    generator = torch.Generator().manual_seed(n)
+    beyond = num_classes // 9
+    labels = torch.randint(-beyond, num_classes + beyond, (n,), generator=generator)
+    weight = torch.randn(num_classes, d, generator=generator, dtype=torch.float64).to(dtype)
+    embeddings, _ = batch(n, d, dtype)
+    return [embeddings, labels, weight.requires_grad_(), torch.arange(num_classes)]
 
 
 def results(inputs: list[Tensor], backend: str = "cpu", **options) -> list[Tensor]:
@@ -57,6 +70,39 @@ def test_problems_of_several_chunks_agree_with_tiled(n: int, m: int | None) -> N
         inputs += batch(m, 6, torch.float64, seed=1)
     for ours, expected in zip(results(inputs), results(inputs, "tiled"), strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+
+
+# Columns are held 48 panels at a time, or 16 where there are many rows.
+@pytest.mark.parametrize(("n", "num_classes"), [(5, 14_000), (300, 5000), (1700, 3200), (96, 96)])
+def test_class_weights_of_several_chunks_agree_with_tiled(n: int, num_classes: int) -> None:
+    inputs = class_batch(n, num_classes, 6, torch.float64)
+    for ours, expected in zip(results(inputs), results(inputs, "tiled"), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_consecutive_labels_may_begin_anywhere() -> None:
+    inputs = class_batch(300, 200, 6, torch.float32)
+    expected = results(inputs)
+    for first in (-70, 2**40, torch.iinfo(torch.int64).min + 30):
+        moved = [inputs[0], inputs[1] + first, inputs[2], inputs[3] + first]
+        assert_equal(results(moved), expected)
+
+
+def test_bad_class_weight_makes_the_sums_that_saw_it_nan() -> None:
+    inputs = class_batch(300, 5000, 6, torch.float32)
+    inputs[2].data[4900, 3] = torch.nan
+    inputs[1][:2] = 4900
+    lse_pos, lse_neg = pair_logsumexp(*inputs, formula=FORMULA, backend="cpu")
+    own = inputs[1] == 4900
+    assert torch.equal(lse_pos.isnan(), own)
+    assert torch.equal(lse_neg.isnan(), ~own)
+
+
+def test_many_classes_take_little_memory() -> None:
+    """Less than a third of the weight, of which a copy would be all; in a fresh process."""
+    case = HeadCase(rows=900, classes=200_000, dim=128)
+    peak = peak_of_child("bench.classes", "cpu", json.dumps(case.as_dict()))
+    assert peak.bytes < 200_000 * 128 * 4 / 3
 
 
 @pytest.mark.parametrize("m", [None, 430])
@@ -102,9 +148,12 @@ def test_steps_in_flight_do_not_share_memory() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("m", [None, 300])
-def test_results_do_not_depend_on_the_number_of_threads(m: int | None, dtype) -> None:
-    inputs = batch(700, 70, dtype) + ([] if m is None else batch(m, 70, dtype, seed=1))
+@pytest.mark.parametrize("m", [None, 300, "classes"])
+def test_results_do_not_depend_on_the_number_of_threads(m: int | str | None, dtype) -> None:
+    if m == "classes":
+        inputs = class_batch(130, 9300, 70, dtype)
+    else:
+        inputs = batch(700, 70, dtype) + ([] if m is None else batch(m, 70, dtype, seed=1))
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)

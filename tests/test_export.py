@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from circle_kernels import CircleLoss, circle_loss
+from circle_kernels import CircleLoss, ClassCircleLoss, circle_loss
 
 
 class NetworkAndLoss(nn.Module):
-    def __init__(self, **options) -> None:
+    def __init__(self, loss: nn.Module) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.layer = nn.Linear(8, 6)
-        self.loss = CircleLoss(**options)
+        self.loss = loss
 
     def forward(self, inputs: Tensor, labels: Tensor) -> Tensor:
         return self.loss(self.layer(inputs), labels)
@@ -39,13 +39,19 @@ def loss_and_gradients(network: nn.Module, n: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("options", "with_gradient"),
-    [({}, True), ({}, False), ({"scope": "batch"}, True), ({"backend": "tiled"}, True)],
-    ids=str,
+    ("loss", "with_gradient"),
+    [
+        (CircleLoss(), True),
+        (CircleLoss(), False),
+        (CircleLoss(scope="batch"), True),
+        (CircleLoss(backend="tiled"), True),
+        (ClassCircleLoss(5, 6, gamma=32), True),
+    ],
+    ids=["anchor", "without gradient", "batch", "tiled", "class"],
 )
-def test_exported_program_trains_with_any_batch_size(options: dict, with_gradient: bool) -> None:
+def test_exported_program_trains_with_any_batch_size(loss: nn.Module, with_gradient: bool) -> None:
     """Also one that was exported where no gradient was wanted."""
-    network = NetworkAndLoss(**options)
+    network = NetworkAndLoss(loss)
     with torch.set_grad_enabled(with_gradient):
         exported = export(copy.deepcopy(network)).module()
     for n in (24, 31, 200):
@@ -56,7 +62,7 @@ def test_exported_program_trains_with_any_batch_size(options: dict, with_gradien
 
 
 def test_decompositions_leave_the_operation_whole() -> None:
-    code = export(NetworkAndLoss()).run_decompositions().graph_module.code
+    code = export(NetworkAndLoss(CircleLoss())).run_decompositions().graph_module.code
     assert code.count("circle_kernels.pair_logsumexp_forward") == 1
 
 

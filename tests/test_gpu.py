@@ -9,7 +9,13 @@ import torch
 from cases import ON_GPU, Case, Yardstick, gradients, yardsticks
 from torch import Tensor, nn
 
-from circle_kernels import CircleFormula, CircleLoss, circle_loss, pair_logsumexp
+from circle_kernels import (
+    CircleFormula,
+    CircleLoss,
+    ClassCircleLoss,
+    circle_loss,
+    pair_logsumexp,
+)
 
 pytestmark = ON_GPU
 
@@ -254,6 +260,37 @@ def test_no_synchronisation_on_the_device(
             loss_and_gradients(inputs, **options)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("num_classes", [1_000, 30_000])
+@for_every_dtype
+def test_class_loss_and_sampling_do_not_wait(num_classes: int, dtype: torch.dtype) -> None:
+    head = ClassCircleLoss(num_classes, 64, device="cuda", dtype=dtype)
+    embeddings = torch.randn(300, 64, device="cuda", dtype=dtype).requires_grad_()
+    labels = torch.randint(0, num_classes, (300,), device="cuda")
+    try:
+        for mode in ("default", "error"):  # kernels compile in the first
+            torch.cuda.set_sync_debug_mode(mode)
+            for sample_rate, sparse_grad in ((1.0, False), (0.4, False), (0.4, True)):
+                head.sample_rate, head.sparse_grad = sample_rate, sparse_grad
+                head.weight.grad = None
+                head(embeddings, labels).backward()
+                assert head.weight.grad.is_sparse == sparse_grad
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@for_every_dtype
+def test_class_loss_is_the_cross_entropy_of_its_logits(dtype: torch.dtype) -> None:
+    head = ClassCircleLoss(30_001, 64, gamma=16.0, reduction="none", device="cuda", dtype=dtype)
+    embeddings = torch.randn(300, 64, device="cuda", dtype=dtype)
+    labels = torch.randint(0, 30_001, (300,), device="cuda")
+    losses = head(embeddings, labels)
+    logits = head.double().get_logits(embeddings.double(), labels)
+    expected = nn.functional.cross_entropy(logits, labels, reduction="none")
+    torch.testing.assert_close(losses.double(), expected, rtol=0, atol=3e-2)
+    labels[7] = 30_001
+    assert head.to(dtype)(embeddings, labels).isnan().nonzero().tolist() == [[7]]
 
 
 def test_the_check_sees_a_synchronisation() -> None:

@@ -95,6 +95,18 @@ def test_second_batch_size_is_the_last_to_recompile() -> None:
     assert compiled_graphs(circle_loss, compiled, SIZES["self"]) == 2
 
 
+def test_compiled_network_under_autocast_is_that_of_eager_mode() -> None:
+    layer = torch.nn.Linear(8, 6)
+
+    def step(x: Tensor, labels: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return circle_loss(layer(x), labels)
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
+    assert compiled_graphs(step, compiled, SIZES["self"]) == 1
+    assert compiled(*inputs(24)).dtype == torch.float32
+
+
 @pytest.mark.backends
 @pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
 @pytest.mark.parametrize("m", [None, 40])

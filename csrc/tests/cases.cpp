@@ -39,6 +39,9 @@ int64_t class_of(const Case& asked, bool column, int64_t position, Numbers& numb
       return static_cast<int64_t>(numbers.below((asked.rows + 1) / 2));
     case Labels::one_class:
       return 1;
+    case Labels::class_weights:  // some rows have no column
+      return column || asked.self_mode() ? position
+                                         : static_cast<int64_t>(numbers.below(asked.columns + 2));
     default:
       return column ? asked.columns - 1 - position : position;
   }
@@ -80,7 +83,8 @@ Side make_side(const Case& asked, bool column, Numbers& numbers) {
 
   for (int64_t row = 0; row < count; ++row) {
     const int64_t class_index = class_of(asked, column, row, numbers);
-    side.label_memory[row * label_stride] = name_of(class_index);
+    side.label_memory[row * label_stride] =
+        asked.labels == Labels::class_weights ? class_index : name_of(class_index);
     // Norms differ where they do not matter; where they do, similarities stay about as large.
     const double scale = asked.normalize ? std::exp2(4 * numbers.uniform() - 2)
                                          : 1 / std::sqrt(static_cast<double>(dim));
@@ -110,7 +114,8 @@ Formula unified_formula(double gamma) {
 }
 
 std::string describe(const Case& asked) {
-  const char* const labels[] = {"few classes", "pairs", "one class", "all distinct"};
+  const char* const labels[] = {"few classes", "pairs", "one class", "all distinct",
+                                "class weights"};
   const char* const layouts[] = {"contiguous", "transposed", "gaps", "same row", "same values"};
   const char* const upstreams[] = {"everywhere", "in few rows", "for positives only"};
   const Formula& formula = asked.formula;

@@ -8,7 +8,7 @@
 
 namespace circle_kernels {
 
-enum class Labels { few_classes, pairs, one_class, all_distinct };
+enum class Labels { few_classes, pairs, one_class, all_distinct, class_weights };
 
 enum class Layout {
   contiguous,

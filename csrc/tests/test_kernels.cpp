@@ -33,7 +33,7 @@ class Draw {
 };
 
 const Labels ALL_LABELS[] = {Labels::few_classes, Labels::pairs, Labels::one_class,
-                             Labels::all_distinct};
+                             Labels::all_distinct, Labels::class_weights};
 const Layout ALL_LAYOUTS[] = {Layout::contiguous, Layout::transposed, Layout::gaps,
                               Layout::same_row, Layout::same_values};
 const Upstream ALL_UPSTREAMS[] = {Upstream::everywhere, Upstream::few_rows,
@@ -115,8 +115,11 @@ void test_many_tiles(const Level& level) {
   asked.rows = 150;
   asked.columns = 49 * PANEL + 1;
   check_case(level, asked, {17, 2});
+  asked.labels = Labels::class_weights;
+  check_case(level, asked, {17, 2});
   std::swap(asked.rows, asked.columns);
   check_case(level, asked, {0, 2});
+  asked.labels = Labels::pairs;
   asked.rows = 110;
   for (const int64_t columns : {0, 100}) {
     for (const Scalar scalar : {Scalar::bfloat16, Scalar::float64}) {

@@ -1,0 +1,96 @@
+"""SGD whose momentum rests where a sparse gradient is silent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class SparseSGD(torch.optim.Optimizer):
+    """SGD with momentum for sparse gradients: rows without a gradient keep weight and momentum.
+
+    Each row has its own SGD, which takes a step when the row has a gradient, as each has its own
+    Adam with ``torch.optim.SparseAdam``. ``torch.optim.SGD``, which this is where all rows have a
+    gradient, goes on moving rows by the momentum of earlier steps, and keeps a sparse momentum
+    that grows with every row ever touched.
+
+    Args:
+        params: parameters or groups, as for every optimizer; for other parameters of a model take
+            another optimizer.
+        lr: learning rate.
+        momentum: with it each parameter gets a buffer of its own size.
+        weight_decay: of rows that have a gradient.
+        nesterov: look ahead, as ``torch.optim.SGD`` does.
+
+    Raises:
+        ValueError: a number that is negative, or ``nesterov`` without momentum.
+        RuntimeError: in :meth:`step`, a dense gradient.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ) -> None:
+        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
+            if not value >= 0:
+                raise ValueError(f"{name} must be at least 0, got {value!r}")
+        if nesterov and momentum == 0:
+            raise ValueError("nesterov needs a momentum greater than 0, got 0")
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+        }
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every row that has a gradient; what ``closure`` returns, if there is one."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, group)
+        return loss
+
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        if not gradient.is_sparse:
+            raise RuntimeError(
+                "SparseSGD takes sparse gradients (sparse_grad=True), got a dense one of shape "
+                f"{tuple(parameter.shape)}; use torch.optim.SGD for it"
+            )
+        rows, direction = _rows_and_values(gradient)
+        if group["weight_decay"] != 0:
+            direction = direction.add(parameter.index_select(0, rows), alpha=group["weight_decay"])
+        momentum = group["momentum"]
+        if momentum != 0:
+            state = self.state[parameter]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            buffer = state["momentum_buffer"]
+            moved = buffer.index_select(0, rows).mul_(momentum).add_(direction)
+            buffer.index_copy_(0, rows, moved)
+            direction = direction.add(moved, alpha=momentum) if group["nesterov"] else moved
+        parameter.index_add_(0, rows, direction, alpha=-group["lr"])
+
+
+def _rows_and_values(gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Different rows of a sparse gradient and their values."""
+    rows = gradient._indices()[0]
+    # A single backward pass of a class loss leaves rows in order, but autograd forgets to say so,
+    # and sorting them again can take longer than the rest of the step.
+    if rows.device.type == "cpu" and bool((rows.diff() > 0).all()):
+        return rows, gradient._values()
+    gradient = gradient.coalesce()
+    return gradient.indices()[0], gradient.values()
