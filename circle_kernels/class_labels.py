@@ -41,5 +41,5 @@ def resolve_labels(
                 f"got {int(labels[row])} in row {row}"
             )
         return labels.masked_fill(ignored, NO_CLASS), None
-    factors = torch.ones(len(labels), device=labels.device).masked_fill(wrong, math.nan)
+    factors = torch.ones(labels.shape, device=labels.device).masked_fill(wrong, math.nan)
     return labels.masked_fill(ignored | wrong, NO_CLASS), factors

@@ -8,16 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from circle_kernels import CircleLoss
+from circle_kernels import CircleLoss, ClassCircleLoss, circle_loss
 
 
 class NetworkAndLoss(nn.Module):
-    def __init__(self, **options) -> None:
+    def __init__(self, loss: nn.Module) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.layer = nn.Linear(8, 6)
-        self.loss = CircleLoss(**options)
+        self.loss = loss
 
     def forward(self, inputs: Tensor, labels: Tensor) -> Tensor:
         return self.loss(self.layer(inputs), labels)
@@ -37,11 +38,20 @@ def loss_and_gradients(network: nn.Module, n: int) -> list[Tensor]:
     return [loss.detach(), *torch.autograd.grad(loss, list(network.parameters()))]
 
 
-@pytest.mark.parametrize("with_gradient", [True, False])
-@pytest.mark.parametrize("options", [{}, {"scope": "batch"}, {"backend": "tiled"}], ids=str)
-def test_exported_program_trains_with_any_batch_size(options: dict, with_gradient: bool) -> None:
+@pytest.mark.parametrize(
+    ("loss", "with_gradient"),
+    [
+        (CircleLoss(), True),
+        (CircleLoss(), False),
+        (CircleLoss(scope="batch"), True),
+        (CircleLoss(backend="tiled"), True),
+        (ClassCircleLoss(5, 6, gamma=32), True),
+    ],
+    ids=["anchor", "without gradient", "batch", "tiled", "class"],
+)
+def test_exported_program_trains_with_any_batch_size(loss: nn.Module, with_gradient: bool) -> None:
     """Also one that was exported where no gradient was wanted."""
-    network = NetworkAndLoss(**options)
+    network = NetworkAndLoss(loss)
     with torch.set_grad_enabled(with_gradient):
         exported = export(copy.deepcopy(network)).module()
     for n in (24, 31, 200):
@@ -52,5 +62,16 @@ def test_exported_program_trains_with_any_batch_size(options: dict, with_gradien
 
 
 def test_decompositions_leave_the_operation_whole() -> None:
-    code = export(NetworkAndLoss()).run_decompositions().graph_module.code
+    code = export(NetworkAndLoss(CircleLoss())).run_decompositions().graph_module.code
     assert code.count("circle_kernels.pair_logsumexp_forward") == 1
+
+
+def test_traced_step_with_its_gradient_takes_any_batch_size() -> None:
+    def step(embeddings: Tensor, labels: Tensor) -> Tensor:
+        leaf = embeddings.detach().requires_grad_()
+        return torch.autograd.grad(circle_loss(leaf, labels), leaf)[0]
+
+    graph = make_fx(step, tracing_mode="symbolic")(*batch(24))
+    assert graph.code.count("circle_kernels.pair_logsumexp_backward") == 1
+    for n in (24, 31, 200):
+        torch.testing.assert_close(graph(*batch(n)), step(*batch(n)), rtol=1e-5, atol=1e-6)

@@ -14,6 +14,7 @@ OPTIONAL = (
     "matplotlib",
     "torchmetrics",
     "sentence_transformers",
+    "lightning",
     "tqdm",
     "rich",
     "PIL",

@@ -75,8 +75,9 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    ("name", "sizes"), [*((name, "self") for name in LOSSES), ("circle", "both"), ("batch", "bank")]
+)
 def test_dynamic_batch_sizes_do_not_recompile(name: str, sizes: str) -> None:
     # Graphs are the front end's and no matter of the code generator, which takes seconds.
     compiled = torch.compile(LOSSES[name], fullgraph=True, dynamic=True, backend="aot_eager")
@@ -92,6 +93,18 @@ def test_second_batch_size_is_the_last_to_recompile() -> None:
     """What a user gets who says nothing of sizes: the first is a constant, the others are not."""
     compiled = torch.compile(circle_loss, fullgraph=True, backend="aot_eager")
     assert compiled_graphs(circle_loss, compiled, SIZES["self"]) == 2
+
+
+def test_compiled_network_under_autocast_is_that_of_eager_mode() -> None:
+    layer = torch.nn.Linear(8, 6)
+
+    def step(x: Tensor, labels: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return circle_loss(layer(x), labels)
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
+    assert compiled_graphs(step, compiled, SIZES["self"]) == 1
+    assert compiled(*inputs(24)).dtype == torch.float32
 
 
 @pytest.mark.backends

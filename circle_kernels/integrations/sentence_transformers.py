@@ -1,0 +1,117 @@
+"""Circle loss for sentence-transformers: embeds a batch of sentences, compares it with itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+
+from circle_kernels import modules
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+class CircleLoss(nn.Module):
+    """Circle loss over (sentence, class) batches (Sun et al., CVPR 2020, arXiv 2002.10857).
+
+    Sentences of one class are positives of each other, those of other classes negatives. A sentence
+    counts only where its batch holds another one of its class, so use
+    ``BatchSamplers.GROUP_BY_LABEL``. Large losses are normal: they grow with ``gamma``.
+
+    Args:
+        model: the model that is trained.
+        m, gamma, scope, reduction, detach_weights, group, backend: as for
+            :class:`circle_kernels.CircleLoss`.
+
+    Raises:
+        TypeError, ValueError: a hyper-parameter of the wrong type or range; when called, more than
+            one column of sentences, or labels that are not one integer per sentence.
+
+    Example:
+        >>> model = SentenceTransformer("microsoft/mpnet-base")
+        >>> data = Dataset.from_dict({"sentence": sentences, "label": classes})
+        >>> arguments = SentenceTransformerTrainingArguments(
+        ...     "output", batch_sampler=BatchSamplers.GROUP_BY_LABEL
+        ... )
+        >>> trainer = SentenceTransformerTrainer(
+        ...     model, arguments, train_dataset=data, loss=CircleLoss(model)
+        ... )
+        >>> trainer.train()
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        m: float = 0.4,
+        gamma: float = 80.0,
+        *,
+        scope: str = "anchor",
+        reduction: str = "mean",
+        detach_weights: bool = True,
+        group: ProcessGroup | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if reduction == "none":
+            raise ValueError("reduction must be 'mean', 'mean_all' or 'sum' to train; got 'none'")
+        # The name under which the trainer looks for what it has wrapped.
+        self.model = model
+        self.loss = modules.CircleLoss(
+            m,
+            gamma,
+            scope=scope,
+            reduction=reduction,
+            detach_weights=detach_weights,
+            group=group,
+            backend=backend,
+        )
+
+    def forward(
+        self,
+        sentence_features: Iterable[dict[str, Tensor]],  # one dictionary of N sentences
+        labels: Tensor,  # (N,) or (N, 1)
+    ) -> Tensor:
+        return self.compute_loss_from_embeddings(
+            [self.model(features)["sentence_embedding"] for features in sentence_features], labels
+        )
+
+    def compute_loss_from_embeddings(
+        self,
+        embeddings: list[Tensor],  # one tensor (N, D)
+        labels: Tensor,  # (N,) or (N, 1)
+    ) -> Tensor:
+        """The loss of sentences that are embedded already; losses that wrap others call it."""
+        if len(embeddings) != 1:
+            raise ValueError(
+                "sentence_features must hold one column of sentences, whose classes are the "
+                f"labels; got {len(embeddings)} columns"
+            )
+        if labels.dim() == 2 and labels.shape[1] == 1:
+            labels = labels.squeeze(1)
+        return self.loss(embeddings[0], labels)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """What the model card lists."""
+        return {
+            "m": self.loss.m,
+            "gamma": self.loss.gamma,
+            "scope": self.loss.scope,
+            "reduction": self.loss.reduction,
+            "detach_weights": self.loss.detach_weights,
+        }
+
+    @property
+    def citation(self) -> str:
+        """BibTeX of the paper, for the model card."""
+        return """
+@inproceedings{sun2020circle,
+    title={Circle Loss: A Unified Perspective of Pair Similarity Optimization},
+    author={Yifan Sun and Changmao Cheng and Yuhan Zhang and Chi Zhang and Liang Zheng and
+        Zhongdao Wang and Yichen Wei},
+    booktitle={CVPR},
+    year={2020}
+}
+"""
