@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 import torch
 from cases import INTERPRETED, TARGETS, Case, Target, Yardstick, gradients
@@ -27,14 +26,15 @@ pytestmark = pytest.mark.skipif(INTERPRETED, reason="the triton backend takes no
 CASES = [
     Case("random"),
     Case("random", m=130),
-    Case("clusters", n=200),
+    Case("clusters", n=110),
     Case("clusters", m=41, formula=CircleFormula(m=0.25, gamma=256)),
     Case("duplicates_and_antipodes", formula=CircleFormula(m=0.5, gamma=1024)),
-    Case("duplicates_and_antipodes", m=41, formula=CircleFormula(m=0.5, gamma=1024)),
-    Case("unlike_norms", n=97),
-    Case("random", formula=CircleFormula(gamma=64, detach_weights=False)),
+    Case("unlike_norms", n=97, formula=CircleFormula(gamma=64, detach_weights=False)),
     Case("random", m=41, formula=UnifiedFormula(m=0.35, gamma=64), normalize=False),
 ]
+
+# The tiled backend in small tiles only: with large ones these cases have a single tile.
+SMALL_TILES = [t for t in TARGETS if isinstance(t, Target) and (t.backend == "cpu" or t.tile)]
 
 
 def draw_kinds(rows: int, columns: int, self_mode: bool) -> Tensor:
@@ -102,7 +102,7 @@ def _tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.usefixtures("_tiles")
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("target", [t for t in TARGETS if isinstance(t, Target)], ids=str)
+@pytest.mark.parametrize("target", SMALL_TILES, ids=str)
 def test_matrix_of_pairs_gives_what_dense_masks_give(case, target, monkeypatch) -> None:
     monkeypatch.setattr(backend_choice, "_BEST_BACKEND", {"cpu": target.backend})
     kinds = draw_kinds(case.n, case.m or case.n, case.m is None)
@@ -121,7 +121,7 @@ def test_matrix_of_pairs_gives_what_dense_masks_give(case, target, monkeypatch) 
         )
 
 
-@pytest.mark.parametrize("chunk", [1, 50, 2**20])
+@pytest.mark.parametrize("chunk", [100, 2**20])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_gathered_pairs_give_what_dense_masks_give(case, chunk, monkeypatch) -> None:
     monkeypatch.setattr(gathered, "_CHUNK", chunk * case.d)
