@@ -41,6 +41,8 @@ class Formula:
 Side = tuple[int, int, int, int, int, int, int]
 # normalize, skip_below, kept_tiles, threads, bfloat_terms
 Settings = tuple[bool, float, int, int, int]
+# address, row_stride
+Listed = tuple[int, int]
 
 def level() -> str: ...
 def supported_levels() -> list[str]: ...
@@ -50,6 +52,7 @@ def forward(
     columns: Side | None,
     formula: Formula,
     settings: Settings,
+    listed: Listed,
     results: tuple[int, int, int],  # lse_pos, lse_neg, saved
 ) -> None: ...
 def row_losses(
@@ -64,5 +67,6 @@ def backward(
     columns: Side | None,
     formula: Formula,
     settings: Settings,
+    listed: Listed,
     tensors: tuple[int, int, int, int, int],  # saved, grad_lse_pos/neg, grad_rows/columns
 ) -> None: ...

@@ -85,7 +85,7 @@ def load_backend(backend: str, problem: PairProblem) -> Any:
     """
     embeddings = problem.embeddings
     resolved = resolve_backend(backend, embeddings.device, embeddings.dtype)
-    if resolved == "triton":
+    if resolved == "triton" and problem.listed is None:
         from circle_kernels.backends import triton
 
         return triton
@@ -96,7 +96,7 @@ def load_backend(backend: str, problem: PairProblem) -> Any:
     return tiled
 
 
-def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
+def without_autocast(device_type: str) -> AbstractContextManager[Any]:
     """Nothing is cast down. Entering a context that changes nothing would cost microseconds."""
     if torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
@@ -113,7 +113,7 @@ def run_forward(problem: PairProblem, backend: str) -> tuple[Tensor, Tensor, Ten
             for _ in range(2)
         )
         return lse_pos, lse_neg, lse_pos.new_empty(implementation.saved_shape(problem))
-    with _without_autocast(embeddings.device.type):
+    with without_autocast(embeddings.device.type):
         return implementation.forward(problem)
 
 
@@ -135,7 +135,7 @@ def run_backward(
             embeddings.new_zeros(embeddings.shape),
             None if ref_emb is None else ref_emb.new_zeros(ref_emb.shape),
         )
-    with _without_autocast(embeddings.device.type):
+    with without_autocast(embeddings.device.type):
         return load_backend(backend, problem).backward(
             problem,
             lse_pos,

@@ -79,9 +79,10 @@ T smaller(T a, T b) {
 
 // G of one tile, in self mode G + G^T, from the weights that the forward pass kept; transposed if
 // that is how it will be multiplied.
-template <class T, bool mixed, bool columns_too, bool transposed>
+template <class T, Pairs pairs, bool columns_too, bool transposed>
 void scale_weights(const Tile<T>& tile, const T* weights, const Statistics<T>& statistics,
                    const TileShifts<T>& shifts, T* gradient) {
+  constexpr bool mixed = pairs != Pairs::negative;
   Factors<T> row_negative, row_positive, column_negative, column_positive;
   fill_factors(statistics.negative, tile.row, shifts.negative, row_negative);
   if constexpr (mixed) fill_factors(statistics.positive, tile.row, shifts.positive, row_positive);
@@ -98,16 +99,32 @@ void scale_weights(const Tile<T>& tile, const T* weights, const Statistics<T>& s
       for (int lane = 0; lane < LANES<T>; ++lane) {
         const int64_t row = first_row + lane;
         Vec<T> factor = splat(row_negative.gradient[row]);
-        if constexpr (columns_too) factor += load(column_negative.gradient + column);
         const Vec<T> weight = load(weights + row * PANEL + column);
         __builtin_prefetch(weights + (row + LANES<T>)*PANEL + column);
+        if constexpr (pairs == Pairs::listed) {
+          const PairMasks<T> masks = pair_masks<T, pairs>(tile, row, column);
+          const auto of_side = [&](Vec<Int<T>> positive, Vec<T> factor_positive,
+                                   Vec<Int<T>> negative, Vec<T> factor_negative) {
+            return select<T>(positive, factor_positive,
+                             select<T>(negative, factor_negative, Vec<T>{}));
+          };
+          factor = of_side(masks.row_positive, splat(row_positive.gradient[row]),
+                           masks.row_negative, factor);
+          if constexpr (columns_too) {
+            factor += of_side(masks.column_positive, load(column_positive.gradient + column),
+                              masks.column_negative, load(column_negative.gradient + column));
+          }
+          block[lane] = weight * factor;
+          continue;
+        }
+        if constexpr (columns_too) factor += load(column_negative.gradient + column);
         if constexpr (!mixed) {
           block[lane] = weight * factor;
           continue;
         }
         Vec<T> factor_positive = splat(row_positive.gradient[row]);
         if constexpr (columns_too) factor_positive += load(column_positive.gradient + column);
-        const PairMasks<T> masks = pair_masks(tile, row, column);
+        const PairMasks<T> masks = pair_masks<T, pairs>(tile, row, column);
         block[lane] =
             select<T>(masks.positive | masks.negative,
                       weight * select<T>(masks.positive, factor_positive, factor), Vec<T>{});
@@ -125,26 +142,24 @@ void scale_weights(const Tile<T>& tile, const T* weights, const Statistics<T>& s
 template <class T>
 void scale_weights(const Tile<T>& tile, const T* weights, const Statistics<T>& statistics,
                    const TileShifts<T>& shifts, bool transposed, T* gradient) {
-  const auto choose = [&](auto mixed, auto columns_too) {
-    constexpr bool M = decltype(mixed)::value, C = decltype(columns_too)::value;
-    transposed ? scale_weights<T, M, C, true>(tile, weights, statistics, shifts, gradient)
-               : scale_weights<T, M, C, false>(tile, weights, statistics, shifts, gradient);
+  const auto choose = [&](auto pairs, auto columns_too) {
+    constexpr Pairs P = decltype(pairs)::value;
+    constexpr bool C = decltype(columns_too)::value;
+    transposed ? scale_weights<T, P, C, true>(tile, weights, statistics, shifts, gradient)
+               : scale_weights<T, P, C, false>(tile, weights, statistics, shifts, gradient);
   };
-  using Yes = std::true_type;
-  using No = std::false_type;
-  if (tile.only_negatives()) {
-    tile.self_mode ? choose(No(), Yes()) : choose(No(), No());
-  } else {
-    tile.self_mode ? choose(Yes(), Yes()) : choose(Yes(), No());
-  }
+  with_pairs(tile, [&](auto pairs) {
+    tile.self_mode ? choose(pairs, std::true_type()) : choose(pairs, std::false_type());
+  });
 }
 
 // G of one tile, in self mode G + G^T. `exact` takes an exponential for each row and each column.
 // Logits are copied, as in sum_tile.
-template <class T, bool mixed, bool columns_too, bool exact, bool skipping, class Logits>
+template <class T, Pairs pairs, bool columns_too, bool exact, bool skipping, class Logits>
 void similarity_gradient(const Tile<T>& tile, const T* similarities, Logits logits,
                          const Statistics<T>& statistics, T shift_positive, T shift_negative,
                          T negligible, T* gradient, TileShare& share) {
+  constexpr bool mixed = pairs != Pairs::negative;
   Factors<T> row_negative, row_positive, column_negative, column_positive;
   const RowStatistics<T>&positive = statistics.positive, &negative = statistics.negative;
   if constexpr (!exact) {
@@ -164,7 +179,7 @@ void similarity_gradient(const Tile<T>& tile, const T* similarities, Logits logi
       const int64_t column = vector * LANES<T>;
       const Vec<T> similarity = load(similarities + row * PANEL + column);
       PairMasks<T> masks{};
-      if constexpr (mixed) masks = pair_masks(tile, row, column);
+      if constexpr (mixed) masks = pair_masks<T, pairs>(tile, row, column);
       // Of the pair's kind: the positive's value or the negative's.
       const auto of_kind = [&](auto of_positive, auto of_negative) {
         if constexpr (!mixed) {
@@ -174,6 +189,10 @@ void similarity_gradient(const Tile<T>& tile, const T* similarities, Logits logi
         }
       };
       const auto at = [&](const T* values) { return load(values + column); };
+      // 0 where a pair is not listed for the row, or for the column.
+      const auto of_listed = [&](Vec<Int<T>> listed, Vec<T> value) {
+        return pairs == Pairs::listed ? select<T>(listed, value, Vec<T>{}) : value;
+      };
 
       Vec<T> weight, largest_share;
       const Vec<T> slope = of_kind([&] { return logits.positive_slope(similarity); },
@@ -186,8 +205,9 @@ void similarity_gradient(const Tile<T>& tile, const T* similarities, Logits logi
                                             [&] { return splat(negative.gradient[i]); });
         const Vec<T> row_share =
             select<T>(row_gradient == 0, Vec<T>{},
-                      exp2<T>(logit - of_kind([&] { return splat(positive.lse[i]); },
-                                              [&] { return splat(negative.lse[i]); })));
+                      of_listed(masks.row(),
+                                exp2<T>(logit - of_kind([&] { return splat(positive.lse[i]); },
+                                                        [&] { return splat(negative.lse[i]); }))));
         weight = row_share * row_gradient;
         largest_share = row_share;
         if constexpr (columns_too) {
@@ -195,8 +215,9 @@ void similarity_gradient(const Tile<T>& tile, const T* similarities, Logits logi
                                                  [&] { return at(negative.gradient + j); });
           const Vec<T> column_share =
               select<T>(column_gradient == 0, Vec<T>{},
-                        exp2<T>(logit - of_kind([&] { return at(positive.lse + j); },
-                                                [&] { return at(negative.lse + j); })));
+                        of_listed(masks.column(),
+                                  exp2<T>(logit - of_kind([&] { return at(positive.lse + j); },
+                                                          [&] { return at(negative.lse + j); }))));
           weight += column_share * column_gradient;
           largest_share = at_least(column_share, largest_share);
         }
@@ -204,11 +225,13 @@ void similarity_gradient(const Tile<T>& tile, const T* similarities, Logits logi
         const Vec<T> exponential =
             exp2<T>(of_kind([&] { return logits.positive(similarity) - shift_positive; },
                             [&] { return logits.negative(similarity) - shift_negative; }));
-        Vec<T> factor = of_kind([&] { return splat(row_positive.gradient[row]); },
-                                [&] { return splat(row_negative.gradient[row]); });
+        Vec<T> factor =
+            of_listed(masks.row(), of_kind([&] { return splat(row_positive.gradient[row]); },
+                                           [&] { return splat(row_negative.gradient[row]); }));
         if constexpr (columns_too) {
-          factor += of_kind([&] { return at(column_positive.gradient); },
-                            [&] { return at(column_negative.gradient); });
+          factor +=
+              of_listed(masks.column(), of_kind([&] { return at(column_positive.gradient); },
+                                                [&] { return at(column_negative.gradient); }));
         }
         weight = exponential * factor;
         if constexpr (skipping) {
@@ -255,7 +278,7 @@ template <class T, bool columns_too, bool skipping, class Logits>
 void tile_gradient(const Tile<T>& tile, const T* similarities, const TileRanges<T>& ranges,
                    const Logits& logits, const Statistics<T>& statistics, T negligible, T* gradient,
                    TileShare& share) {
-  const bool mixed = !tile.only_negatives();
+  const bool mixed = tile.pairs() != Pairs::negative;
   const auto lowest = [&](const RowStatistics<T>& kind) {
     return columns_too ? smaller(kind.lowest[tile.row], kind.lowest[tile.column])
                        : kind.lowest[tile.row];
@@ -270,12 +293,16 @@ void tile_gradient(const Tile<T>& tile, const T* similarities, const TileRanges<
   };
   share.any = share.all = true;
   if (skipping) share.all = false;
-  if (!negative.possible || (mixed && !positive.possible)) {
-    run(similarity_gradient<T, true, columns_too, true, skipping, Logits>);
+  const bool exact = !negative.possible || (mixed && !positive.possible);
+  if (tile.listed != nullptr) {
+    exact ? run(similarity_gradient<T, Pairs::listed, columns_too, true, skipping, Logits>)
+          : run(similarity_gradient<T, Pairs::listed, columns_too, false, skipping, Logits>);
+  } else if (exact) {
+    run(similarity_gradient<T, Pairs::mixed, columns_too, true, skipping, Logits>);
   } else if (mixed) {
-    run(similarity_gradient<T, true, columns_too, false, skipping, Logits>);
+    run(similarity_gradient<T, Pairs::mixed, columns_too, false, skipping, Logits>);
   } else {
-    run(similarity_gradient<T, false, columns_too, false, skipping, Logits>);
+    run(similarity_gradient<T, Pairs::negative, columns_too, false, skipping, Logits>);
   }
 }
 

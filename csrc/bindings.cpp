@@ -29,8 +29,11 @@ Embeddings make_embeddings(const Side& side) {
 // (normalize, skip_below, kept_tiles, threads, bfloat_terms)
 using Settings = std::tuple<bool, double, int64_t, int, int>;
 
+// (address, row_stride) of ListedPair for every pair, or zeros
+using Listed = std::array<int64_t, 2>;
+
 Problem make_problem(Scalar scalar, const Side& rows, const std::optional<Side>& columns,
-                     const Formula& formula, const Settings& settings) {
+                     const Formula& formula, const Settings& settings, const Listed& listed) {
   const auto& [normalize, skip_below, kept_tiles, threads, bfloat_terms] = settings;
   return {scalar,
           make_embeddings(rows),
@@ -41,17 +44,20 @@ Problem make_problem(Scalar scalar, const Side& rows, const std::optional<Side>&
           skip_below,
           kept_tiles,
           threads,
-          bfloat_terms};
+          bfloat_terms,
+          reinterpret_cast<const uint8_t*>(listed[0]),
+          listed[1]};
 }
 
 // (lse_pos, lse_neg, saved)
 using ForwardAddresses = std::array<Address, 3>;
 
 void forward(Scalar scalar, const Side& rows, const std::optional<Side>& columns,
-             const Formula& formula, const Settings& settings, const ForwardAddresses& results) {
+             const Formula& formula, const Settings& settings, const Listed& listed,
+             const ForwardAddresses& results) {
   const Level& level = current_level();
   py::gil_scoped_release release;
-  run_forward(level, make_problem(scalar, rows, columns, formula, settings),
+  run_forward(level, make_problem(scalar, rows, columns, formula, settings, listed),
               {reinterpret_cast<void*>(results[0]), reinterpret_cast<void*>(results[1]),
                reinterpret_cast<void*>(results[2])});
 }
@@ -60,11 +66,12 @@ void forward(Scalar scalar, const Side& rows, const std::optional<Side>& columns
 using BackwardAddresses = std::array<Address, 5>;
 
 void backward(Scalar scalar, const Side& rows, const std::optional<Side>& columns,
-              const Formula& formula, const Settings& settings, const BackwardAddresses& tensors) {
+              const Formula& formula, const Settings& settings, const Listed& listed,
+              const BackwardAddresses& tensors) {
   const Level& level = current_level();
   py::gil_scoped_release release;
   run_backward(
-      level, make_problem(scalar, rows, columns, formula, settings),
+      level, make_problem(scalar, rows, columns, formula, settings, listed),
       {reinterpret_cast<const void*>(tensors[0]), reinterpret_cast<const void*>(tensors[1]),
        reinterpret_cast<const void*>(tensors[2])},
       {reinterpret_cast<void*>(tensors[3]), reinterpret_cast<void*>(tensors[4])});
@@ -131,9 +138,9 @@ PYBIND11_MODULE(_cpu, module) {
   });
   // Tuples are described above.
   module.def("forward", &forward, py::arg("scalar"), py::arg("rows"), py::arg("columns"),
-             py::arg("formula"), py::arg("settings"), py::arg("results"));
+             py::arg("formula"), py::arg("settings"), py::arg("listed"), py::arg("results"));
   module.def("backward", &backward, py::arg("scalar"), py::arg("rows"), py::arg("columns"),
-             py::arg("formula"), py::arg("settings"), py::arg("tensors"));
+             py::arg("formula"), py::arg("settings"), py::arg("listed"), py::arg("tensors"));
   module.def("row_losses", &row_losses_at, py::arg("is_double"), py::arg("tensors"),
              py::arg("rows"), py::arg("reduction"));
 }

@@ -89,9 +89,10 @@ void mark_empty(PartialSums<T>& partial) {
 // `weighing` also the tile's weights, and then exponentials lie inside exp2's range.
 //
 // Logits are copied: through a reference, every store might have changed them.
-template <class T, bool mixed, bool mirrored, bool weighing, class Logits>
+template <class T, Pairs pairs, bool mirrored, bool weighing, class Logits>
 bool sum_tile(const Tile<T>& tile, const T* similarities, const TileShifts<T>& shifts,
               Logits logits, TilePartial<T>& rows, TilePartial<T>* columns, T* weights) {
+  constexpr bool mixed = pairs != Pairs::negative;
   Vec<T> column_negative[PANEL_VECTORS<T>] = {}, column_positive[PANEL_VECTORS<T>] = {};
   const int64_t live = tile.live_rows();
   for (int64_t row = 0; row < live; ++row) {
@@ -101,21 +102,22 @@ bool sum_tile(const Tile<T>& tile, const T* similarities, const TileShifts<T>& s
       const int64_t at = row * PANEL + vector * LANES<T>;
       const Vec<T> similarity = load(similarities + at);
       if constexpr (mixed) {
-        const PairMasks<T> masks = pair_masks(tile, row, vector * LANES<T>);
+        const PairMasks<T> masks = pair_masks<T, pairs>(tile, row, vector * LANES<T>);
         const Vec<T> exponential = exp2<T, !weighing>(
             select<T>(masks.positive, logits.positive(similarity) - shifts.positive,
                       logits.negative(similarity) - shifts.negative));
-        const Vec<T> positive = select<T>(masks.positive, exponential, Vec<T>{});
-        const Vec<T> negative = select<T>(masks.negative, exponential, Vec<T>{});
-        row_positive += positive;
-        row_negative += negative;
+        const auto counted = [&](Vec<Int<T>> mask) {
+          return select<T>(mask, exponential, Vec<T>{});
+        };
+        row_positive += counted(masks.row_positive);
+        row_negative += counted(masks.row_negative);
         if constexpr (mirrored) {
-          column_positive[vector] += positive;
-          column_negative[vector] += negative;
+          column_positive[vector] += counted(masks.column_positive);
+          column_negative[vector] += counted(masks.column_negative);
         }
         if constexpr (weighing) {
-          stream(weights + at, positive * logits.positive_slope(similarity) +
-                                   negative * logits.negative_slope(similarity));
+          stream(weights + at, counted(masks.positive) * logits.positive_slope(similarity) +
+                                   counted(masks.negative) * logits.negative_slope(similarity));
         }
       } else {
         const Vec<T> exponential =
@@ -155,7 +157,7 @@ bool sum_tile(const Tile<T>& tile, const T* similarities, const TileShifts<T>& s
 
 // Sums of a tile relative to each row's and each column's own highest logit: exact whatever the
 // range, at one exponential more per pair in self mode.
-template <class T, bool mirrored, class Logits>
+template <class T, Pairs pairs, bool mirrored, class Logits>
 void sum_tile_exactly(const Tile<T>& tile, const T* similarities, const Logits& logits,
                       TilePartial<T>& rows, TilePartial<T>* columns) {
   const int64_t live = tile.live_rows();
@@ -176,21 +178,22 @@ void sum_tile_exactly(const Tile<T>& tile, const T* similarities, const Logits& 
     Vec<T> sum_positive{}, sum_negative{};
     if (row < live) {
       for (int vector = 0; vector < PANEL_VECTORS<T>; ++vector) {
-        const PairMasks<T> masks = pair_masks(tile, row, vector * LANES<T>);
+        const PairMasks<T> masks = pair_masks<T, pairs>(tile, row, vector * LANES<T>);
         const Vec<T> value = logit(row, vector, masks);
-        const Vec<T> positive = only(masks.positive, value, NO_SHIFT<T>);
-        const Vec<T> negative = only(masks.negative, value, NO_SHIFT<T>);
-        row_positive = at_least(positive, row_positive);
-        row_negative = at_least(negative, row_negative);
-        highest_positive[vector] = at_least(positive, highest_positive[vector]);
-        highest_negative[vector] = at_least(negative, highest_negative[vector]);
+        const auto raise = [&](Vec<Int<T>> mask, Vec<T>& highest) {
+          highest = at_least(only(mask, value, NO_SHIFT<T>), highest);
+        };
+        raise(masks.row_positive, row_positive);
+        raise(masks.row_negative, row_negative);
+        raise(masks.column_positive, highest_positive[vector]);
+        raise(masks.column_negative, highest_negative[vector]);
       }
       const T shift_positive = largest<T>(row_positive), shift_negative = largest<T>(row_negative);
       for (int vector = 0; vector < PANEL_VECTORS<T>; ++vector) {
-        const PairMasks<T> masks = pair_masks(tile, row, vector * LANES<T>);
+        const PairMasks<T> masks = pair_masks<T, pairs>(tile, row, vector * LANES<T>);
         const Vec<T> value = logit(row, vector, masks);
-        sum_positive += only(masks.positive, exp2<T>(value - shift_positive), 0);
-        sum_negative += only(masks.negative, exp2<T>(value - shift_negative), 0);
+        sum_positive += only(masks.row_positive, exp2<T>(value - shift_positive), 0);
+        sum_negative += only(masks.row_negative, exp2<T>(value - shift_negative), 0);
       }
       rows.positive.shift[row] = shift_positive;
       rows.negative.shift[row] = shift_negative;
@@ -204,10 +207,10 @@ void sum_tile_exactly(const Tile<T>& tile, const T* similarities, const Logits& 
     for (int vector = 0; vector < PANEL_VECTORS<T>; ++vector) {
       Vec<T> sum_positive{}, sum_negative{};
       for (int64_t row = 0; row < live; ++row) {
-        const PairMasks<T> masks = pair_masks(tile, row, vector * LANES<T>);
+        const PairMasks<T> masks = pair_masks<T, pairs>(tile, row, vector * LANES<T>);
         const Vec<T> value = logit(row, vector, masks);
-        sum_positive += only(masks.positive, exp2<T>(value - highest_positive[vector]), 0);
-        sum_negative += only(masks.negative, exp2<T>(value - highest_negative[vector]), 0);
+        sum_positive += only(masks.column_positive, exp2<T>(value - highest_positive[vector]), 0);
+        sum_negative += only(masks.column_negative, exp2<T>(value - highest_negative[vector]), 0);
       }
       store(columns->positive.shift + vector * LANES<T>, highest_positive[vector]);
       store(columns->negative.shift + vector * LANES<T>, highest_negative[vector]);
@@ -226,12 +229,11 @@ bool sum_tile(const Tile<T>& tile, const T* similarities, const TileShifts<T>& s
   const auto run = [&](auto body) {
     return body(tile, similarities, shifts, logits, rows, columns, weights);
   };
-  if (tile.only_negatives()) {
-    return columns != nullptr ? run(sum_tile<T, false, true, weighing, Logits>)
-                              : run(sum_tile<T, false, false, weighing, Logits>);
-  }
-  return columns != nullptr ? run(sum_tile<T, true, true, weighing, Logits>)
-                            : run(sum_tile<T, true, false, weighing, Logits>);
+  return with_pairs(tile, [&](auto pairs) {
+    constexpr Pairs P = decltype(pairs)::value;
+    return columns != nullptr ? run(sum_tile<T, P, true, weighing, Logits>)
+                              : run(sum_tile<T, P, false, weighing, Logits>);
+  });
 }
 
 // total += partial, whatever their shifts.

@@ -13,6 +13,23 @@ namespace {
 // cache.
 constexpr int64_t FORWARD_CHUNK = 48;
 
+// poison() where pairs are listed: whoever lists a pair saw both of its embeddings.
+template <class T>
+void poison_listed(const Operands<T>& operands, T* lse_pos, T* lse_neg) {
+  const Panels<T>&rows = operands.rows, &columns = operands.columns;
+  constexpr T NAN_VALUE = std::numeric_limits<T>::quiet_NaN();
+  const auto broken = [](const T divisor) { return divisor != divisor; };
+  const Problem& problem = operands.problem;
+  for (int64_t row = 0; row < rows.count; ++row) {
+    const uint8_t* listed = problem.listed + row * problem.listed_stride;
+    for (int64_t column = 0; column < columns.count; ++column) {
+      if (!broken(rows.divisors[row]) && !broken(columns.divisors[column])) continue;
+      if (listed[column] & ROW_POSITIVE) lse_pos[row] = NAN_VALUE;
+      if (listed[column] & ROW_NEGATIVE) lse_neg[row] = NAN_VALUE;
+    }
+  }
+}
+
 // A log-sum-exp that saw a row with a NaN or an infinity becomes NaN; an empty one stays -inf.
 template <class T>
 void poison(const Operands<T>& operands, Arena& arena, T* lse_pos, T* lse_neg) {
@@ -26,6 +43,10 @@ void poison(const Operands<T>& operands, Arena& arena, T* lse_pos, T* lse_neg) {
     broken_columns += broken(columns, column);
   }
   if (broken_rows + broken_columns == 0) return;
+  if (operands.problem.listed != nullptr) {
+    poison_listed(operands, lse_pos, lse_neg);
+    return;
+  }
 
   const auto last_class = [](const Panels<T>& side) { return side.class_ids[side.count - 1]; };
   const int64_t classes =
@@ -59,8 +80,14 @@ TileShifts<T> tile_partials(const Tile<T>& tile, const T* similarities, const Ti
   const bool exact =
       weighing ? sum(sum_tile<T, true, Logits>) : shared.finite && sum(sum_tile<T, false, Logits>);
   if (!exact) {
-    columns != nullptr ? sum_tile_exactly<T, true>(tile, similarities, logits, rows, columns)
-                       : sum_tile_exactly<T, false>(tile, similarities, logits, rows, columns);
+    // Classes are looked up pair by pair in a tile of negatives, too.
+    const auto sum_exactly = [&](auto pairs) {
+      constexpr Pairs P = decltype(pairs)::value;
+      columns != nullptr ? sum_tile_exactly<T, P, true>(tile, similarities, logits, rows, columns)
+                         : sum_tile_exactly<T, P, false>(tile, similarities, logits, rows, columns);
+    };
+    tile.listed != nullptr ? sum_exactly(PairsConstant<Pairs::listed>())
+                           : sum_exactly(PairsConstant<Pairs::mixed>());
   }
   rows.has_positives = !tile.only_negatives();
   if (columns != nullptr) columns->has_positives = rows.has_positives;

@@ -123,7 +123,11 @@ struct Operands {
   }
 
   Tile<T> tile(int64_t row, int64_t column) const {
-    return {rows, columns, row, column, problem.self_mode};
+    const uint8_t* listed =
+        problem.listed == nullptr
+            ? nullptr
+            : problem.listed + row * PANEL * problem.listed_stride + column * PANEL;
+    return {rows, columns, row, column, problem.self_mode, listed, problem.listed_stride};
   }
 
   // Values of d that a panel of the gradient has room for.

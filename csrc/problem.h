@@ -29,8 +29,17 @@ struct Embeddings {
   int64_t label_stride;
 };
 
+// What is said of one pair (i, j) where pairs are listed: how row i counts it and, in self mode,
+// how row j does. Not both positive and negative.
+enum ListedPair : uint8_t {
+  ROW_POSITIVE = 1,
+  ROW_NEGATIVE = 2,
+  COLUMN_POSITIVE = 4,
+  COLUMN_NEGATIVE = 8,
+};
+
 // One call of the fused operation. With `self_mode` the columns are the rows, and the pair of an
-// embedding with itself is neither positive nor negative.
+// embedding with itself is neither positive nor negative unless it is listed.
 struct Problem {
   Scalar scalar;
   Embeddings rows;     // (N, D)
@@ -44,6 +53,10 @@ struct Problem {
   // bfloat16 products that replace one float product: 0 for none, 1, or 3 for nearly float's
   // digits. What is asked for float32 embeddings; for bfloat16 embeddings one is exact.
   int bfloat_terms;
+  // ListedPair of every pair, which then stands for labels; null without. Both counts are padded to
+  // whole panels, with 0. All labels must be equal, so that embeddings keep their order.
+  const uint8_t* listed = nullptr;
+  int64_t listed_stride = 0;
 };
 
 // Vectors of the forward pass. T is double for float64 inputs and float for all others; pointers

@@ -63,6 +63,15 @@ CIRCLE_INLINE void store(T* to, Vec<T> vector) {
   std::memcpy(to, &vector, sizeof vector);
 }
 
+// As many bytes as a vector of T has lanes, as its integers.
+template <class T>
+CIRCLE_INLINE Vec<Int<T>> widen_bytes(const uint8_t* from) {
+  typedef uint8_t Bytes __attribute__((vector_size(LANES<T>)));
+  Bytes bytes;
+  std::memcpy(&bytes, from, sizeof bytes);
+  return __builtin_convertvector(bytes, Vec<Int<T>>);
+}
+
 // As many numbers as a vector of T has, in double.
 template <class T>
 struct Doubled {

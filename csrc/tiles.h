@@ -2,6 +2,8 @@
 // similarities range, and the order in which tiles are visited.
 #pragma once
 
+#include <type_traits>
+
 #include "formula.h"
 #include "panels.h"
 
@@ -11,6 +13,9 @@ namespace {
 template <class T>
 constexpr int PANEL_VECTORS = PANEL / LANES<T>;
 
+// What a tile's pairs can be: all negative, any kind by their classes, or what is listed.
+enum class Pairs { negative, mixed, listed };
+
 // One tile: panel `row` of the rows against panel `column` of the columns.
 template <class T>
 struct Tile {
@@ -18,6 +23,8 @@ struct Tile {
   const Panels<T>& columns;
   int64_t row, column;
   bool self_mode;
+  const uint8_t* listed;  // ListedPair of the tile's first pair; null where classes count
+  int64_t listed_stride;
 
   int64_t live_rows() const { return rows.live(row); }
   int64_t live_columns() const { return columns.live(column); }
@@ -30,27 +37,63 @@ struct Tile {
   // no padding among the columns, no embedding against itself. Most tiles, since panels are in
   // label order.
   bool only_negatives() const {
-    return !columns.padded(column) &&
+    return listed == nullptr && !columns.padded(column) &&
            !rows.any_class_in(row, columns.first_class(column), columns.last_class(column));
+  }
+  Pairs pairs() const {
+    return listed != nullptr ? Pairs::listed : only_negatives() ? Pairs::negative : Pairs::mixed;
   }
 };
 
-// Which of a vector of pairs are positive and which negative.
+template <Pairs pairs>
+using PairsConstant = std::integral_constant<Pairs, pairs>;
+
+// Calls `run` with what a tile's pairs are, as a constant.
+template <class T, class Run>
+CIRCLE_INLINE auto with_pairs(const Tile<T>& tile, Run run) {
+  switch (tile.pairs()) {
+    case Pairs::negative:
+      return run(PairsConstant<Pairs::negative>());
+    case Pairs::mixed:
+      return run(PairsConstant<Pairs::mixed>());
+    default:
+      return run(PairsConstant<Pairs::listed>());
+  }
+}
+
+// Which of a vector of pairs are positive and which negative: for anybody, for the row, and in self
+// mode for the columns' own rows. By classes these are one and the same.
 template <class T>
 struct PairMasks {
   Vec<Int<T>> positive, negative;
+  Vec<Int<T>> row_positive, row_negative, column_positive, column_negative;
+
+  CIRCLE_INLINE Vec<Int<T>> row() const { return row_positive | row_negative; }
+  CIRCLE_INLINE Vec<Int<T>> column() const { return column_positive | column_negative; }
 };
 
-template <class T>
+template <class T, Pairs pairs>
 CIRCLE_INLINE PairMasks<T> pair_masks(const Tile<T>& tile, int64_t row, int64_t first_column) {
+  if constexpr (pairs == Pairs::listed) {
+    const Vec<Int<T>> listed =
+        widen_bytes<T>(tile.listed + row * tile.listed_stride + first_column);
+    const auto any = [&](int of) { return (listed & static_cast<Int<T>>(of)) != 0; };
+    return {any(ROW_POSITIVE | COLUMN_POSITIVE),
+            any(ROW_NEGATIVE | COLUMN_NEGATIVE),
+            any(ROW_POSITIVE),
+            any(ROW_NEGATIVE),
+            any(COLUMN_POSITIVE),
+            any(COLUMN_NEGATIVE)};
+  }
   const Vec<Int<T>> classes = load(tile.column_classes() + first_column);
   const Vec<Int<T>> same = classes == tile.row_classes()[row];
   const Vec<Int<T>> present = classes != static_cast<Int<T>>(NO_CLASS);
-  PairMasks<T> masks{same & present, ~same & present};
+  Vec<Int<T>> positive = same & present;
+  const Vec<Int<T>> negative = ~same & present;
   if (tile.on_diagonal() && row >= first_column && row < first_column + LANES<T>) {
-    masks.positive[row - first_column] = 0;
+    positive[row - first_column] = 0;
   }
-  return masks;
+  return {positive, negative, positive, negative, positive, negative};
 }
 
 template <class T>
@@ -86,15 +129,15 @@ struct RangeOf {
   Range<T> range() const { return {smallest<T>(low), largest<T>(high)}; }
 };
 
-template <class T, bool mixed>
+template <class T, Pairs pairs>
 TileRanges<T> similarity_ranges(const Tile<T>& tile, const T* similarities) {
   RangeOf<T> positive, negative;
   for (int64_t row = 0; row < tile.live_rows(); ++row) {
     for (int vector = 0; vector < PANEL_VECTORS<T>; ++vector) {
       const int64_t column = vector * LANES<T>;
       const Vec<T> similarity = load(similarities + row * PANEL + column);
-      if constexpr (mixed) {
-        const PairMasks<T> masks = pair_masks(tile, row, column);
+      if constexpr (pairs != Pairs::negative) {
+        const PairMasks<T> masks = pair_masks<T, pairs>(tile, row, column);
         positive(similarity, masks.positive);
         negative(similarity, masks.negative);
       } else {
@@ -107,8 +150,9 @@ TileRanges<T> similarity_ranges(const Tile<T>& tile, const T* similarities) {
 
 template <class T>
 TileRanges<T> ranges_of(const Tile<T>& tile, const T* similarities) {
-  return tile.only_negatives() ? similarity_ranges<T, false>(tile, similarities)
-                               : similarity_ranges<T, true>(tile, similarities);
+  return with_pairs(tile, [&](auto pairs) {
+    return similarity_ranges<T, decltype(pairs)::value>(tile, similarities);
+  });
 }
 
 // The exact largest logits of a tile, base 2, and how far below them the others may lie.

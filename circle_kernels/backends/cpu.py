@@ -231,6 +231,7 @@ def _describe(extension: ModuleType, problem: PairProblem) -> tuple[Any, ...]:
             torch.get_num_threads(),
             _BFLOAT_TERMS[torch.get_float32_matmul_precision()],
         ),
+        (0, 0) if problem.listed is None else (problem.listed.data_ptr(), problem.listed.stride(0)),
     )
 
 

@@ -25,6 +25,12 @@ from circle_kernels.formula import PairFormula
 
 NORM_EPS = 1e-12  # as torch.nn.functional.normalize
 
+# What PairProblem.listed says of the pair (i, j): how row i counts it and, in self mode, how row j
+# does. ListedPair of csrc/problem.h.
+ROW_POSITIVE, ROW_NEGATIVE, COLUMN_POSITIVE, COLUMN_NEGATIVE = 1, 2, 4, 8
+# Both sides of PairProblem.listed are padded with zeros to a multiple: the C++ kernel's PANEL.
+LISTED_MULTIPLE = 96
+
 
 @dataclass(frozen=True)
 class PairProblem:
@@ -45,6 +51,9 @@ class PairProblem:
     skip_below: float = 0.0
     # Whether a backward pass can follow, so that keeping something for it pays.
     keep_for_backward: bool = True
+    # (N, M) uint8, padded: which pairs there are, in place of labels, which then are all equal. No
+    # pair is positive for one of its rows and negative for the other. The triton backend has none.
+    listed: Tensor | None = None
 
     @property
     def self_mode(self) -> bool:
@@ -93,3 +102,22 @@ def divisors(
     norms = torch.linalg.vector_norm(embeddings, dim=1, dtype=result_dtype(embeddings.dtype))
     divisor = norms.clamp_min(NORM_EPS) if normalize else torch.ones_like(norms)
     return divisor.masked_fill(~norms.isfinite(), math.nan)
+
+
+def through_normalization(
+    gradient: Tensor,  # (N, D) with respect to the rows over their divisors
+    unit_rows: Tensor,  # (N, D)
+    row_divisors: Tensor,  # (N,)
+    normalize: bool,
+    dtype: torch.dtype,
+) -> Tensor:  # (N, D) with respect to the rows as given, in their dtype
+    """The gradient behind the division by :func:`divisors`."""
+    if normalize:
+        along = (gradient * unit_rows).sum(1)
+        # Below eps the divisor is a constant and there is nothing to project out.
+        along = along.masked_fill(row_divisors <= NORM_EPS, 0)
+        gradient = (gradient - unit_rows * along[:, None]) / row_divisors[:, None]
+    # Cast to a half type without making the huge gradient of a zero vector infinite.
+    limit = torch.finfo(dtype).max
+    at_zero = (row_divisors <= NORM_EPS)[:, None]
+    return torch.where(at_zero, gradient.clamp(-limit, limit), gradient).to(dtype)

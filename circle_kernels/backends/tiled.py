@@ -15,7 +15,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from circle_kernels.backends.interface import NORM_EPS, PairProblem, divisors
+from circle_kernels.backends.interface import (
+    COLUMN_NEGATIVE,
+    COLUMN_POSITIVE,
+    ROW_NEGATIVE,
+    ROW_POSITIVE,
+    PairProblem,
+    divisors,
+    through_normalization,
+)
 from circle_kernels.formula import PairFormula
 from circle_kernels.logsumexp import masked_logsumexp
 
@@ -34,14 +42,19 @@ class _Statistics:
     grad_lse_pos: Tensor  # (N,)
     grad_lse_neg: Tensor  # (N,)
 
-    def weights(self, rows: slice, logits: Tensor, positive: Tensor, dim: int) -> Tensor:
-        """``dL/dz`` of a tile from the statistics of the rows that lie along ``dim``."""
+    def weights(
+        self, rows: slice, logits: Tensor, positive: Tensor, counted: Tensor | None, dim: int
+    ) -> Tensor:
+        """``dL/dz`` of a tile from the statistics of the rows that lie along ``dim``, which count
+        all pairs where ``counted`` is None."""
         shape = (-1, 1) if dim == 0 else (1, -1)
         lse_pos, lse_neg, grad_pos, grad_neg = (
             statistic[rows].view(shape)
             for statistic in (self.lse_pos, self.lse_neg, self.grad_lse_pos, self.grad_lse_neg)
         )
         shares = (logits - torch.where(positive, lse_pos, lse_neg)).exp_()
+        if counted is not None:
+            shares.masked_fill_(~counted, 0)
         return shares.mul_(torch.where(positive, grad_pos, grad_neg))
 
 
@@ -59,6 +72,26 @@ class _Tiles:
             self.column_divisors = divisors(problem.columns, problem.normalize)
             self.columns = problem.columns.contiguous().to(dtype) / self.column_divisors[:, None]
         self.edge = _CPU_TILE if problem.embeddings.device.type == "cpu" else _ACCELERATOR_TILE
+
+    def counted(self, rows: slice, columns: slice, dim: int) -> Tensor | None:
+        """True where the rows that lie along ``dim`` count a listed pair; None for labels."""
+        if self.problem.listed is None:
+            return None
+        kinds = ROW_POSITIVE | ROW_NEGATIVE if dim == 0 else COLUMN_POSITIVE | COLUMN_NEGATIVE
+        return self.listed(rows, columns, kinds)
+
+    def masks(self, rows: slice, columns: slice, dim: int) -> tuple[Tensor, Tensor]:
+        """The positive and the negative pairs of the rows that lie along ``dim``."""
+        if self.problem.listed is not None:
+            positive, negative = (
+                (ROW_POSITIVE, ROW_NEGATIVE) if dim == 0 else (COLUMN_POSITIVE, COLUMN_NEGATIVE)
+            )
+            return self.listed(rows, columns, positive), self.listed(rows, columns, negative)
+        same = self.positive(rows, columns)
+        different = ~same
+        if self.on_diagonal(rows, columns):
+            same.fill_diagonal_(False)
+        return same, different
 
     def slices(self) -> Iterator[tuple[slice, slice]]:
         """Row and column range of each tile to visit; in self mode those from the diagonal on."""
@@ -79,8 +112,16 @@ class _Tiles:
     def similarity(self, rows: slice, columns: slice) -> Tensor:
         return self.rows[rows] @ self.columns[columns].T
 
+    def listed(self, rows: slice, columns: slice, kinds: int) -> Tensor:
+        """True where one of the kinds is listed."""
+        assert self.problem.listed is not None
+        return (self.problem.listed[rows, columns] & kinds) != 0
+
     def positive(self, rows: slice, columns: slice) -> Tensor:
-        """True where labels agree, which on the diagonal includes an embedding with itself."""
+        """True where labels agree, which on the diagonal includes an embedding with itself, or
+        where a positive pair is listed."""
+        if self.problem.listed is not None:
+            return self.listed(rows, columns, ROW_POSITIVE | COLUMN_POSITIVE)
         return self.problem.labels[rows][:, None] == self.problem.column_labels[columns][None, :]
 
 
@@ -96,16 +137,17 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
     lse_neg = lse_pos.clone()
     for rows, columns in tiles.slices():
         similarity = tiles.similarity(rows, columns)
-        positive = tiles.positive(rows, columns)
-        negative = ~positive
-        if tiles.on_diagonal(rows, columns):
-            positive.fill_diagonal_(False)
-        for lse, mask, logits in (
-            (lse_pos, positive, problem.formula.positive_logits(similarity)),
-            (lse_neg, negative, problem.formula.negative_logits(similarity)),
-        ):
+        kinds = (
+            (lse_pos, problem.formula.positive_logits(similarity)),
+            (lse_neg, problem.formula.negative_logits(similarity)),
+        )
+        masks = tiles.masks(rows, columns, dim=0)
+        for (lse, logits), mask in zip(kinds, masks, strict=True):
             lse[rows] = torch.logaddexp(lse[rows], masked_logsumexp(logits, mask, dim=1))
-            if tiles.mirrored(rows, columns):
+        if tiles.mirrored(rows, columns):
+            if problem.listed is not None:
+                masks = tiles.masks(rows, columns, dim=1)
+            for (lse, logits), mask in zip(kinds, masks, strict=True):
                 lse[columns] = torch.logaddexp(lse[columns], masked_logsumexp(logits, mask, dim=0))
     return lse_pos, lse_neg, lse_pos.new_empty(saved_shape(problem))
 
@@ -137,11 +179,12 @@ def backward(
         if grad_columns is not None and not tiles.on_diagonal(rows, columns):
             grad_columns[columns].addmm_(gradient.T, tiles.rows[rows])
 
+    given = (problem.normalize, problem.embeddings.dtype)
     return (
-        _through_normalization(grad_rows, tiles.rows, tiles.row_divisors, problem)
+        through_normalization(grad_rows, tiles.rows, tiles.row_divisors, *given)
         if grad_rows is not None
         else None,
-        _through_normalization(grad_columns, tiles.columns, tiles.column_divisors, problem)
+        through_normalization(grad_columns, tiles.columns, tiles.column_divisors, *given)
         if grad_columns is not None and not problem.self_mode
         else None,
     )
@@ -155,31 +198,12 @@ def _similarity_gradient(
     similarity = tiles.similarity(rows, columns)
     positive = tiles.positive(rows, columns)
     logits = formula.pair_logits(similarity, positive)
-    weights = statistics.weights(rows, logits, positive, dim=0)
+    counted = tiles.counted(rows, columns, dim=0)
+    weights = statistics.weights(rows, logits, positive, counted, dim=0)
     if tiles.problem.self_mode:
-        weights += statistics.weights(columns, logits, positive, dim=1)
+        counted = tiles.counted(rows, columns, dim=1)
+        weights += statistics.weights(columns, logits, positive, counted, dim=1)
     gradient = weights.mul_(formula.pair_slopes(similarity, positive))
-    if tiles.on_diagonal(rows, columns):
+    if tiles.on_diagonal(rows, columns) and tiles.problem.listed is None:
         gradient.fill_diagonal_(0)
     return gradient
-
-
-def _through_normalization(
-    gradient: Tensor,  # (N, D) with respect to the normalised rows
-    unit_rows: Tensor,  # (N, D)
-    row_divisors: Tensor,  # (N,)
-    problem: PairProblem,
-) -> Tensor:  # (N, D) with respect to the rows as given, in their dtype
-    if problem.normalize:
-        along = (gradient * unit_rows).sum(1)
-        # Below eps the divisor is a constant and there is nothing to project out.
-        along = along.masked_fill(row_divisors <= NORM_EPS, 0)
-        gradient = (gradient - unit_rows * along[:, None]) / row_divisors[:, None]
-    return _cast(gradient, row_divisors, problem.embeddings.dtype)
-
-
-def _cast(gradient: Tensor, row_divisors: Tensor, dtype: torch.dtype) -> Tensor:
-    """Cast to a half type without making the huge gradient of a zero vector infinite."""
-    limit = torch.finfo(dtype).max
-    at_zero = (row_divisors <= NORM_EPS)[:, None]
-    return torch.where(at_zero, gradient.clamp(-limit, limit), gradient).to(dtype)

@@ -1,0 +1,250 @@
+"""pytorch-metric-learning's CircleLoss on the fused kernels: change the import, keep the rest.
+
+    from circle_kernels.integrations.pytorch_metric_learning import CircleLoss
+
+Miners, reducers, regularizers, ``CrossBatchMemory``, ``SelfSupervisedLoss``,
+``DistributedLossWrapper`` and trainers of that library take it as they take their own.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from circle_kernels.arguments import FLOATING_DTYPES
+from circle_kernels.autograd import pair_logsumexp
+from circle_kernels.formula import CircleFormula
+from circle_kernels.listed_pairs import (
+    PairIndices,
+    gathered_logsumexp,
+    label_matrix,
+    labels_of,
+    matrix_logsumexp,
+    pair_matrix,
+    unique_pairs,
+)
+from circle_kernels.row_losses import softplus
+
+try:
+    from pytorch_metric_learning import distances, losses
+    from pytorch_metric_learning.utils import common_functions as c_f
+    from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
+except ModuleNotFoundError as error:
+    if error.name != "pytorch_metric_learning":
+        raise
+    raise ImportError(
+        "circle_kernels.integrations.pytorch_metric_learning needs that library: "
+        "pip install 'pytorch-metric-learning>=2.8'",
+        name=error.name,
+    ) from error
+
+_COSINE = (distances.CosineSimilarity, distances.DotProductSimilarity)
+_BOTH = "a pair is listed both as positive and as negative"
+
+
+class CircleLoss(losses.CircleLoss):
+    """Circle loss (Sun et al., CVPR 2020, Eq. 6) as ``pytorch_metric_learning.losses.CircleLoss``.
+
+    The same values, gradients, defaults and special cases, without the N×M similarity matrix. Rows
+    are computed in float32 (float64 for float64) and reach the reducer in the embeddings' dtype.
+
+    With labels alone the pairs are never listed. Miners' tuples are worked off pair by pair where
+    they are short; else they become a matrix of one byte for each pair. On the CPU, a tuple that
+    lists exactly the pairs of some labels gives the bits that those labels give.
+
+    What cannot be fused is left to the library's own computation, with one warning that names the
+    reason: another distance, or one with another ``p`` or ``power``; m or gamma that are no plain
+    numbers; a pair that is listed both as positive and as negative; references without labels whose
+    number is not that of the embeddings.
+
+    Args:
+        m: relaxation margin.
+        gamma: scale of the logits.
+        **kwargs: the library's: ``distance``, ``reducer``, ``embedding_regularizer``,
+            ``embedding_reg_weight``, ``collect_stats``.
+    """
+
+    def __init__(self, m: float = 0.4, gamma: float = 80, **kwargs: Any) -> None:
+        super().__init__(m=m, gamma=gamma, **kwargs)
+        self._warned: set[str] = set()
+
+    def compute_loss(
+        self,
+        embeddings: Tensor,  # (N, D)
+        labels: Tensor | None,  # (N,)
+        indices_tuple: tuple[Tensor, ...] | None,
+        ref_emb: Tensor,  # (M, D); the embeddings themselves where none were given
+        ref_labels: Tensor | None,  # (M,)
+    ) -> dict[str, dict[str, Any]]:
+        """What the library asks of a loss: the rows' losses, for the reducer."""
+        c_f.labels_or_indices_tuple_required(labels, indices_tuple)
+        self.distance.check_shapes(embeddings, ref_emb)
+        arguments = (embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        reason = self._obstacle(embeddings, indices_tuple, ref_emb, ref_labels)
+        if reason is not None:
+            return self._by_the_library(reason, *arguments)
+        if indices_tuple is None and embeddings.shape[0] * ref_emb.shape[0] <= 2:
+            # The library has a rule for lists of at most one pair.
+            indices_tuple = lmu.get_all_pairs_indices(labels, ref_labels)
+        statistics: tuple[Tensor, Tensor] | None
+        if indices_tuple is None:
+            assert labels is not None
+            statistics = self._of_labels(embeddings, labels, ref_emb, ref_labels)
+        else:
+            listed = lmu.convert_to_pairs(indices_tuple, labels)
+            if all(len(each) <= 1 for each in listed):
+                return self.zero_losses()
+            statistics = self._of_pairs(embeddings, ref_emb, listed)
+        if statistics is None:
+            return self._by_the_library(_BOTH, *arguments)
+        self._record_norms(embeddings, ref_emb)
+        lse_pos, lse_neg = statistics
+        # A row without positives or negatives has the sum -inf, hence loss and gradient exactly 0.
+        rows = softplus(lse_pos + lse_neg).to(embeddings.dtype)
+        return {
+            "loss": {
+                "losses": rows[:, None],
+                "indices": c_f.torch_arange_from_size(embeddings),
+                "reduction_type": "element",
+            }
+        }
+
+    def _formula(self) -> CircleFormula:
+        return CircleFormula(
+            m=self.m,
+            gamma=self.gamma,
+            optimum_pos=self.op,
+            optimum_neg=self.on,
+            margin_pos=self.delta_p,
+            margin_neg=self.delta_n,
+        )
+
+    def _obstacle(
+        self,
+        embeddings: Tensor,
+        indices_tuple: tuple[Tensor, ...] | None,
+        ref_emb: Tensor,
+        ref_labels: Tensor | None,
+    ) -> str | None:
+        """Why this call cannot be fused; None where it can."""
+        distance = self.distance
+        if type(distance) not in _COSINE or distance.p != 2 or distance.power != 1:
+            return (
+                f"the distance is {type(distance).__name__} with p={distance.p} and "
+                f"power={distance.power}, not a plain CosineSimilarity"
+            )
+        try:
+            self._formula()
+        except (TypeError, ValueError) as error:
+            return str(error)
+        for name, value in (("embeddings", embeddings), ("ref_emb", ref_emb)):
+            if value.dtype not in FLOATING_DTYPES or value.shape[1] == 0:
+                return f"{name} are {value.dtype} of shape {tuple(value.shape)}"
+        if indices_tuple is None and ref_labels is None and len(ref_emb) != len(embeddings):
+            return "ref_emb has no ref_labels and another length than embeddings"
+        return None
+
+    def _by_the_library(self, reason: str, *arguments: Any) -> dict[str, dict[str, Any]]:
+        if reason not in self._warned:
+            self._warned.add(reason)
+            warnings.warn(
+                f"CircleLoss is not fused but computed by pytorch-metric-learning: {reason}",
+                stacklevel=2,
+            )
+        return super().compute_loss(*arguments)
+
+    def _of_labels(
+        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Both log-sum-exps over the pairs that labels make."""
+        without_diagonal = ref_labels is None or ref_labels is labels
+        if ref_labels is None:
+            ref_labels = labels
+        labels, ref_labels = _integers(labels, ref_labels.to(labels.device))
+        if not without_diagonal:
+            return self._fused(embeddings, labels, ref_emb, ref_labels)
+        if ref_emb is embeddings:
+            return self._fused(embeddings, labels, None, None)
+        kinds = label_matrix(labels, labels, with_diagonal=False)
+        return self._over_matrix(embeddings, ref_emb, kinds)
+
+    def _of_pairs(
+        self, embeddings: Tensor, ref_emb: Tensor, listed: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor] | None:
+        """Both log-sum-exps over listed pairs; None where a pair is positive and negative."""
+        indices = PairIndices(
+            *(torch.as_tensor(each).to(embeddings.device, torch.int64) for each in listed)
+        )
+        rows, columns = len(embeddings), len(ref_emb)
+        self_mode = ref_emb is embeddings
+        if indices.is_short(rows, columns):
+            pairs = unique_pairs(indices, rows, columns)
+            if pairs is None:
+                return None
+            return gathered_logsumexp(
+                *_one_dtype(embeddings, None if self_mode else ref_emb), pairs, **self._settings()
+            )
+        kinds = pair_matrix(indices, rows, columns)
+        if len(indices) >= rows * columns - min(rows, columns):
+            with_diagonal = not self_mode or bool((kinds.diagonal() != 0).any())
+            labels = labels_of(kinds, with_diagonal=with_diagonal)
+            if labels is not None and with_diagonal:
+                return self._fused(embeddings, labels[0], ref_emb, labels[1])
+            if labels is not None:
+                return self._fused(embeddings, labels[0], None, None)
+        if (kinds == 3).any():
+            return None
+        return self._over_matrix(embeddings, None if self_mode else ref_emb, kinds)
+
+    def _settings(self) -> dict[str, Any]:
+        return {"formula": self._formula(), "normalize": self.distance.normalize_embeddings}
+
+    def _fused(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None,
+        ref_labels: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        embeddings, ref_emb = _one_dtype(embeddings, ref_emb)
+        return pair_logsumexp(embeddings, labels, ref_emb, ref_labels, **self._settings())
+
+    def _over_matrix(
+        self, embeddings: Tensor, ref_emb: Tensor | None, kinds: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        embeddings, ref_emb = _one_dtype(embeddings, ref_emb)
+        return matrix_logsumexp(embeddings, ref_emb, kinds, **self._settings())
+
+    def _record_norms(self, embeddings: Tensor, ref_emb: Tensor) -> None:
+        """The statistics of the distance, which is not called."""
+        if not self.distance.collect_stats:
+            return
+        self.distance.reset_stats()
+        with torch.no_grad():
+            self.distance.set_default_stats(
+                embeddings,
+                ref_emb,
+                self.distance.maybe_normalize(embeddings),
+                self.distance.maybe_normalize(ref_emb),
+            )
+
+
+def _one_dtype(embeddings: Tensor, ref_emb: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Both sides in the wider of their dtypes: under autocast they may differ."""
+    if ref_emb is None or ref_emb.dtype == embeddings.dtype:
+        return embeddings, ref_emb
+    dtype = torch.promote_types(embeddings.dtype, ref_emb.dtype)
+    return embeddings.to(dtype), ref_emb.to(dtype)
+
+
+def _integers(labels: Tensor, ref_labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels of any dtype as class numbers."""
+    if not (labels.is_floating_point() or labels.dtype == torch.bool) and not (
+        ref_labels.is_floating_point() or ref_labels.dtype == torch.bool
+    ):
+        return labels, ref_labels
+    both = torch.unique(torch.cat([labels, ref_labels]), return_inverse=True)[1]
+    return both[: len(labels)], both[len(labels) :]
