@@ -231,7 +231,7 @@ _backward_op.register_autograd(_no_second_derivative)
 
 
 class _ForwardTransformed(torch.autograd.Function):
-    """The same for ``torch.func``, which does not know gradients that were registered."""
+    """The forward op for ``torch.func``, which does not know gradients that were registered."""
 
     generate_vmap_rule = True
     forward = staticmethod(_forward_op)
@@ -240,6 +240,8 @@ class _ForwardTransformed(torch.autograd.Function):
 
 
 class _BackwardTransformed(torch.autograd.Function):
+    """The backward op for ``torch.func``."""
+
     generate_vmap_rule = True
     forward = staticmethod(_backward_op)
     backward = staticmethod(_no_second_derivative)

@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from cases import INTERPRETED
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+if INTERPRETED:
+    pytest.skip(
+        "nothing of Triton is tested, and the import takes seconds", allow_module_level=True
+    )
 library = pytest.importorskip("sentence_transformers")
 modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
 
