@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from circle_kernels import (
     CircleFormula,
@@ -247,3 +248,22 @@ def test_sampling_compiles_in_one_graph() -> None:
         results.append((loss, *torch.autograd.grad(loss, (embeddings, weight))))
     for ours, expected in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("sample_rate", [1.0, 0.3])
+def test_nothing_waits_for_a_device(sample_rate: float) -> None:
+    """A traced graph runs as on a device: no label may be looked at, and nothing counted."""
+    embeddings, labels = batch()
+    weight = head(1.0).weight.detach()
+
+    def step(embeddings: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        leaves = embeddings.requires_grad_(), weight.requires_grad_()
+        loss = class_circle_loss(leaves[0], labels, leaves[1], sample_rate=sample_rate)
+        return torch.autograd.grad(loss, leaves)
+
+    graph = make_fx(step)(embeddings.detach(), weight).graph
+    names = [str(node.target) for node in graph.nodes]
+    assert any("pair_logsumexp_backward" in name for name in names)  # the path was traced
+    assert ("aten.topk.default" in names) == (sample_rate < 1)
+    waiting = ("nonzero", "_local_scalar_dense", "item", "masked_select", "unique", "equal")
+    assert not [name for name in names if name.startswith(tuple(f"aten.{op}" for op in waiting))]
