@@ -5,6 +5,8 @@ from circle_kernels import _requirements as _requirements
 from circle_kernels._version import __version__
 from circle_kernels.autograd import pair_logsumexp
 from circle_kernels.backend_choice import available_backends
+from circle_kernels.class_losses import class_circle_loss, class_unified_loss
+from circle_kernels.class_modules import ClassCircleLoss, ClassUnifiedLoss
 from circle_kernels.formula import CircleFormula, UnifiedFormula
 from circle_kernels.functional import circle_loss, circle_loss_from_similarity, unified_loss
 from circle_kernels.modules import CircleLoss
@@ -12,11 +14,15 @@ from circle_kernels.modules import CircleLoss
 __all__ = [
     "CircleFormula",
     "CircleLoss",
+    "ClassCircleLoss",
+    "ClassUnifiedLoss",
     "UnifiedFormula",
     "__version__",
     "available_backends",
     "circle_loss",
     "circle_loss_from_similarity",
+    "class_circle_loss",
+    "class_unified_loss",
     "pair_logsumexp",
     "unified_loss",
 ]

@@ -48,6 +48,26 @@ def check_labels(name: str, value: Tensor, rows: int, of: str) -> None:
         )
 
 
+def check_references(name: str, value: Tensor, embeddings: Tensor) -> None:
+    """Require a matrix that checked embeddings can be compared with."""
+    check_embeddings(name, value)
+    if value.shape[1] != embeddings.shape[1]:
+        raise ValueError(
+            f"{name} must have as many columns as embeddings: "
+            f"wanted {embeddings.shape[1]}, got {value.shape[1]}"
+        )
+    if value.dtype != embeddings.dtype:
+        raise TypeError(
+            f"{name} must have the dtype of embeddings: wanted {embeddings.dtype}, "
+            f"got {value.dtype}"
+        )
+    if value.device != embeddings.device:
+        raise ValueError(
+            f"{name} must be on the device of embeddings: wanted {embeddings.device}, "
+            f"got {value.device}"
+        )
+
+
 def check_pair_inputs(
     embeddings: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
@@ -63,23 +83,8 @@ def check_pair_inputs(
         )
         raise ValueError(f"{given} was given without {missing}; give both or neither")
     if ref_emb is not None and ref_labels is not None:
-        check_embeddings("ref_emb", ref_emb)
+        check_references("ref_emb", ref_emb, embeddings)
         check_labels("ref_labels", ref_labels, ref_emb.shape[0], of="ref_emb")
-        if ref_emb.shape[1] != embeddings.shape[1]:
-            raise ValueError(
-                "ref_emb must have as many columns as embeddings: "
-                f"wanted {embeddings.shape[1]}, got {ref_emb.shape[1]}"
-            )
-        if ref_emb.dtype != embeddings.dtype:
-            raise TypeError(
-                f"ref_emb must have the dtype of embeddings: wanted {embeddings.dtype}, "
-                f"got {ref_emb.dtype}"
-            )
-        if ref_emb.device != embeddings.device:
-            raise ValueError(
-                f"ref_emb must be on the device of embeddings: wanted {embeddings.device}, "
-                f"got {ref_emb.device}"
-            )
         ref_labels = ref_labels.to(embeddings.device, torch.int64)
     return labels.to(embeddings.device, torch.int64), ref_labels
 
@@ -113,3 +118,19 @@ def check_skip_below(skip_below: float) -> None:
         raise TypeError(f"skip_below must be a number, got {_describe(skip_below)}")
     if not 0 <= skip_below < 1:
         raise ValueError(f"skip_below must be in [0, 1), got {skip_below!r}")
+
+
+def check_integer(name: str, value: int, smallest: int | None = None) -> None:
+    """Require an integer, where ``smallest`` is given one not below it."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {_describe(value)}")
+    if smallest is not None and value < smallest:
+        raise ValueError(f"{name} must be at least {smallest}, got {value!r}")
+
+
+def check_sample_rate(sample_rate: float) -> None:
+    """Require a share in (0, 1]."""
+    if not isinstance(sample_rate, (int, float)) or isinstance(sample_rate, bool):
+        raise TypeError(f"sample_rate must be a number, got {_describe(sample_rate)}")
+    if not 0 < sample_rate <= 1:
+        raise ValueError(f"sample_rate must be in (0, 1], got {sample_rate!r}")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from circle_kernels.arguments import check_choice, check_similarities
-from circle_kernels.autograd import check_operation, is_traced, pair_logsumexp
+from circle_kernels.autograd import check_operation, pair_logsumexp
 from circle_kernels.distributed import gather_batch
 from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
 from circle_kernels.logsumexp import present_logsumexp
-from circle_kernels.row_losses import REDUCTIONS, fused_row_losses, rows_counted, softplus
+from circle_kernels.row_losses import REDUCTIONS, reduced_row_losses, softplus
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -185,27 +185,19 @@ def _pair_loss(
         if ref_emb is not None and ref_labels is not None:
             ref_emb, ref_labels = gather_batch(ref_emb, ref_labels, group)
     inputs = (embeddings, labels, ref_emb, ref_labels)
-    if scope == "anchor" and backend != "reference" and not is_traced(embeddings, backend):
-        return fused_row_losses(
-            *inputs,
-            formula=formula,
-            normalize=normalize,
-            skip_below=skip_below,
-            backend=backend,
-            reduction=reduction,
-        )
-    lse_pos, lse_neg = pair_logsumexp(
-        *inputs, formula=formula, normalize=normalize, skip_below=skip_below, backend=backend
+    options: dict[str, Any] = {
+        "formula": formula,
+        "normalize": normalize,
+        "skip_below": skip_below,
+        "backend": backend,
+    }
+    if scope == "anchor":
+        return reduced_row_losses(*inputs, **options, reduction=reduction)
+    lse_pos, lse_neg = pair_logsumexp(*inputs, **options)
+    # In self mode every unordered pair stands in two rows.
+    times_counted = 2 if ref_emb is None else 1
+    return softplus(
+        present_logsumexp(lse_pos, dim=0)
+        + present_logsumexp(lse_neg, dim=0)
+        - 2 * math.log(times_counted)
     )
-    if scope == "batch":
-        # In self mode every unordered pair stands in two rows.
-        times_counted = 2 if ref_emb is None else 1
-        return softplus(
-            present_logsumexp(lse_pos, dim=0)
-            + present_logsumexp(lse_neg, dim=0)
-            - 2 * math.log(times_counted)
-        )
-    # A row without positives or negatives has the sum -inf, hence loss and gradient exactly 0.
-    exponents = lse_pos + lse_neg
-    losses = softplus(exponents)
-    return losses if reduction == "none" else losses.sum() / rows_counted(exponents, reduction)

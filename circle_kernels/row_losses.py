@@ -1,7 +1,7 @@
 """``softplus(lse_pos + lse_neg)`` of every row and its reduction, as one node of the graph.
 
-functional.py says the same in plain PyTorch, which is what compilers see. In eager mode each node
-of the graph costs microseconds, forward and backward, and so does each operation.
+The same in plain PyTorch is what compilers see. In eager mode each node of the graph costs
+microseconds, forward and backward, and so does each operation.
 """
 
 from __future__ import annotations
@@ -13,7 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from circle_kernels.autograd import forward_and_keep, input_gradients, is_plain
+from circle_kernels.autograd import (
+    forward_and_keep,
+    input_gradients,
+    is_plain,
+    is_traced,
+    pair_logsumexp,
+)
 from circle_kernels.backend_choice import resolve_backend
 from circle_kernels.backends import cpu
 from circle_kernels.formula import PairFormula
@@ -64,7 +70,7 @@ def _row_losses_at_once(
     return row_losses.row_losses(lse_pos, lse_neg, reduction)
 
 
-def fused_row_losses(
+def reduced_row_losses(
     embeddings: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
     ref_emb: Tensor | None,  # (M, D)
@@ -76,18 +82,25 @@ def fused_row_losses(
     backend: str,
     reduction: str,
 ) -> Tensor:
-    """The loss with ``scope="anchor"``, from checked arguments, where nothing is traced."""
-    return _RowLosses.apply(
-        embeddings,
-        labels,
-        ref_emb,
-        ref_labels,
-        formula,
-        bool(normalize),
-        float(skip_below),
-        backend,
-        reduction,
+    """The loss with one ``softplus`` per row, from checked arguments."""
+    inputs = (embeddings, labels, ref_emb, ref_labels)
+    if backend != "reference" and not is_traced(embeddings, backend):
+        return _RowLosses.apply(
+            *inputs, formula, bool(normalize), float(skip_below), backend, reduction
+        )
+    lse_pos, lse_neg = pair_logsumexp(
+        *inputs, formula=formula, normalize=normalize, skip_below=skip_below, backend=backend
     )
+    return reduce_exponents(lse_pos + lse_neg, reduction)
+
+
+def reduce_exponents(exponents: Tensor, reduction: str) -> Tensor:  # of (N,), a scalar or (N,)
+    """``softplus`` of each row's exponent, reduced, in plain PyTorch.
+
+    A row without positives or negatives has the exponent -inf, hence loss and gradient exactly 0.
+    """
+    losses = softplus(exponents)
+    return losses if reduction == "none" else losses.sum() / rows_counted(exponents, reduction)
 
 
 class _RowLosses(torch.autograd.Function):

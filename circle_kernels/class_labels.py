@@ -1,0 +1,40 @@
+"""Class labels: which are in range, which are to be ignored, and what becomes of the others."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from circle_kernels.autograd import is_plain
+
+NO_CLASS = -1  # the label of a row that has no positive
+
+
+def resolve_labels(
+    labels: Tensor,  # (N,) int64
+    num_classes: int,
+    ignore_index: int,
+) -> tuple[Tensor, Tensor | None]:  # (N,) in [0, num_classes) or NO_CLASS, (N,)
+    """Labels without those to ignore, and what to multiply losses with: None, or NaN where a label
+    is out of range.
+
+    The host must not wait for a device, nor for what is only traced, so a wrong label cannot raise
+    there.
+
+    Raises:
+        ValueError: a label on the CPU that is neither in range nor ``ignore_index``.
+    """
+    ignored = labels == ignore_index
+    wrong = ((labels < 0) | (labels >= num_classes)) & ~ignored
+    if labels.device.type == "cpu" and is_plain(labels) and not torch.compiler.is_compiling():
+        if wrong.any():
+            row = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"labels must be in [0, {num_classes}) or ignore_index={ignore_index}, "
+                f"got {int(labels[row])} in row {row}"
+            )
+        return labels.masked_fill(ignored, NO_CLASS), None
+    factors = torch.ones(len(labels), device=labels.device).masked_fill(wrong, math.nan)
+    return labels.masked_fill(ignored | wrong, NO_CLASS), factors

@@ -1,0 +1,239 @@
+"""Losses with class labels: references are class weights, and each row has one positive."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from circle_kernels.arguments import (
+    check_choice,
+    check_embeddings,
+    check_integer,
+    check_labels,
+    check_references,
+    check_sample_rate,
+)
+from circle_kernels.autograd import check_operation, pair_logsumexp
+from circle_kernels.backends.interface import result_dtype
+from circle_kernels.class_labels import resolve_labels
+from circle_kernels.class_sampling import (
+    gather_rows,
+    positions_among,
+    sample_classes,
+    sample_size,
+)
+from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
+from circle_kernels.reference import similarity_matrix
+from circle_kernels.row_losses import REDUCTIONS, reduce_exponents, reduced_row_losses
+
+IGNORE_INDEX = -100  # as torch.nn.functional.cross_entropy
+
+
+def class_circle_loss(
+    embeddings: Tensor,  # (N, D)
+    labels: Tensor,  # (N,)
+    weight: Tensor,  # (C, D)
+    *,
+    m: float = 0.25,
+    gamma: float = 256.0,
+    reduction: str = "mean",
+    ignore_index: int = IGNORE_INDEX,
+    detach_weights: bool = True,
+    normalize: bool = True,
+    skip_below: float = 0.0,
+    sample_rate: float = 1.0,
+    sample_correction: bool = False,
+    sparse_grad: bool = False,
+    generator: torch.Generator | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Circle loss with class labels (Sun et al., CVPR 2020, arXiv 2002.10857, Eq. 6 with K = 1).
+
+    ``loss_i = softplus(z_p(s_iy) + log sum_{j != y} exp z_n(s_ij))`` with ``s_ij`` the cosine of
+    embedding i and class weight j, and y the label of row i. It equals the cross-entropy of the
+    logits ``z_n`` with ``-z_p`` at the target; nothing of size (N, C) is stored.
+
+    Args:
+        embeddings: (N, D), float16, bfloat16, float32 or float64; need not be normalised. Of a
+            narrower dtype than ``weight``, as under autocast, they are widened.
+        labels: (N,) integers in [0, C), or ``ignore_index``.
+        weight: (C, D) one row per class, same device; need not be normalised.
+        m: relaxation margin.
+        gamma: scale of the logits, greater than 0. Large losses at large gamma are normal.
+        reduction: ``"mean"`` over rows that are not ignored, ``"mean_all"`` over all N, ``"sum"``,
+            or ``"none"``.
+        ignore_index: rows with this label have loss 0 and gradient 0.
+        detach_weights, normalize, skip_below: as for :func:`circle_kernels.circle_loss`.
+        sample_rate: share of the classes to compare with, in (0, 1]: all that the batch has, and a
+            random choice of others; never fewer than N. Only their rows of ``weight`` get a
+            gradient.
+        sample_correction: adds ``log(C / sampled)`` to the negatives' log-sum-exp, as if the
+            classes left out were like the others.
+        sparse_grad: the gradient of ``weight`` is a sparse tensor of the sampled rows, so that an
+            optimizer that takes sparse gradients touches no others.
+        generator: for the sampling, on the device of ``weight``; by default PyTorch's own.
+        backend: see :func:`circle_kernels.available_backends`.
+
+    Returns:
+        A scalar, or (N,) with ``reduction="none"``; float32 (float64 for float64 input), also
+        under autocast.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, shape, dtype, device or range; the
+            message names it. A label out of range raises on the CPU; on other devices, where the
+            host does not wait to see it, and under torch.compile, it makes the row's loss NaN.
+        RuntimeError: the backend asked for cannot serve these tensors; or a second derivative.
+    """
+    return _class_loss(
+        embeddings,
+        labels,
+        weight,
+        formula=CircleFormula(m=m, gamma=gamma, detach_weights=detach_weights),
+        reduction=reduction,
+        ignore_index=ignore_index,
+        normalize=normalize,
+        skip_below=skip_below,
+        sample_rate=sample_rate,
+        sample_correction=sample_correction,
+        sparse_grad=sparse_grad,
+        generator=generator,
+        backend=backend,
+    )
+
+
+def class_unified_loss(
+    embeddings: Tensor,  # (N, D)
+    labels: Tensor,  # (N,)
+    weight: Tensor,  # (C, D)
+    *,
+    m: float,
+    gamma: float,
+    reduction: str = "mean",
+    ignore_index: int = IGNORE_INDEX,
+    normalize: bool = True,
+    skip_below: float = 0.0,
+    sample_rate: float = 1.0,
+    sample_correction: bool = False,
+    sparse_grad: bool = False,
+    generator: torch.Generator | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """The unified loss (same paper, Eq. 1 and 2) with class labels: AM-Softmax; ``m=0``: NormFace.
+
+    It equals the cross-entropy of ``gamma * s`` with ``gamma * (s - m)`` at the target. Arguments,
+    result and errors as for :func:`class_circle_loss`.
+    """
+    return _class_loss(
+        embeddings,
+        labels,
+        weight,
+        formula=UnifiedFormula(m=m, gamma=gamma),
+        reduction=reduction,
+        ignore_index=ignore_index,
+        normalize=normalize,
+        skip_below=skip_below,
+        sample_rate=sample_rate,
+        sample_correction=sample_correction,
+        sparse_grad=sparse_grad,
+        generator=generator,
+        backend=backend,
+    )
+
+
+def class_logits(
+    embeddings: Tensor,  # (N, D)
+    labels: Tensor | None,  # (N,)
+    weight: Tensor,  # (C, D)
+    *,
+    formula: PairFormula,
+    ignore_index: int = IGNORE_INDEX,
+    normalize: bool = True,
+) -> Tensor:  # (N, C)
+    """Logits whose cross-entropy is the class loss; without labels ``gamma * s``, for inference.
+
+    With labels: ``z_n(s_ij)``, and ``-z_p(s_iy)`` at the target. A row to ignore has no target.
+    Ordinary PyTorch that stores (N, C) matrices, differentiable as the loss is.
+    """
+    embeddings = _checked_embeddings(embeddings, weight)
+    dtype = result_dtype(embeddings.dtype)
+    with torch.autocast(embeddings.device.type, enabled=False):
+        similarity = similarity_matrix(
+            embeddings.to(dtype), weight.to(dtype), normalize=normalize
+        )  # (N, C)
+        if labels is None:
+            return similarity * formula.gamma
+        labels, factors = _checked_labels(labels, embeddings, weight, ignore_index)
+        target = labels[:, None] == torch.arange(len(weight), device=weight.device)
+        logits = torch.where(
+            target, -formula.positive_logits(similarity), formula.negative_logits(similarity)
+        )
+        return logits if factors is None else logits * factors[:, None]
+
+
+def _class_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    *,
+    formula: PairFormula,
+    reduction: str,
+    ignore_index: int,
+    normalize: bool,
+    skip_below: float,
+    sample_rate: float,
+    sample_correction: bool,
+    sparse_grad: bool,
+    generator: torch.Generator | None,
+    backend: str,
+) -> Tensor:
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_sample_rate(sample_rate)
+    embeddings = _checked_embeddings(embeddings, weight)
+    labels, factors = _checked_labels(labels, embeddings, weight, ignore_index)
+    columns, correction = weight, 0.0
+    if sample_rate < 1 or sparse_grad:
+        size = sample_size(len(labels), len(weight), sample_rate)
+        sampled = sample_classes(labels, len(weight), size, generator)
+        columns = gather_rows(weight, sampled, sparse_grad=sparse_grad)
+        labels = positions_among(labels, sampled)
+        if sample_correction and size > 0:
+            correction = math.log(len(weight) / size)
+    column_labels = torch.arange(len(columns), device=columns.device)
+    inputs = (embeddings, labels, columns, column_labels)
+    check_operation(*inputs, formula, skip_below, backend)
+    options: dict[str, Any] = {
+        "formula": formula,
+        "normalize": normalize,
+        "skip_below": skip_below,
+        "backend": backend,
+    }
+    if correction == 0:
+        loss = reduced_row_losses(*inputs, **options, reduction=reduction)
+    else:
+        lse_pos, lse_neg = pair_logsumexp(*inputs, **options)
+        loss = reduce_exponents(lse_pos + lse_neg + correction, reduction)
+    if factors is None:
+        return loss
+    return loss * (factors if reduction == "none" else factors.prod())
+
+
+def _checked_embeddings(embeddings: Tensor, weight: Tensor) -> Tensor:
+    """The embeddings in the dtype of ``weight``, where that is wider."""
+    check_embeddings("embeddings", embeddings)
+    check_embeddings("weight", weight)
+    if torch.promote_types(embeddings.dtype, weight.dtype) == weight.dtype:
+        embeddings = embeddings.to(weight.dtype)
+    check_references("weight", weight, embeddings)
+    return embeddings
+
+
+def _checked_labels(
+    labels: Tensor, embeddings: Tensor, weight: Tensor, ignore_index: int
+) -> tuple[Tensor, Tensor | None]:
+    check_integer("ignore_index", ignore_index)
+    check_labels("labels", labels, embeddings.shape[0], of="embeddings")
+    labels = labels.to(embeddings.device, torch.int64)
+    return resolve_labels(labels, len(weight), ignore_index)

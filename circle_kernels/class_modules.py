@@ -1,0 +1,205 @@
+"""The class losses as modules: the class weights and the hyper-parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from circle_kernels.arguments import (
+    check_choice,
+    check_integer,
+    check_sample_rate,
+    check_skip_below,
+)
+from circle_kernels.backend_choice import BACKENDS
+from circle_kernels.class_losses import (
+    IGNORE_INDEX,
+    class_circle_loss,
+    class_logits,
+    class_unified_loss,
+)
+from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
+from circle_kernels.row_losses import REDUCTIONS
+
+_INITIAL_STD = 0.01  # usual for face recognition: short weights turn quickly at first
+
+
+class _ClassLoss(nn.Module):
+    """What both class losses share: the weight, and the options that are not the formula's."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_dim: int,
+        m: float,
+        gamma: float,
+        *,
+        reduction: str = "mean",
+        ignore_index: int = IGNORE_INDEX,
+        normalize: bool = True,
+        skip_below: float = 0.0,
+        sample_rate: float = 1.0,
+        sample_correction: bool = False,
+        sparse_grad: bool = False,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        # Checked here as well as at the call, so that a typo fails before training starts.
+        CircleFormula(m=m, gamma=gamma)
+        check_integer("num_classes", num_classes, smallest=1)
+        check_integer("embedding_dim", embedding_dim, smallest=1)
+        check_choice("reduction", reduction, REDUCTIONS)
+        check_integer("ignore_index", ignore_index)
+        check_skip_below(skip_below)
+        check_sample_rate(sample_rate)
+        check_choice("backend", backend, BACKENDS)
+        self.num_classes = num_classes
+        self.embedding_dim = embedding_dim
+        self.m = m
+        self.gamma = gamma
+        self.reduction = reduction
+        self.ignore_index = ignore_index
+        self.normalize = normalize
+        self.skip_below = skip_below
+        self.sample_rate = sample_rate
+        self.sample_correction = sample_correction
+        self.sparse_grad = sparse_grad
+        self.backend = backend
+        self.weight = nn.Parameter(
+            torch.empty(num_classes, embedding_dim, device=device, dtype=dtype)
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weight anew from a normal distribution."""
+        nn.init.normal_(self.weight, std=_INITIAL_STD)
+
+    def get_logits(
+        self,
+        embeddings: Tensor,  # (N, D)
+        labels: Tensor | None = None,  # (N,)
+    ) -> Tensor:  # (N, C)
+        """The whole matrix of logits, for inference, evaluation or label smoothing.
+
+        With labels, those whose cross-entropy is the loss: ``z_n``, and ``-z_p`` at the label.
+        Without, ``gamma`` times the cosines.
+        """
+        return class_logits(
+            embeddings,
+            labels,
+            self.weight,
+            formula=self._formula(),
+            ignore_index=self.ignore_index,
+            normalize=self.normalize,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.num_classes}, {self.embedding_dim}, m={self.m}, gamma={self.gamma}, "
+            f"reduction={self.reduction!r}, ignore_index={self.ignore_index}, "
+            f"normalize={self.normalize}, skip_below={self.skip_below}, "
+            f"sample_rate={self.sample_rate}, sample_correction={self.sample_correction}, "
+            f"sparse_grad={self.sparse_grad}, backend={self.backend!r}"
+        )
+
+    def _formula(self) -> PairFormula:
+        raise NotImplementedError
+
+    def _options(self) -> dict[str, Any]:
+        """What both losses take by name. In evaluation mode nothing is sampled."""
+        return {
+            "m": self.m,
+            "gamma": self.gamma,
+            "reduction": self.reduction,
+            "ignore_index": self.ignore_index,
+            "normalize": self.normalize,
+            "skip_below": self.skip_below,
+            "sample_rate": self.sample_rate if self.training else 1.0,
+            "sample_correction": self.sample_correction,
+            "sparse_grad": self.sparse_grad and self.training,
+            "backend": self.backend,
+        }
+
+
+class ClassCircleLoss(_ClassLoss):
+    """Circle loss with class labels; see :func:`circle_kernels.class_circle_loss`.
+
+    Args:
+        num_classes: C.
+        embedding_dim: D.
+        m, gamma: margin and scale; by default the paper's for face recognition.
+        detach_weights: treat the weights ``[.]_+`` as constants in the gradient.
+        options: those of :func:`circle_kernels.class_circle_loss`, and ``device`` and ``dtype`` of
+            ``weight``, the (C, D) parameter. In evaluation mode nothing is sampled.
+
+    Example:
+        >>> head = ClassCircleLoss(num_classes=85_000, embedding_dim=512)
+        >>> head(embeddings, labels).backward()
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_dim: int,
+        m: float = 0.25,
+        gamma: float = 256.0,
+        *,
+        detach_weights: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__(num_classes, embedding_dim, m, gamma, **options)
+        self.detach_weights = detach_weights
+
+    def forward(
+        self,
+        embeddings: Tensor,  # (N, D)
+        labels: Tensor,  # (N,)
+    ) -> Tensor:
+        return class_circle_loss(
+            embeddings,
+            labels,
+            self.weight,
+            detach_weights=self.detach_weights,
+            **self._options(),
+        )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, detach_weights={self.detach_weights}"
+
+    def _formula(self) -> CircleFormula:
+        return CircleFormula(m=self.m, gamma=self.gamma, detach_weights=self.detach_weights)
+
+
+class ClassUnifiedLoss(_ClassLoss):
+    """AM-Softmax, with ``m=0`` NormFace; see :func:`circle_kernels.class_unified_loss`.
+
+    Args:
+        num_classes: C.
+        embedding_dim: D.
+        m, gamma: margin and scale; by default those of AM-Softmax in the paper.
+        options: as for :class:`ClassCircleLoss`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_dim: int,
+        m: float = 0.35,
+        gamma: float = 64.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(num_classes, embedding_dim, m, gamma, **options)
+
+    def forward(
+        self,
+        embeddings: Tensor,  # (N, D)
+        labels: Tensor,  # (N,)
+    ) -> Tensor:
+        return class_unified_loss(embeddings, labels, self.weight, **self._options())
+
+    def _formula(self) -> UnifiedFormula:
+        return UnifiedFormula(m=self.m, gamma=self.gamma)
