@@ -23,7 +23,6 @@ then show how well both agree and what share of a step each takes.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,7 +32,7 @@ from glyphs.imports import packages_of_the_examples
 
 with packages_of_the_examples():
     from glyphs import report, search
-    from glyphs.command_line import add_arguments, check_arguments, check_learning_rate
+    from glyphs.command_line import add_arguments, check_arguments, check_classes_per_batch
     from glyphs.data import ClassSplit, render_glyphs, split_classes
     from glyphs.figure import save_figure
     from glyphs.metrics import retrieval_metrics
@@ -85,7 +84,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         CircleLoss(m=parsed.m, gamma=parsed.gamma)
     except ValueError as error:
         parser.error(f"argument --m or --gamma: {error}")
-    check_learning_rate(parser, "--lr", parsed.lr)
+    if not 0 < parsed.lr < float("inf"):
+        parser.error(f"argument --lr: must be positive and finite, got {parsed.lr}")
     # A positive pair takes two.
     check_arguments(parser, parsed, fewest_pictures=2)
     return parsed
@@ -177,11 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if parsed.choose:
         choose(split, console, parsed.seed)
         return
-    if parsed.classes_per_batch > train_classes:
-        sys.exit(
-            f"--classes-per-batch must be at most {train_classes}, the number of "
-            f"training classes, got {parsed.classes_per_batch}"
-        )
+    check_classes_per_batch(parsed.classes_per_batch, split)
     settings = Settings(
         m=parsed.m,
         gamma=parsed.gamma,

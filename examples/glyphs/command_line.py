@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
+from glyphs.data import ClassSplit
 from glyphs.training import Schedule
 
 
@@ -62,7 +64,11 @@ def check_arguments(
         parser.error(f"argument --out: {parsed.out} is not a folder")
 
 
-def check_learning_rate(parser: argparse.ArgumentParser, name: str, rate: float) -> None:
-    """Ends the program with a message where the rate given as argument ``name`` makes no sense."""
-    if not 0 < rate < float("inf"):
-        parser.error(f"argument {name}: must be positive and finite, got {rate}")
+def check_classes_per_batch(classes_per_batch: int, split: ClassSplit) -> None:
+    """Ends the program with a message where a batch would need more classes than there are."""
+    train_classes = len(split.train.characters)
+    if classes_per_batch > train_classes:
+        sys.exit(
+            f"--classes-per-batch must be at most {train_classes}, the number of "
+            f"training classes, got {classes_per_batch}"
+        )

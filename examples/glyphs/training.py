@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,8 @@ class Schedule:
     """How long a run is, on which batches, and how fast it learns."""
 
     steps: int
-    learning_rate: float
+    learning_rate: float  # the first; of the network
+    class_learning_rate: float | None = None  # of the loss's parameters; None: the network's
     classes_per_batch: int = 64
     pictures_per_class: int = 4
     seed: int = 0
@@ -109,14 +111,17 @@ def train(
         validation_glyphs: other classes, evaluated now and then.
         settings: steps, batches and learning rate.
         criterion: (embeddings, labels) to the scalar loss that drives the training. Its
-            parameters, class weights for instance, are trained with the network's.
+            parameters, class weights for instance, are trained as well.
         compared: a second loss, evaluated on each step's embeddings without any effect on the run.
         validations: number of evaluations, evenly spaced, after the one before the first step.
         title: name of the progress bar.
     """
     generator = torch.Generator().manual_seed(settings.seed)
-    parameters = [*network.parameters(), *criterion.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate)
+    groups: list[dict[str, Any]] = [{"params": network.parameters()}]
+    if class_weights := list(criterion.parameters()):
+        rate = settings.class_learning_rate or settings.learning_rate
+        groups.append({"params": class_weights, "lr": rate})
+    optimizer = torch.optim.Adam(groups, lr=settings.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
     interval = max(settings.steps // validations, 1)
     history = History()
