@@ -190,7 +190,9 @@ def test_separated_classes_are_verified_without_error() -> None:
     pairs = draw_pairs(labels, torch.Generator().manual_seed(0), folds=5)
     result = verify(torch.eye(20)[labels], labels, pairs)
     assert result.accuracies.tolist() == [1.0] * 5
-    assert result.roc.curve()[1].min() == 1.0
+    fars, tars = result.roc.curve()
+    assert (fars[0], fars[-1]) == (1 / len(result.roc.negatives), 1.0)
+    assert tars.min() == 1.0
 
 
 def test_random_embeddings_are_verified_by_chance() -> None:
@@ -263,10 +265,10 @@ def test_run_repeats_and_every_loss_sees_the_same_batches(
 def test_search_tries_the_same_rates_for_every_loss_without_the_test_classes(
     split: data.ClassSplit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rate_search, "CANDIDATES", ((1e-3, 1e-4), (2e-3, 1e-2)))
-    without_test = replace(split, test=None)
+    monkeypatch.setattr(rate_search, "CANDIDATES", (1e-3, 1e-2))
     printed = io.StringIO()
-    glyph_classification.choose(SHORT, without_test, Console(file=printed, width=100))
+    console = Console(file=printed, width=100)
+    glyph_classification.choose(SHORT, replace(split, test=None), console)
     lines = printed.getvalue().splitlines()
     for name in heads.LOSSES:
         assert sum(line.startswith(f"│ {name} ") for line in lines) == 2

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from rich.table import Table
 
 from glyphs.metrics import RetrievalMetrics
-from glyphs.rate_search import Rates
 from glyphs.training import Settings, Step
 from glyphs.verification import Roc, Verification
 
@@ -154,12 +153,13 @@ def resolution_note(roc: Roc, fars: Sequence[float]) -> str:
     )
 
 
-def rates_table(results: Sequence[tuple[str, Rates, float]], far: float) -> Table:
-    """One row per loss and pair of learning rates, in the order tried."""
+def rates_table(results: Mapping[str, Mapping[float, float]], far: float) -> Table:
+    """One row per loss and learning rate of its class weights, in the order tried."""
     table = Table(title="Validation classes (of the training half, not trained on)")
     table.add_column("loss")
-    for column in ("network's rate", "class weights' rate", f"TAR at FAR {_short(far)}"):
+    for column in ("class weights' learning rate", f"TAR@{_short(far)}"):
         table.add_column(column, justify="right")
-    for name, (network, class_weights), tar in results:
-        table.add_row(name, f"{network:g}", f"{class_weights:g}", _rate(tar))
+    for name, tars in results.items():
+        for rate, tar in tars.items():
+            table.add_row(name, f"{rate:g}", _rate(tar))
     return table
