@@ -36,7 +36,7 @@ def save_figure(
     left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))
     axes = left.subplots()
     _plot_curve(axes, *baseline, color="gray", linewidth=1.2, linestyle="--")
-    for (name, roc), color in zip(curves.items(), COLORS, strict=True):
+    for (name, roc), color in zip(curves.items(), COLORS, strict=False):
         _plot_curve(axes, name, roc, color=color, linewidth=2)
     for far in fars:
         axes.axvline(far, color="black", linewidth=0.8, linestyle=":")
@@ -51,7 +51,7 @@ def save_figure(
 
     right.suptitle(f"Cosine similarities of all pairs, and the threshold of FAR {fars[0]:g}")
     panels = right.subplots(len(curves), 1, sharex=True)
-    for panel, (name, roc), color in zip(panels, curves.items(), COLORS, strict=True):
+    for panel, (name, roc), color in zip(panels, curves.items(), COLORS, strict=False):
         _plot_similarities(panel, name, roc, color, fars[0])
     panels[-1].set_xlabel("cosine similarity")
     figure.savefig(path, dpi=110)
@@ -66,7 +66,8 @@ def _plot_similarities(axes: Axes, name: str, roc: Roc, color: str, far: float) 
     same = {"color": color, "alpha": 0.75, "label": "same letter"}
     other = {"color": "gray", "alpha": 0.5, "label": "different letters"}
     for scores, style in ((roc.positives, same), (roc.negatives, other)):
-        axes.hist(scores, bins=BINS, density=True, **style)
+        # Rounding may take a cosine past 1.
+        axes.hist(scores.clip(-1, 1), bins=BINS, density=True, **style)
     axes.axvline(roc.threshold(roc.allowed_false_accepts(far)), color="black", linewidth=1)
     axes.set_ylabel(name)
     axes.set_yticks([])
