@@ -6,11 +6,12 @@ CPP_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp')
 KERNEL_SOURCES := CMakeLists.txt $(shell find csrc -type f -not -path 'csrc/tests/*')
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-main test-cpp test-cpp-plain test-cpp-sanitized \
+.PHONY: help demo demo-classes test test-main test-cpp test-cpp-plain test-cpp-sanitized \
 	test-compile test-interpreter lint format bench clean
 
 help:
 	@echo "make demo    train an embedding on glyphs and show what it retrieves (about a minute)"
+	@echo "make demo-classes  train three losses on class labels and verify pairs (two minutes)"
 	@echo "make test    all tests: main, C++, compiled for seven GPUs without one, interpreted kernels"
 	@echo "make test-cpp  of these the C++ kernel's own, plain and under sanitizers (three minutes)"
 	@echo "make lint    ruff, clang-format and mypy"
@@ -33,6 +34,9 @@ $(VENV)/installed: $(VENV)/torch pyproject.toml setup.py $(KERNEL_SOURCES)
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/glyph_retrieval.py
+
+demo-classes: $(VENV)/installed
+	$(BIN)/python examples/glyph_classification.py
 
 test: test-main test-cpp test-compile test-interpreter
 

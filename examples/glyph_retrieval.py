@@ -23,14 +23,16 @@ then show how well both agree and what share of a step each takes.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-try:
+from glyphs.imports import packages_of_the_examples
+
+with packages_of_the_examples():
     from glyphs import report, search
+    from glyphs.command_line import add_arguments, check_arguments, check_classes_per_batch
     from glyphs.data import ClassSplit, render_glyphs, split_classes
     from glyphs.figure import save_figure
     from glyphs.metrics import retrieval_metrics
@@ -39,11 +41,6 @@ try:
     from rich.console import Console
 
     from circle_kernels import CircleLoss
-except ModuleNotFoundError as error:
-    sys.exit(
-        f"The package {error.name!r} is missing. This example needs: "
-        "pip install 'circle-kernels[examples]' (in a clone: pip install '.[examples]')"
-    )
 
 # Chosen on the validation classes by: python examples/glyph_retrieval.py --choose
 DEFAULTS = Settings(m=0.25, gamma=8.0, steps=600, learning_rate=2e-3)
@@ -78,48 +75,19 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--m", type=float, default=DEFAULTS.m, help="relaxation margin")
     parser.add_argument("--gamma", type=float, default=DEFAULTS.gamma, help="scale of the logits")
-    parser.add_argument("--steps", type=int, default=DEFAULTS.steps, help="training steps")
     parser.add_argument(
         "--lr", type=float, default=DEFAULTS.learning_rate, help="Adam's first learning rate"
     )
-    parser.add_argument(
-        "--classes-per-batch", type=int, default=DEFAULTS.classes_per_batch, help="P of P x K"
-    )
-    parser.add_argument(
-        "--pictures-per-class", type=int, default=DEFAULTS.pictures_per_class, help="K of P x K"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=DEFAULTS.seed, help="of the network and the batches"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path(__file__).parent / "output",
-        help="folder for glyph_retrieval.png",
-    )
+    add_arguments(parser, DEFAULTS, "glyph_retrieval.png")
     parsed = parser.parse_args(arguments)
     try:
         CircleLoss(m=parsed.m, gamma=parsed.gamma)
     except ValueError as error:
         parser.error(f"argument --m or --gamma: {error}")
-    if parsed.steps < 1:
-        parser.error(f"argument --steps: must be at least 1, got {parsed.steps}")
     if not 0 < parsed.lr < float("inf"):
         parser.error(f"argument --lr: must be positive and finite, got {parsed.lr}")
-    if parsed.classes_per_batch < 2:
-        parser.error(
-            "argument --classes-per-batch: a negative pair takes at least 2, "
-            f"got {parsed.classes_per_batch}"
-        )
-    if not 2 <= parsed.pictures_per_class <= 12:
-        parser.error(
-            "argument --pictures-per-class: a positive pair takes at least 2 and a class has 12, "
-            f"got {parsed.pictures_per_class}"
-        )
-    if not 0 <= parsed.seed < 2**63:
-        parser.error(f"argument --seed: must be in 0 to 2**63 - 1, got {parsed.seed}")
-    if parsed.out.exists() and not parsed.out.is_dir():
-        parser.error(f"argument --out: {parsed.out} is not a folder")
+    # A positive pair takes two.
+    check_arguments(parser, parsed, fewest_pictures=2)
     return parsed
 
 
@@ -209,11 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if parsed.choose:
         choose(split, console, parsed.seed)
         return
-    if parsed.classes_per_batch > train_classes:
-        sys.exit(
-            f"--classes-per-batch must be at most {train_classes}, the number of "
-            f"training classes, got {parsed.classes_per_batch}"
-        )
+    check_classes_per_batch(parsed.classes_per_batch, split)
     settings = Settings(
         m=parsed.m,
         gamma=parsed.gamma,

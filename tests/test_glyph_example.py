@@ -13,17 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-for package in ("fontTools", "matplotlib", "PIL", "rich", "tqdm"):
-    pytest.importorskip(package)
+from example_programs import EXAMPLES  # isort: skip
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
+import glyph_retrieval
+from glyphs import batches, data, metrics, report, search, training
+from rich.console import Console
 
-import glyph_retrieval  # noqa: E402
-from glyphs import batches, data, metrics, report, search, training  # noqa: E402
-from rich.console import Console  # noqa: E402
-
-from circle_kernels import CircleLoss  # noqa: E402
+from circle_kernels import CircleLoss
 
 SHORT = training.Settings(
     m=0.25, gamma=32.0, steps=5, learning_rate=2e-3, classes_per_batch=8, pictures_per_class=3

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")  # the figure goes to a file; no display needed
-
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -17,12 +13,11 @@ from torch import Tensor
 
 from glyphs.data import GlyphSet
 from glyphs.metrics import RetrievalMetrics, nearest_neighbors
+from glyphs.plotting import FIRST_COLOR, SECOND_COLOR, tidy
 from glyphs.training import History
 
 RIGHT = "#2a9d4e"
 WRONG = "#d1403f"
-FIRST_COLOR = "#23527c"
-SECOND_COLOR = "#e08a1e"
 
 
 def save_figure(
@@ -84,7 +79,7 @@ def _plot_loss(axes: Axes, history: History, loss_names: tuple[str, str | None])
         axes.legend(frameon=False)
     axes.set_title("Circle loss on the training classes")
     axes.set_ylabel("loss")
-    _tidy(axes)
+    tidy(axes)
 
 
 def _plot_validation(axes: Axes, history: History) -> None:
@@ -100,12 +95,7 @@ def _plot_validation(axes: Axes, history: History) -> None:
     axes.set_xlabel("training step")
     axes.set_ylabel("metric")
     axes.legend(frameon=False, loc="lower right")
-    _tidy(axes)
-
-
-def _tidy(axes: Axes) -> None:
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes)
 
 
 def _draw_neighbors(

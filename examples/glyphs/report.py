@@ -1,13 +1,17 @@
-"""The tables that the retrieval example prints."""
+"""The tables that the examples print."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
 
 from rich.table import Table
 
 from glyphs.metrics import RetrievalMetrics
 from glyphs.training import Settings, Step
+from glyphs.verification import Roc, Verification
 
 
 def metrics_table(title: str, rows: Sequence[tuple[str, RetrievalMetrics]]) -> Table:
@@ -90,4 +94,72 @@ def search_table(results: Sequence[tuple[Settings, RetrievalMetrics]]) -> Table:
             f"{metrics.r_precision:.3f}",
             f"{metrics.map_at_r:.3f}",
         )
+    return table
+
+
+@dataclass(frozen=True)
+class VerificationRow:
+    """What the verification table says of one way to embed the pictures."""
+
+    name: str
+    verification: Verification
+    retrieval: RetrievalMetrics
+    steps: Sequence[Step] = ()  # none: nothing was trained
+
+
+def verification_table(title: str, rows: Sequence[VerificationRow], fars: Sequence[float]) -> Table:
+    """One row per way to embed the pictures; "n/a" where the pairs cannot resolve a rate."""
+    table = Table(title=title)
+    table.add_column("")
+    tars = (f"TAR\n@{_short(far)}" for far in fars)
+    for column in ("ms/step\n(loss)", "accuracy %\n± std", *tars, "Recall\n@1"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        accuracies = 100 * row.verification.accuracies
+        table.add_row(
+            row.name,
+            _step_and_loss(row.steps),
+            f"{accuracies.mean():.1f} ± {accuracies.std(ddof=1):.1f}",
+            *(_rate(row.verification.roc.tar_at_far(far)) for far in fars),
+            f"{row.retrieval.recall_at_1:.3f}",
+        )
+    return table
+
+
+def _step_and_loss(steps: Sequence[Step]) -> str:
+    """Median milliseconds of a whole step and, within it, of the loss."""
+    if not steps:
+        return ""
+    whole = 1000 * median(step.seconds + step.rest_seconds for step in steps)
+    loss = 1000 * median(step.seconds for step in steps)
+    return f"{whole:.0f} ({loss:.1f})"
+
+
+def _rate(rate: float) -> str:
+    return "n/a" if math.isnan(rate) else f"{rate:.3f}"
+
+
+def _short(far: float) -> str:
+    """As 1e-3, not 1e-03."""
+    return f"{far:.0e}".replace("e-0", "e-")
+
+
+def resolution_note(roc: Roc, fars: Sequence[float]) -> str:
+    """On how many pairs the rates of the verification table rest."""
+    allowed = ", ".join(f"{roc.allowed_false_accepts(far):,} at {_short(far)}" for far in fars)
+    return (
+        f"{len(roc.positives):,} positive and {len(roc.negatives):,} negative pairs. False accepts "
+        f"allowed: {allowed}; no FAR below {_short(1 / len(roc.negatives))} can be told from 0."
+    )
+
+
+def rates_table(results: Mapping[str, Mapping[float, float]], far: float) -> Table:
+    """One row per loss and learning rate of its class weights, in the order tried."""
+    table = Table(title="Validation classes (of the training half, not trained on)")
+    table.add_column("loss")
+    for column in ("class weights' learning rate", f"TAR@{_short(far)}"):
+        table.add_column(column, justify="right")
+    for name, tars in results.items():
+        for rate, tar in tars.items():
+            table.add_row(name, f"{rate:g}", _rate(tar))
     return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +16,24 @@ from glyphs.metrics import RetrievalMetrics, retrieval_metrics
 from glyphs.network import GlyphNetwork, embed
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The hyper-parameters of a run."""
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long a run is, on which batches, and how fast it learns."""
 
-    m: float
-    gamma: float
     steps: int
-    learning_rate: float
+    learning_rate: float  # the first; of the network
+    class_learning_rate: float | None = None  # of the loss's parameters; None: the network's
     classes_per_batch: int = 64
     pictures_per_class: int = 4
     seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Schedule):
+    """The hyper-parameters of a run with circle loss on pairs."""
+
+    m: float
+    gamma: float
 
 
 @dataclass(frozen=True)
@@ -72,20 +80,23 @@ def evaluate(network: nn.Module, glyphs: GlyphSet) -> RetrievalMetrics:
 
 
 def timed_loss(criterion: nn.Module, embeddings: Tensor, labels: Tensor) -> LossResult:
-    """Loss and gradient of (N, D) embeddings, cut off from the network, and the time they take."""
+    """Loss and gradient of (N, D) embeddings, cut off from the network, and the time they take.
+
+    The gradients of the criterion's own parameters, if it has any, are added to their ``grad``.
+    """
     leaf = embeddings.detach().requires_grad_()
     start = time.perf_counter()
     value = criterion(leaf, labels)
-    (gradient,) = torch.autograd.grad(value, leaf)
+    value.backward()
     seconds = time.perf_counter() - start
-    return LossResult(value.item(), gradient, seconds)
+    return LossResult(value.item(), leaf.grad, seconds)
 
 
 def train(
     network: nn.Module,
     train_glyphs: GlyphSet,
     validation_glyphs: GlyphSet,
-    settings: Settings,
+    settings: Schedule,
     criterion: nn.Module,
     *,
     compared: nn.Module | None = None,
@@ -98,14 +109,19 @@ def train(
         network: (N, 1, 32, 32) images to (N, D) embeddings.
         train_glyphs: the classes that the batches are drawn from.
         validation_glyphs: other classes, evaluated now and then.
-        settings: the hyper-parameters; those of the loss are not read here.
-        criterion: (embeddings, labels) to the scalar loss that drives the training.
+        settings: steps, batches and learning rate.
+        criterion: (embeddings, labels) to the scalar loss that drives the training. Its
+            parameters, class weights for instance, are trained as well.
         compared: a second loss, evaluated on each step's embeddings without any effect on the run.
         validations: number of evaluations, evenly spaced, after the one before the first step.
         title: name of the progress bar.
     """
     generator = torch.Generator().manual_seed(settings.seed)
-    optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
+    groups: list[dict[str, Any]] = [{"params": network.parameters()}]
+    if class_weights := list(criterion.parameters()):
+        rate = settings.class_learning_rate or settings.learning_rate
+        groups.append({"params": class_weights, "lr": rate})
+    optimizer = torch.optim.Adam(groups, lr=settings.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
     interval = max(settings.steps // validations, 1)
     history = History()
@@ -118,8 +134,8 @@ def train(
             train_glyphs, settings.classes_per_batch, settings.pictures_per_class, generator
         )
         embeddings = network(images)
-        result = timed_loss(criterion, embeddings, labels)
         optimizer.zero_grad()
+        result = timed_loss(criterion, embeddings, labels)
         embeddings.backward(result.gradient)
         optimizer.step()
         schedule.step()

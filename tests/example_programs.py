@@ -1,0 +1,12 @@
+"""Importing this makes the examples importable, or skips the file where their packages are not."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+for package in ("fontTools", "matplotlib", "PIL", "rich", "tqdm"):
+    pytest.importorskip(package)
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+sys.path.insert(0, str(EXAMPLES))
