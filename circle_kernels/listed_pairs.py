@@ -249,8 +249,7 @@ def gathered_logsumexp(
     normalize: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """:func:`circle_kernels.pair_logsumexp` over a few pairs."""
-    references = embeddings if ref_emb is None else ref_emb
-    return _GatheredLogSumExp.apply(embeddings, references, *pairs, formula, normalize)
+    return _GatheredLogSumExp.apply(embeddings, ref_emb, *pairs, formula, normalize)
 
 
 class _GatheredLogSumExp(torch.autograd.Function):
@@ -258,14 +257,14 @@ class _GatheredLogSumExp(torch.autograd.Function):
     def forward(
         ctx: Any,
         embeddings: Tensor,
-        references: Tensor,
+        ref_emb: Tensor | None,
         rows: Tensor,
         columns: Tensor,
         positive: Tensor,
         formula: PairFormula,
         normalize: bool,
     ) -> tuple[Tensor, Tensor]:
-        inputs = (embeddings, references, rows, columns, positive)
+        inputs = (embeddings, ref_emb, rows, columns, positive)
         ctx.settings = (formula, normalize)
         with without_autocast(embeddings.device.type):
             lse_pos, lse_neg, similarities = gathered.forward(

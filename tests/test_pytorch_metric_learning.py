@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from cases import REGIMES, Yardstick
@@ -20,6 +21,7 @@ pytest.importorskip("pytorch_metric_learning")
 
 from pytorch_metric_learning import distances, losses, miners, reducers, regularizers, samplers
 from pytorch_metric_learning.trainers import MetricLossOnly
+from pytorch_metric_learning.utils import common_functions as c_f
 from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 
@@ -425,7 +427,9 @@ class Both(torch.nn.Module):
 
 # Two runs of their own drift apart with either loss: rounding errors grow tenfold every few steps.
 @pytest.mark.parametrize("miner", ["labels", "multi-similarity"])
-def test_trainer_sees_the_same_losses_for_50_steps(miner: str) -> None:
+def test_trainer_sees_the_same_losses_for_50_steps(
+    miner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for package in ("fontTools", "matplotlib", "PIL"):
         pytest.importorskip(package)
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
@@ -434,6 +438,7 @@ def test_trainer_sees_the_same_losses_for_50_steps(miner: str) -> None:
 
     letters = data.split_classes(data.render_glyphs()).train.select(torch.arange(100))
     images, labels = letters.images_and_labels()
+    monkeypatch.setattr(c_f, "NUMPY_RANDOM", numpy.random.default_rng(0))  # of the sampler
     network, both, mine = new_network(0), Both(m=0.25, gamma=32), MINERS[miner]()
     trainer = MetricLossOnly(
         models={"trunk": network},
@@ -450,7 +455,9 @@ def test_trainer_sees_the_same_losses_for_50_steps(miner: str) -> None:
     trainer.train()
     ours, theirs = torch.tensor(both.values).T
     assert len(ours) == 50
-    assert theirs[-5:].mean() < 0.9 * theirs[:5].mean()  # it does train
+    assert (theirs > 1).all()
+    if mine is None:  # what a miner leaves out is what has become easy
+        assert theirs[-10:].mean() < 0.9 * theirs[:10].mean()
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
 
 
