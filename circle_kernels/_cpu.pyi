@@ -55,6 +55,12 @@ def forward(
     listed: Listed,
     results: tuple[int, int, int],  # lse_pos, lse_neg, saved
 ) -> None: ...
+def mark_pairs(
+    list: tuple[int, int, int],  # rows, columns, count
+    kind: int,
+    matrix: tuple[int, int, int, int],  # kinds, rows, columns, row_stride
+    threads: int,
+) -> bool: ...
 def row_losses(
     is_double: bool,
     tensors: tuple[int, int, int, int],  # lse_pos, lse_neg, loss, slopes

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from circle_kernels.autograd import is_plain
 from circle_kernels.backend_choice import run_backward, run_forward, without_autocast
-from circle_kernels.backends import gathered
+from circle_kernels.backends import cpu, gathered
 from circle_kernels.backends.gathered import GatheredProblem
 from circle_kernels.backends.interface import (
     COLUMN_NEGATIVE,
@@ -30,6 +30,8 @@ from circle_kernels.formula import PairFormula
 # One listed pair in so many of the matrix: fewer are faster pair by pair, since gathering a pair's
 # rows costs what about this many of a product's pairs do.
 _DENSE = 64
+
+_OUT_OF_RANGE = "a listed pair is not among {rows} embeddings and {columns} references"
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,27 @@ def pair_matrix(indices: PairIndices, rows: int, columns: int) -> Tensor:
 
     Raises:
         IndexError: an index out of range.
+        ValueError: a list with more rows than columns, or the other way round.
     """
-    positive, negative = (
-        _padded(torch.bool, rows, columns, indices.rows_pos.device) for _ in range(2)
-    )
-    positive[:rows, :columns][indices.rows_pos, indices.columns_pos] = True
-    negative[:rows, :columns][indices.rows_neg, indices.columns_neg] = True
-    kinds = negative.view(torch.uint8).mul_(ROW_NEGATIVE).add_(positive.view(torch.uint8))
-    return kinds[:rows, :columns]
+    kinds = _padded(torch.uint8, rows, columns, indices.rows_pos.device)[:rows, :columns]
+    for row, column, kind in (
+        (indices.rows_pos, indices.columns_pos, ROW_POSITIVE),
+        (indices.rows_neg, indices.columns_neg, ROW_NEGATIVE),
+    ):
+        if len(row) != len(column):
+            raise ValueError(f"a list of pairs has {len(row)} rows and {len(column)} columns")
+        valid = cpu.mark_pairs(row, column, kind, kinds) if _is_plain_on_cpu(row, column) else None
+        if valid is False:
+            raise IndexError(_OUT_OF_RANGE.format(rows=rows, columns=columns))
+        if valid is None:
+            marked = torch.zeros_like(kinds, dtype=torch.bool)
+            marked[row, column] = True
+            kinds.add_(marked, alpha=kind)
+    return kinds
+
+
+def _is_plain_on_cpu(*tensors: Tensor) -> bool:
+    return all(is_plain(each) and each.device.type == "cpu" for each in tensors)
 
 
 def label_matrix(labels: Tensor, ref_labels: Tensor, *, with_diagonal: bool) -> Tensor:
@@ -217,10 +232,7 @@ def unique_pairs(
         # Negative indices count from the end, as everywhere in torch.
         row, column = row + (row < 0) * rows, column + (column < 0) * columns
         if ((row < 0) | (row >= rows) | (column < 0) | (column >= columns)).any():
-            raise IndexError(
-                f"indices_tuple names a pair that is not among {rows} embeddings and "
-                f"{columns} references"
-            )
+            raise IndexError(_OUT_OF_RANGE.format(rows=rows, columns=columns))
         keys.append(torch.unique(row * columns + column))
     pairs, order = torch.cat(keys).sort(stable=True)
     if (pairs[1:] == pairs[:-1]).any():
@@ -237,8 +249,7 @@ def gathered_logsumexp(
     normalize: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """:func:`circle_kernels.pair_logsumexp` over a few pairs."""
-    references = embeddings if ref_emb is None else ref_emb
-    return _GatheredLogSumExp.apply(embeddings, references, *pairs, formula, normalize)
+    return _GatheredLogSumExp.apply(embeddings, ref_emb, *pairs, formula, normalize)
 
 
 class _GatheredLogSumExp(torch.autograd.Function):
@@ -246,14 +257,14 @@ class _GatheredLogSumExp(torch.autograd.Function):
     def forward(
         ctx: Any,
         embeddings: Tensor,
-        references: Tensor,
+        ref_emb: Tensor | None,
         rows: Tensor,
         columns: Tensor,
         positive: Tensor,
         formula: PairFormula,
         normalize: bool,
     ) -> tuple[Tensor, Tensor]:
-        inputs = (embeddings, references, rows, columns, positive)
+        inputs = (embeddings, ref_emb, rows, columns, positive)
         ctx.settings = (formula, normalize)
         with without_autocast(embeddings.device.type):
             lse_pos, lse_neg, similarities = gathered.forward(

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "kernels.h"
+#include "listed.h"
 #include "memory.h"
 #include "row_losses.h"
 
@@ -77,6 +78,16 @@ void backward(Scalar scalar, const Side& rows, const std::optional<Side>& column
       {reinterpret_cast<void*>(tensors[3]), reinterpret_cast<void*>(tensors[4])});
 }
 
+// (rows, columns, count) and (kinds, rows, columns, row_stride)
+bool mark_pairs_at(const std::array<int64_t, 3>& list, int kind,
+                   const std::array<int64_t, 4>& matrix, int threads) {
+  py::gil_scoped_release release;
+  return mark_pairs(
+      {reinterpret_cast<const int64_t*>(list[0]), reinterpret_cast<const int64_t*>(list[1]),
+       list[2], static_cast<uint8_t>(kind)},
+      {reinterpret_cast<uint8_t*>(matrix[0]), matrix[1], matrix[2], matrix[3]}, threads);
+}
+
 // (lse_pos, lse_neg, loss, slopes), of double or of float
 void row_losses_at(bool is_double, const std::array<Address, 4>& tensors, int64_t rows,
                    Reduction reduction) {
@@ -141,6 +152,8 @@ PYBIND11_MODULE(_cpu, module) {
              py::arg("formula"), py::arg("settings"), py::arg("listed"), py::arg("results"));
   module.def("backward", &backward, py::arg("scalar"), py::arg("rows"), py::arg("columns"),
              py::arg("formula"), py::arg("settings"), py::arg("listed"), py::arg("tensors"));
+  module.def("mark_pairs", &mark_pairs_at, py::arg("list"), py::arg("kind"), py::arg("matrix"),
+             py::arg("threads"));
   module.def("row_losses", &row_losses_at, py::arg("is_double"), py::arg("tensors"),
              py::arg("rows"), py::arg("reduction"));
 }

@@ -78,6 +78,11 @@ def dense(case: Case, kinds: Tensor, inputs: list[Tensor | None], dtype: torch.d
     return statistics, gradients(*statistics, [embeddings, ref_emb])
 
 
+def without_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists become matrices as on devices."""
+    monkeypatch.setattr(cpu, "mark_pairs", lambda *arguments: None)
+
+
 def check(case: Case, kinds: Tensor, dtype: torch.dtype, compute) -> None:
     inputs = case.tensors(dtype)
     embeddings, _, ref_emb, _ = inputs
@@ -105,6 +110,8 @@ def _tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("target", SMALL_TILES, ids=str)
 def test_matrix_of_pairs_gives_what_dense_masks_give(case, target, monkeypatch) -> None:
     monkeypatch.setattr(backend_choice, "_BEST_BACKEND", {"cpu": target.backend})
+    if target.backend == "tiled":
+        without_extension(monkeypatch)
     kinds = draw_kinds(case.n, case.m or case.n, case.m is None)
     for dtype in target.dtypes:
         check(
@@ -194,7 +201,13 @@ def test_labels_are_found_from_their_pairs() -> None:
         assert labels_of(kinds, with_diagonal=with_diagonal) is None
 
 
-def test_index_out_of_range_is_an_error_and_a_negative_one_counts_from_the_end() -> None:
+@pytest.mark.parametrize("extension", [True, False])
+def test_index_out_of_range_is_an_error_and_a_negative_one_counts_from_the_end(
+    extension: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not extension:
+        without_extension(monkeypatch)
+
     def indices(row: int, column: int) -> PairIndices:
         empty = torch.empty(0, dtype=torch.int64)
         return PairIndices(torch.tensor([row]), torch.tensor([column]), empty, empty)
@@ -204,6 +217,10 @@ def test_index_out_of_range_is_an_error_and_a_negative_one_counts_from_the_end()
             pair_matrix(indices(row, column), 3, 5)
         with pytest.raises(IndexError):
             unique_pairs(indices(row, column), 3, 5)
+    with pytest.raises(ValueError, match="2 rows and 1 columns"):
+        pair_matrix(
+            PairIndices(torch.tensor([0, 1]), torch.tensor([0]), *torch.empty(2, 0).long()), 3, 5
+        )
     assert pair_matrix(indices(-1, -2), 3, 5).nonzero().tolist() == [[2, 3]]
     rows, columns, positive = unique_pairs(indices(-1, -2), 3, 5)
     assert (rows.item(), columns.item(), positive.item()) == (2, 3, True)

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
+import numpy
 import pytest
 import torch
 from cases import REGIMES, Yardstick
@@ -21,6 +21,7 @@ pytest.importorskip("pytorch_metric_learning")
 
 from pytorch_metric_learning import distances, losses, miners, reducers, regularizers, samplers
 from pytorch_metric_learning.trainers import MetricLossOnly
+from pytorch_metric_learning.utils import common_functions as c_f
 from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 
@@ -426,17 +427,18 @@ class Both(torch.nn.Module):
 
 # Two runs of their own drift apart with either loss: rounding errors grow tenfold every few steps.
 @pytest.mark.parametrize("miner", ["labels", "multi-similarity"])
-def test_trainer_sees_the_same_losses_for_50_steps(miner: str) -> None:
+def test_trainer_sees_the_same_losses_for_50_steps(
+    miner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for package in ("fontTools", "matplotlib", "PIL"):
         pytest.importorskip(package)
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
     from glyphs import data
     from glyphs.training import new_network
 
-    np.random.seed(0)  # noqa: NPY002, what the library's sampler draws from
-    torch.manual_seed(0)
     letters = data.split_classes(data.render_glyphs()).train.select(torch.arange(100))
     images, labels = letters.images_and_labels()
+    monkeypatch.setattr(c_f, "NUMPY_RANDOM", numpy.random.default_rng(0))  # of the sampler
     network, both, mine = new_network(0), Both(m=0.25, gamma=32), MINERS[miner]()
     trainer = MetricLossOnly(
         models={"trunk": network},
@@ -453,8 +455,9 @@ def test_trainer_sees_the_same_losses_for_50_steps(miner: str) -> None:
     trainer.train()
     ours, theirs = torch.tensor(both.values).T
     assert len(ours) == 50
-    if mine is None:  # it does train; what a miner finds is always hard
-        assert theirs[-5:].mean() < 0.9 * theirs[:5].mean()
+    assert (theirs > 1).all()
+    if mine is None:  # what a miner leaves out is what has become easy
+        assert theirs[-10:].mean() < 0.9 * theirs[:10].mean()
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
 
 

@@ -180,6 +180,24 @@ def row_losses(lse_pos: Tensor, lse_neg: Tensor, reduction: str) -> tuple[Tensor
     return loss, slopes
 
 
+def mark_pairs(rows: Tensor, columns: Tensor, kind: int, kinds: Tensor) -> bool | None:
+    """Add ``kind`` to the (N, M) uint8 entries at (P,) int64 indices; None without the extension.
+
+    Returns:
+        False where an index is out of range.
+    """
+    extension = _extension()
+    if isinstance(extension, str):
+        return None
+    rows, columns = rows.contiguous(), columns.contiguous()
+    return extension.mark_pairs(
+        (rows.data_ptr(), columns.data_ptr(), len(rows)),
+        kind,
+        (kinds.data_ptr(), *kinds.shape, kinds.stride(0)),
+        torch.get_num_threads(),
+    )
+
+
 @functools.cache
 def _reduction(extension: ModuleType, name: str) -> object:
     return getattr(extension.Reduction, name)

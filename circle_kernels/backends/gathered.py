@@ -18,12 +18,15 @@ from circle_kernels.formula import PairFormula
 _CHUNK = 2**20  # numbers gathered at a time from each side
 
 
+_Side = tuple[Tensor, Tensor]  # (N, D) and (N,)
+
+
 @dataclass(frozen=True)
 class GatheredProblem:
-    """Pairs of rows of ``embeddings`` and of ``references``, each pair at most once."""
+    """Pairs of rows of ``embeddings`` and of ``ref_emb``, each pair at most once."""
 
     embeddings: Tensor  # (N, D)
-    references: Tensor  # (M, D)
+    ref_emb: Tensor | None  # (M, D); None for the embeddings themselves
     rows: Tensor  # (P,) int64 in [0, N)
     columns: Tensor  # (P,) int64 in [0, M)
     positive: Tensor  # (P,) bool
@@ -40,17 +43,21 @@ class GatheredProblem:
         size = max(_CHUNK // self.embeddings.shape[1], 1)
         return [slice(begin, begin + size) for begin in range(0, len(self.rows), size)]
 
-    def unit_rows(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """One side over its divisors, and these."""
-        divisor = divisors(values, self.normalize)
-        return values.to(divisor.dtype) / divisor[:, None], divisor
+    def unit_rows(self) -> tuple[_Side, _Side]:
+        """Embeddings and references over their divisors, and these; the same side twice without."""
+
+        def side(values: Tensor) -> _Side:
+            divisor = divisors(values, self.normalize)
+            return values.to(divisor.dtype) / divisor[:, None], divisor
+
+        embeddings = side(self.embeddings)
+        return embeddings, embeddings if self.ref_emb is None else side(self.ref_emb)
 
 
 def forward(problem: GatheredProblem) -> tuple[Tensor, Tensor, Tensor]:
     """Both log-sum-exps (N,), and the pairs' similarities (P,) for the backward pass."""
     dtype = result_dtype(problem.embeddings.dtype)
-    embeddings, _ = problem.unit_rows(problem.embeddings)
-    references, _ = problem.unit_rows(problem.references)
+    (embeddings, _), (references, _) = problem.unit_rows()
     similarities = torch.cat(
         [
             (embeddings[problem.rows[chunk]] * references[problem.columns[chunk]]).sum(1)
@@ -76,15 +83,17 @@ def backward(
     needs_embeddings: bool,
     needs_references: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of both sides."""
+    """Gradients of both sides; without references all of it is the embeddings'."""
     sets = problem.sets
     logits = problem.formula.pair_logits(similarities, problem.positive)
     slopes = problem.formula.pair_slopes(similarities, problem.positive)
     weights = (logits - lse[sets]).exp() * grad_lse[sets] * slopes
-    embeddings, embedding_divisors = problem.unit_rows(problem.embeddings)
-    references, reference_divisors = problem.unit_rows(problem.references)
+    (embeddings, embedding_divisors), (references, reference_divisors) = problem.unit_rows()
     grad_embeddings = torch.zeros_like(embeddings) if needs_embeddings else None
-    grad_references = torch.zeros_like(references) if needs_references else None
+    if problem.ref_emb is None:
+        grad_references = grad_embeddings
+    else:
+        grad_references = torch.zeros_like(references) if needs_references else None
     for chunk in problem.chunks():
         rows, columns, weight = problem.rows[chunk], problem.columns[chunk], weights[chunk, None]
         if grad_embeddings is not None:
@@ -97,7 +106,7 @@ def backward(
         if grad_embeddings is not None
         else None,
         through_normalization(grad_references, references, reference_divisors, *given)
-        if grad_references is not None
+        if grad_references is not None and problem.ref_emb is not None
         else None,
     )
 
