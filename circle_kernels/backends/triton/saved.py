@@ -65,9 +65,11 @@ def new_saved(problem: PairProblem, layout: Layout) -> Tensor:
 
 def products_arguments(left: Saved) -> dict[str, Any]:
     """The products that were kept, under the names that kernels give them."""
-    # A pointer that is never followed still has to be a tensor.
-    products = left.logsumexps if left.products is None else left.products
-    return {"kept_ptr": products, "kept_stride": products.stride(0)}
+    if left.products is None:
+        # A pointer that is never followed still has to be a tensor, and kernels are compiled anew
+        # for other kinds of strides.
+        return {"kept_ptr": left.logsumexps, "kept_stride": 0}
+    return {"kept_ptr": left.products, "kept_stride": left.products.stride(0)}
 
 
 def _num_floats(problem: PairProblem, layout: Layout) -> int:
