@@ -19,19 +19,24 @@ def _convolution(channels_in: int, channels_out: int) -> nn.Sequential:
 
 
 class GlyphNetwork(nn.Module):
-    """(N, 1, 32, 32) float images to (N, 128) embeddings, not normalised: the loss does that."""
+    """(N, 1, 32, 32) float images to (N, 128) embeddings, not normalised: the loss does that.
 
-    def __init__(self) -> None:
+    ``batch_norm`` puts a batch normalisation at the end, as networks for face recognition have it:
+    the embeddings then start out around 0 instead of with cosines close to 1.
+    """
+
+    def __init__(self, batch_norm: bool = False) -> None:
         super().__init__()
         self.features = nn.Sequential(
             _convolution(1, 32), _convolution(32, 64), _convolution(64, 128)
         )
         self.embed = nn.Linear(128 * 4 * 4, EMBEDDING_SIZE)
+        self.center = nn.BatchNorm1d(EMBEDDING_SIZE) if batch_norm else nn.Identity()
         # The layout that CPU convolutions are fastest in; the numbers stay the same.
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.embed(self.features(images).flatten(1))
+        return self.center(self.embed(self.features(images).flatten(1)))
 
 
 @torch.no_grad()

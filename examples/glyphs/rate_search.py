@@ -10,12 +10,12 @@ from glyphs.network import EMBEDDING_SIZE, embed
 from glyphs.training import Schedule, new_network, train
 from glyphs.verification import all_pairs
 
-CANDIDATES = (2e-5, 1e-4, 5e-4, 2e-3, 1e-2)  # the same for every loss
+CANDIDATES = (1e-4, 5e-4, 2e-3, 1e-2, 5e-2)  # the same for every loss
 
 
 def validation_tar(name: str, schedule: Schedule, split: ClassSplit, far: float) -> float:
     """Train with the loss of that name; TAR at ``far`` over all pairs of validation pictures."""
-    network = new_network(schedule.seed)
+    network = new_network(schedule.seed, batch_norm=True)
     criterion = LOSSES[name](len(split.train.characters), EMBEDDING_SIZE)
     title = f"{name}, {schedule.class_learning_rate:g}"
     train(network, split.train, split.validation, schedule, criterion, validations=1, title=title)

@@ -67,10 +67,10 @@ class History:
     validations: list[tuple[int, RetrievalMetrics]] = field(default_factory=list)
 
 
-def new_network(seed: int) -> GlyphNetwork:
+def new_network(seed: int, batch_norm: bool = False) -> GlyphNetwork:
     """An untrained network, always the same one for the same seed."""
     torch.manual_seed(seed)
-    return GlyphNetwork()
+    return GlyphNetwork(batch_norm)
 
 
 def evaluate(network: nn.Module, glyphs: GlyphSet) -> RetrievalMetrics:
