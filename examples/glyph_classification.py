@@ -51,7 +51,7 @@ with packages_of_the_examples():
 
 # Of the class weights. Chosen on the validation classes by:
 # python examples/glyph_classification.py --choose --steps 120
-CLASS_RATES = {"softmax": 1e-2, "AM-Softmax": 2e-3, "circle": 1e-4}
+CLASS_RATES = {"softmax": 1e-2, "AM-Softmax": 2e-3, "circle": 1e-2}
 # The network's learning rate is that of glyph_retrieval.py. No two pictures of a class are needed.
 DEFAULTS = Schedule(steps=400, learning_rate=2e-3, classes_per_batch=256, pictures_per_class=1)
 
