@@ -28,9 +28,9 @@ PARTIAL_BYTES = 32 * 2**20
 WORKSPACE_BYTES = 32 * 2**20
 # What products may take that the forward pass keeps for the backward.
 KEPT_BYTES = 32 * 2**20
-# Depth from which they are kept, by bytes per element. On an H100, writing and reading a tile of
-# 128x128 takes some 5,500 cycles at the rate of its second-level cache; computing it again takes 8
-# for each unit of depth in bfloat16 and 48 in float32 (three products of tf32).
+# Depth from which they are kept, by bytes per element; an estimate for an H100. If a
+# multiprocessor moves 24 bytes a cycle, writing and reading a tile of 128x128 takes 5,500 of them;
+# computing it again takes 8 for each unit of depth in bfloat16, 48 in float32 (three of tf32).
 KEPT_DEPTH = {2: 768, 4: 128}
 # Blocks that a band has whatever its size: fewer would not fill a device.
 MIN_BAND = 8

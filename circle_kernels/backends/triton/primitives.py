@@ -117,7 +117,7 @@ def only_negatives(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    """Say of a tile of labels that are not in any order whether it has no positive pairs."""
+    """Say of a tile in label order, or of class weights, whether it has no positive pairs."""
     if LABELS == "classes":
         return no_class_among(row_labels_ptr, row_start, column_start, BLOCK_ROWS, BLOCK_COLUMNS)
     return labels_apart(
