@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from circle_kernels.backends.addressable import PLAIN_TYPES, materialized
 
 FLOATING_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGER_DTYPES = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 
 
+# Entries that a kernel may pad a matrix to; more than any address reaches.
+_MOST_ENTRIES = 2**58
+
+
 def _describe(value: object) -> str:
+    if isinstance(value, Tensor) and value.is_nested:
+        return f"a nested {value.dtype} tensor on {value.device}"
     if isinstance(value, Tensor):
         return f"a {value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
     return f"{type(value).__name__} {value!r}"
@@ -23,8 +35,32 @@ def check_embeddings(name: str, value: Tensor) -> None:
         raise TypeError(
             f"{name} must be float16, bfloat16, float32 or float64, got {_describe(value)}"
         )
+    _check_dense(name, value)
     if value.dim() != 2 or value.shape[1] == 0:
         raise ValueError(f"{name} must have shape (rows, D) with D >= 1, got {_describe(value)}")
+    if (
+        not torch.compiler.is_compiling()
+        and max(value.shape[0], 256) * value.shape[1] > _MOST_ENTRIES
+    ):
+        raise ValueError(f"{name} must fit in memory, got {_describe(value)}")
+
+
+def _check_dense(name: str, value: Tensor) -> None:
+    """Require a tensor that has its own numbers, one for each entry of its shape."""
+    if value.is_nested or value.layout is not torch.strided:
+        layout = "nested" if value.is_nested else str(value.layout)
+        raise TypeError(
+            f"{name} must be a dense tensor, got {_describe(value)} with the layout {layout}; "
+            "use .to_dense(), or torch.nested.to_padded_tensor for nested ones"
+        )
+    if torch.compiler.is_compiling() or type(value) in PLAIN_TYPES:
+        return
+    distributed = sys.modules.get("torch.distributed.tensor")
+    if distributed is not None and isinstance(value, distributed.DTensor):
+        raise TypeError(
+            f"{name} must be an ordinary tensor, got {_describe(value)} that is a DTensor; use "
+            f"{name}.full_tensor(), or of a sharded module call the module itself"
+        )
 
 
 def check_labels(name: str, value: Tensor, rows: int, of: str) -> None:
@@ -37,6 +73,7 @@ def check_labels(name: str, value: Tensor, rows: int, of: str) -> None:
         raise TypeError(
             f"{name} must be integers (one class number per row), got {_describe(value)}"
         )
+    _check_dense(name, value)
     if value.dim() != 1:
         raise ValueError(
             f"{name} must have shape (rows,), got {_describe(value)}; "
@@ -56,11 +93,6 @@ def check_references(name: str, value: Tensor, embeddings: Tensor) -> None:
             f"{name} must have as many columns as embeddings: "
             f"wanted {embeddings.shape[1]}, got {value.shape[1]}"
         )
-    if value.dtype != embeddings.dtype:
-        raise TypeError(
-            f"{name} must have the dtype of embeddings: wanted {embeddings.dtype}, "
-            f"got {value.dtype}"
-        )
     if value.device != embeddings.device:
         raise ValueError(
             f"{name} must be on the device of embeddings: wanted {embeddings.device}, "
@@ -73,25 +105,59 @@ def check_pair_inputs(
     labels: Tensor,  # (N,)
     ref_emb: Tensor | None,  # (M, D)
     ref_labels: Tensor | None,  # (M,)
-    classes: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """Check everything and return both label tensors as int64 on the embeddings' device.
-
-    With ``classes`` the references are class weights, which have no labels.
-    """
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Check everything and return it as kernels take it: embeddings and references of one dtype,
+    both labels as int64 on the embeddings' device."""
     check_embeddings("embeddings", embeddings)
     check_labels("labels", labels, embeddings.shape[0], of="embeddings")
-    if (ref_emb is None) != (ref_labels is None) and not classes:
+    if (ref_emb is None) != (ref_labels is None):
         given, missing = (
             ("ref_emb", "ref_labels") if ref_labels is None else ("ref_labels", "ref_emb")
         )
         raise ValueError(f"{given} was given without {missing}; give both or neither")
-    if ref_emb is not None:
-        check_references("ref_emb", ref_emb, embeddings)
     if ref_emb is not None and ref_labels is not None:
+        check_references("ref_emb", ref_emb, embeddings)
         check_labels("ref_labels", ref_labels, ref_emb.shape[0], of="ref_emb")
-        ref_labels = ref_labels.to(embeddings.device, torch.int64)
-    return labels.to(embeddings.device, torch.int64), ref_labels
+    check_real_or_fake(embeddings=embeddings, labels=labels, ref_emb=ref_emb, ref_labels=ref_labels)
+    labels = class_numbers("labels", labels, embeddings.device)
+    if ref_emb is None or ref_labels is None:
+        return numbers(embeddings), labels, None, None
+    embeddings, ref_emb = one_dtype(numbers(embeddings), numbers(ref_emb))
+    return embeddings, labels, ref_emb, class_numbers("ref_labels", ref_labels, embeddings.device)
+
+
+def numbers(value: Tensor) -> Tensor:
+    """The same tensor as kernels can read it; for compilers there is nothing to do."""
+    return value if torch.compiler.is_compiling() else materialized(value)
+
+
+def class_numbers(name: str, labels: Tensor, device: torch.device) -> Tensor:
+    """Checked labels as int64 on the device of the embeddings."""
+    if labels.is_meta and device.type != "meta":
+        raise ValueError(f"{name} must hold numbers, got {_describe(labels)}")
+    return numbers(labels).to(device, torch.int64)
+
+
+def one_dtype(embeddings: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the wider of their dtypes: under autocast they may differ."""
+    if embeddings.dtype == references.dtype:
+        return embeddings, references
+    dtype = torch.promote_types(embeddings.dtype, references.dtype)
+    return embeddings.to(dtype), references.to(dtype)
+
+
+def check_real_or_fake(**tensors: Tensor | None) -> None:
+    """Require fake tensors only, or none: together they can be neither computed nor traced."""
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+        return
+    given = {name: value for name, value in tensors.items() if value is not None}
+    fake = [name for name, value in given.items() if isinstance(value, FakeTensor)]
+    if fake and len(fake) < len(given):
+        real = [name for name in given if name not in fake]
+        raise TypeError(
+            f"{', '.join(fake)} must hold numbers as {', '.join(real)} do, got fake tensors; "
+            "under FakeTensorMode make all of them fake"
+        )
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -106,6 +172,7 @@ def check_similarities(sp: Tensor, sn: Tensor) -> tuple[Tensor, Tensor]:
     for name, value in (("sp", sp), ("sn", sn)):
         if not isinstance(value, Tensor) or value.dtype not in FLOATING_DTYPES:
             raise TypeError(f"{name} must be a floating-point tensor, got {_describe(value)}")
+        _check_dense(name, value)
         if value.dim() != 1:
             raise ValueError(f"{name} must have shape (pairs,), got {_describe(value)}")
     if sn.dtype != sp.dtype:

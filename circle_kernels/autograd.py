@@ -6,19 +6,25 @@ backend's two functions (see backends/interface.py).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from circle_kernels.arguments import check_choice, check_pair_inputs, check_skip_below
-from circle_kernels.backend_choice import BACKENDS, resolve_backend, run_backward, run_forward
-from circle_kernels.backends.interface import PairProblem, result_dtype
-from circle_kernels.formula import FORMULAS, PairFormula
-from circle_kernels.ops import traced_pair_logsumexp, under_transforms
+from circle_kernels.backend_choice import run_backward, run_forward, without_autocast
+from circle_kernels.backends.addressable import PLAIN_TYPES
+from circle_kernels.backends.interface import result_dtype
+from circle_kernels.formula import PairFormula
+from circle_kernels.operation import Batch, Operation, check_batch
+from circle_kernels.ops import (
+    NO_SECOND_DERIVATIVE,
+    traced_gradients,
+    traced_logsumexps,
+    under_transforms,
+)
+from circle_kernels.precision import float32_precision
 from circle_kernels.reference import pair_logsumexp_reference
 
 
@@ -46,8 +52,8 @@ def pair_logsumexp(
     Args:
         embeddings: (N, D), float16, bfloat16, float32 or float64.
         labels: (N,) integers, any values.
-        ref_emb: (M, D) references, same dtype and device. Without them the batch is compared with
-            itself and an embedding is not compared with itself.
+        ref_emb: (M, D) references on the same device; of two dtypes the wider one counts. Without
+            them the batch is compared with itself and an embedding is not compared with itself.
         ref_labels: (M,) integers.
         formula: the pair logits, for example :class:`circle_kernels.CircleFormula`.
         normalize: ``False`` takes plain inner products instead of cosines.
@@ -66,160 +72,137 @@ def pair_logsumexp(
         TypeError, ValueError: an argument of the wrong type, shape, dtype or device.
         RuntimeError: the backend asked for cannot serve these tensors; or a second derivative.
     """
-    labels, ref_labels = check_operation(
-        embeddings, labels, ref_emb, ref_labels, formula, skip_below, backend
-    )
-    return checked_pair_logsumexp(
-        embeddings,
-        labels,
-        ref_emb,
-        ref_labels,
-        formula=formula,
-        normalize=normalize,
-        skip_below=skip_below,
-        backend=backend,
-    )
+    batch = check_batch(embeddings, labels, ref_emb, ref_labels)
+    return logsumexps(batch, Operation(formula, normalize, skip_below, backend))
 
 
-def checked_pair_logsumexp(
-    embeddings: Tensor,  # (N, D)
-    labels: Tensor,  # (N,)
-    ref_emb: Tensor | None,  # (M, D)
-    ref_labels: Tensor | None,  # (M,)
-    *,
-    formula: PairFormula,
-    normalize: bool,
-    skip_below: float,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    """:func:`pair_logsumexp` of what :func:`check_operation` has checked.
-
-    References without labels are class weights: reference j is the only one with the label j.
-    """
-    if backend == "reference":
-        dtype = result_dtype(embeddings.dtype)
-        with torch.autocast(embeddings.device.type, enabled=False):
+def logsumexps(batch: Batch, operation: Operation) -> tuple[Tensor, Tensor]:
+    """:func:`pair_logsumexp` of a checked batch."""
+    if operation.backend == "reference":
+        dtype = result_dtype(batch.embeddings.dtype)
+        with without_autocast(batch.embeddings.device.type):
             lse_pos, lse_neg = pair_logsumexp_reference(
-                embeddings, labels, ref_emb, ref_labels, formula=formula, normalize=normalize
+                *batch[:4], formula=operation.formula, normalize=operation.normalize
             )
         return lse_pos.to(dtype), lse_neg.to(dtype)
-    inputs = (embeddings, labels, ref_emb, ref_labels)
-    options = (bool(normalize), float(skip_below), backend)
-    if not is_traced(embeddings, backend):
-        return _PairLogSumExp.apply(*inputs, formula, *options)
-    return traced_pair_logsumexp(*inputs, formula, *options)
-
-
-def check_operation(
-    embeddings: Tensor,
-    labels: Tensor,
-    ref_emb: Tensor | None,
-    ref_labels: Tensor | None,
-    formula: PairFormula,
-    skip_below: float,
-    backend: str,
-    classes: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """Check the fused operation's arguments; both label tensors as it takes them."""
-    labels, ref_labels = check_pair_inputs(embeddings, labels, ref_emb, ref_labels, classes)
-    if type(formula) not in FORMULAS.values():
-        wanted = " or ".join(known.__name__ for known in FORMULAS.values())
-        raise TypeError(f"formula must be a {wanted}, got {type(formula).__name__} {formula!r}")
-    check_skip_below(skip_below)
-    check_choice("backend", backend, BACKENDS)
-    return labels, ref_labels
+    if is_traced(batch):
+        return traced_logsumexps(batch, operation)
+    return _PairLogSumExp.apply(*batch, operation, batch.requires_grad)
 
 
 class _PairLogSumExp(torch.autograd.Function):
     """Ties a backend's forward to its backward; keeps the inputs and vectors, no matrix."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        embeddings: Tensor,
-        labels: Tensor,
-        ref_emb: Tensor | None,
-        ref_labels: Tensor | None,
-        formula: PairFormula,
-        normalize: bool,
-        skip_below: float,
-        backend: str,
-    ) -> tuple[Tensor, Tensor]:
-        return forward_and_keep(
-            ctx, embeddings, labels, ref_emb, ref_labels, formula, normalize, skip_below, backend
-        )
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        *tensors, operation, keep = arguments
+        return forward_and_keep(ctx, Batch(*tensors), operation, keep)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_lse_pos: Tensor, grad_lse_neg: Tensor) -> tuple[Any, ...]:
-        gradients = input_gradients(ctx, ctx.saved_tensors, grad_lse_pos, grad_lse_neg)
-        return (*gradients, *(None,) * 4)
+        gradients = once(
+            ctx.saved_tensors,
+            (grad_lse_pos, grad_lse_neg),
+            lambda saved, upstream: input_gradients(ctx, saved, *upstream),
+        )
+        return (*gradients, None, None)
 
 
 def forward_and_keep(
-    ctx: Any,
-    embeddings: Tensor,
-    labels: Tensor,
-    ref_emb: Tensor | None,
-    ref_labels: Tensor | None,
-    formula: PairFormula,
-    normalize: bool,
-    skip_below: float,
-    backend: str,
+    ctx: Any, batch: Batch, operation: Operation, keep: bool
 ) -> tuple[Tensor, Tensor]:
-    """Both log-sum-exps; ``ctx`` gets what :func:`input_gradients` needs."""
-    inputs = (embeddings, labels, ref_emb, ref_labels)
-    keep = ctx.needs_input_grad[0] or ctx.needs_input_grad[2]
-    problem = PairProblem(*inputs, formula, normalize, skip_below, keep)
-    lse_pos, lse_neg, saved = run_forward(problem, backend)
-    ctx.save_for_backward(*inputs, lse_pos, lse_neg, saved)
-    ctx.settings = (formula, normalize, skip_below)
-    ctx.backend = backend
+    """Both log-sum-exps; with ``keep``, ``ctx`` gets what :func:`input_gradients` needs."""
+    precision = float32_precision(batch.embeddings.device.type)
+    problem = operation.problem(batch, precision=precision, keep_for_backward=keep)
+    lse_pos, lse_neg, saved = run_forward(problem, operation.backend)
+    if keep:
+        needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[2])
+        ctx.save_for_backward(
+            owned(batch.embeddings, needs[0]),
+            owned(batch.labels),
+            owned(batch.ref_emb, needs[1]),
+            owned(batch.ref_labels),
+            batch.listed,  # which no one else has
+            lse_pos,
+            lse_neg,
+            saved,
+        )
+        ctx.operation, ctx.precision, ctx.needs = operation, precision, needs
     return lse_pos, lse_neg
+
+
+def owned(tensor: Tensor | None, needs_gradient: bool = False) -> Tensor | None:
+    """What a backward pass can rely on: a copy of what may change before it, as labels and queues
+    do, or be an inference tensor. Who changes what needs a gradient gets autograd's error."""
+    return tensor if tensor is None or needs_gradient else tensor.clone()
 
 
 def input_gradients(
     ctx: Any, saved_tensors: tuple[Any, ...], grad_lse_pos: Tensor, grad_lse_neg: Tensor
-) -> tuple[Tensor | None, None, Tensor | None, None]:
-    """Gradients of embeddings, labels, ref_emb and ref_labels, where they are needed.
+) -> tuple[Tensor | None, None, Tensor | None, None, None]:
+    """Gradients of a batch, where they are needed.
 
     The saved tensors come as an argument since checkpointing lets them be asked for only once.
     """
-    *inputs, lse_pos, lse_neg, saved = saved_tensors
-    needs_embeddings, needs_references = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
-    grad_embeddings, grad_references = run_backward(
-        PairProblem(*inputs, *ctx.settings),
-        lse_pos,
-        lse_neg,
-        saved,
-        grad_lse_pos,
-        grad_lse_neg,
-        ctx.backend,
-        needs_embeddings,
-        needs_references,
-    )
+    *tensors, lse_pos, lse_neg, saved = saved_tensors
+    batch, operation = Batch(*tensors), ctx.operation
+    passed = (lse_pos, lse_neg, saved, grad_lse_pos, grad_lse_neg)
+    if under_transforms():  # a batch of gradients
+        gradients = traced_gradients(batch, operation, passed, ctx.needs)
+    else:
+        problem = operation.problem(batch, precision=ctx.precision)
+        gradients = run_backward(problem, passed, operation.backend, *ctx.needs)
     return (
-        grad_embeddings if needs_embeddings else None,
+        gradients[0] if ctx.needs[0] else None,
         None,
-        grad_references if needs_references else None,
+        gradients[1] if ctx.needs[1] else None,
+        None,
         None,
     )
 
 
-def is_traced(embeddings: Tensor, backend: str) -> bool:
+def once(
+    saved: tuple[Any, ...],
+    upstream: tuple[Tensor, ...],
+    compute: Callable[[tuple[Any, ...], tuple[Tensor, ...]], tuple[Tensor | None, ...]],
+) -> tuple[Tensor | None, ...]:
+    """What ``compute`` makes of saved tensors and upstream gradients, differentiable never again.
+
+    Not torch's ``once_differentiable``: its results are constants where the upstream gradients are,
+    and the derivative of a penalty on the gradient would be silently 0.
+    """
+    with torch.no_grad():
+        gradients = compute(saved, upstream)
+    if not torch.is_grad_enabled():  # create_graph=True
+        return gradients
+    sources = [each for each in (*saved, *upstream) if each is not None and each.requires_grad]
+    return tuple(
+        None if gradient is None else _NoSecondDerivative.apply(gradient, *sources)
+        for gradient in gradients
+    )
+
+
+class _NoSecondDerivative(torch.autograd.Function):
+    """A gradient as it is, which says so where it is differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *sources: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, grad_gradient: Tensor) -> tuple[Any, ...]:
+        raise RuntimeError(NO_SECOND_DERIVATIVE)
+
+
+def is_traced(batch: Batch) -> bool:
     """Whether the operation has to be one registered op.
 
-    Compilers must not look inside the kernels; and the C++ kernel reads memory, which fake tensors
-    do not have and of which tracers see nothing. In eager mode a registered op would only add tens
-    of microseconds to each call.
+    Compilers must not look inside the kernels; and kernels read memory, which fake tensors and
+    wrappers do not have and of which tracers see nothing. In eager mode a registered op would only
+    add tens of microseconds to each call.
     """
-    if torch.compiler.is_compiling() or under_transforms():
+    if torch.compiler.is_compiling() or under_transforms() or is_in_torch_dispatch_mode():
         return True
-    if is_plain(embeddings):
-        return False
-    return resolve_backend(backend, embeddings.device, embeddings.dtype) == "cpu"
-
-
-def is_plain(tensor: Tensor) -> bool:
-    """Whether there are numbers behind a tensor, and nobody who watches what is done to them."""
-    return type(tensor) in (Tensor, Parameter) and not is_in_torch_dispatch_mode()
+    return batch.embeddings.is_meta or any(
+        tensor is not None and type(tensor) not in PLAIN_TYPES for tensor in batch
+    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
+import warnings
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -12,10 +14,11 @@ import torch
 from torch import Tensor
 
 from circle_kernels.backends import cpu
+from circle_kernels.backends.addressable import materialized, obstacle
 from circle_kernels.backends.interface import PairProblem
 
 _BEST_BACKEND = {"cuda": "triton", "cpu": "cpu"}  # by type of device
-BACKENDS = ("auto", "triton", "cpu", "tiled", "reference")
+_HOOKS = "hooks on saved tensors have to give back what they were given"
 
 
 def available_backends() -> dict[str, str]:
@@ -61,44 +64,81 @@ def _unusable_reason(backend: str, device: torch.device, dtype: torch.dtype) -> 
 def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
     """The backend that serves tensors of this device and dtype.
 
-    ``"auto"`` is triton for CUDA and ROCm tensors, cpu for CPU tensors, and tiled for others and
-    where those cannot serve.
+    ``"auto"`` is triton for CUDA and ROCm tensors, cpu for CPU tensors, and tiled for others and,
+    with one warning, where those cannot serve.
 
     Raises:
-        RuntimeError: a backend asked for by name that cannot serve, with the reason.
+        RuntimeError: a backend asked for by name that cannot serve, with the reason; an instruction
+            set asked for by name that the C++ kernel cannot take.
     """
-    if backend == "auto":
-        best = _BEST_BACKEND.get(device.type, "tiled")
-        return best if _unusable_reason(best, device, dtype) is None else "tiled"
-    reason = _unusable_reason(backend, device, dtype)
-    if reason is not None:
+    best = _BEST_BACKEND.get(device.type, "tiled") if backend == "auto" else backend
+    reason = _unusable_reason(best, device, dtype)
+    if reason is None:
+        return best
+    if backend != "auto":
         raise RuntimeError(
             f"backend={backend!r} cannot serve {dtype} tensors on {device}: {reason}"
         )
-    return backend
+    _warn_once(
+        f"circle_kernels: the tiled backend, several times slower, serves {dtype} tensors on "
+        f"{device.type}, since {best} cannot: {reason}. backend='tiled' asks for it without this "
+        "warning."
+    )
+    return "tiled"
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
 
 
 def load_backend(backend: str, problem: PairProblem) -> Any:
-    """The module that serves a problem.
+    """The module that serves a problem, by :func:`resolve_backend`.
 
     Asked for inside the ops and not above them, so that compilers do not have to trace imports.
     """
     embeddings = problem.embeddings
-    resolved = resolve_backend(backend, embeddings.device, embeddings.dtype)
-    if resolved == "triton" and problem.listed is None:
+    return _module(resolve_backend(backend, embeddings.device, embeddings.dtype), problem)
+
+
+def _module(backend: str, problem: PairProblem) -> Any:
+    if backend == "triton" and problem.listed is None:
         from circle_kernels.backends import triton
 
         return triton
-    if resolved == "cpu":
+    if backend == "cpu":
         return cpu
     from circle_kernels.backends import tiled
 
     return tiled
 
 
+def _behind_the_gate(
+    implementation: Any, backend: str, problem: PairProblem, **others: Tensor
+) -> Any:
+    """The implementation, or tiled where it would read memory that some tensor does not have.
+
+    Raises:
+        RuntimeError: such a tensor, and a backend that was asked for by name.
+    """
+    from circle_kernels.backends import tiled
+
+    if implementation is tiled:
+        return tiled
+    for name, tensor in (*problem.tensors.items(), *others.items()):
+        reason = None if tensor is None else obstacle(tensor)
+        if reason is None:
+            continue
+        if backend != "auto":
+            raise RuntimeError(f"backend={backend!r} cannot read {name}: {reason}")
+        return tiled
+    return implementation
+
+
 def without_autocast(device_type: str) -> AbstractContextManager[Any]:
     """Nothing is cast down. Entering a context that changes nothing would cost microseconds."""
-    if torch.is_autocast_enabled(device_type):
+    # Of a device without autocast, such as meta, torch does not even say that it is off.
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
 
@@ -112,37 +152,79 @@ def run_forward(problem: PairProblem, backend: str) -> tuple[Tensor, Tensor, Ten
             embeddings.new_full((len(embeddings),), -math.inf, dtype=problem.result_dtype)
             for _ in range(2)
         )
-        return lse_pos, lse_neg, lse_pos.new_empty(implementation.saved_shape(problem))
+        return lse_pos, lse_neg, new_saved(problem, implementation)
+    implementation = _behind_the_gate(implementation, backend, problem)
     with without_autocast(embeddings.device.type):
         return implementation.forward(problem)
 
 
+def new_saved(problem: PairProblem, implementation: Any) -> Tensor:
+    """What an implementation's forward pass saves, with nothing in it."""
+    return problem.embeddings.new_empty(implementation.saved_shape(problem), dtype=torch.uint8)
+
+
 def run_backward(
     problem: PairProblem,
-    lse_pos: Tensor,
-    lse_neg: Tensor,
-    saved: Tensor,
-    grad_lse_pos: Tensor,
-    grad_lse_neg: Tensor,
+    passed: Sequence[Tensor],  # lse_pos, lse_neg, saved, grad_lse_pos, grad_lse_neg
     backend: str,
     needs_embeddings: bool,
     needs_references: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients for both sides; None for one that is not needed."""
+    """Gradients for both sides; None for one that is not needed.
+
+    Raises:
+        RuntimeError: tensors that are not those of the forward pass.
+    """
     embeddings, ref_emb = problem.embeddings, problem.ref_emb
     if len(embeddings) == 0 or len(problem.columns) == 0:
         return (
             embeddings.new_zeros(embeddings.shape),
             None if ref_emb is None else ref_emb.new_zeros(ref_emb.shape),
         )
+    lse_pos, lse_neg, saved, grad_lse_pos, grad_lse_neg = passed
+    statistics = {
+        "lse_pos": lse_pos,
+        "lse_neg": lse_neg,
+        "grad_lse_pos": materialized(grad_lse_pos),
+        "grad_lse_neg": materialized(grad_lse_neg),
+    }
+    for name, value in statistics.items():
+        if value.shape != (len(embeddings),) or value.dtype != problem.result_dtype:
+            raise RuntimeError(
+                f"circle_kernels: the backward pass wants {name} of shape ({len(embeddings)},) and "
+                f"dtype {problem.result_dtype}, got {value.dtype} of shape {tuple(value.shape)}; "
+                f"{_HOOKS}"
+            )
+    implementation = _forward_choice(backend, problem, saved)
+    implementation = _behind_the_gate(implementation, backend, problem, saved=saved, **statistics)
     with without_autocast(embeddings.device.type):
-        return load_backend(backend, problem).backward(
+        return implementation.backward(
             problem,
-            lse_pos,
-            lse_neg,
+            statistics["lse_pos"],
+            statistics["lse_neg"],
             saved,
-            grad_lse_pos,
-            grad_lse_neg,
+            statistics["grad_lse_pos"],
+            statistics["grad_lse_neg"],
             needs_embeddings=needs_embeddings,
             needs_references=needs_references,
         )
+
+
+def _forward_choice(backend: str, problem: PairProblem, saved: Tensor) -> Any:
+    """The implementation that ran the forward pass, whatever ``"auto"`` would be by now: all but
+    tiled save something.
+
+    Raises:
+        RuntimeError: ``saved`` is not what that implementation left.
+    """
+    if backend == "auto":
+        best = _BEST_BACKEND.get(problem.embeddings.device.type, "tiled")
+        backend = "tiled" if saved.numel() == 0 else best
+    implementation = _module(backend, problem)
+    wanted = implementation.saved_shape(problem)
+    if tuple(saved.shape) != wanted or saved.dtype != torch.uint8:
+        raise RuntimeError(
+            f"circle_kernels: the backward pass wants {wanted} bytes from the forward pass, got "
+            f"{saved.dtype} of shape {tuple(saved.shape)}; {_HOOKS}"
+        )
+    return implementation

@@ -7,14 +7,16 @@ import math
 import torch
 from torch import Tensor
 
-from circle_kernels.autograd import is_plain
+from circle_kernels.backends.addressable import is_plain
 
 NO_CLASS = -1  # the label of a row that has no positive
 
 
 def host_may_look(tensor: Tensor) -> bool:
     """Whether there are numbers to be had, without a device to wait for or a compiler to object."""
-    return tensor.device.type == "cpu" and is_plain(tensor) and not torch.compiler.is_compiling()
+    if torch.compiler.is_compiling() or tensor.device.type != "cpu":
+        return False
+    return is_plain(tensor)
 
 
 def resolve_labels(
@@ -41,5 +43,5 @@ def resolve_labels(
                 f"got {int(labels[row])} in row {row}"
             )
         return labels.masked_fill(ignored, NO_CLASS), None
-    factors = torch.ones(labels.shape, device=labels.device).masked_fill(wrong, math.nan)
+    factors = torch.ones_like(labels, dtype=torch.float32).masked_fill(wrong, math.nan)
     return labels.masked_fill(ignored | wrong, NO_CLASS), factors

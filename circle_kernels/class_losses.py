@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +12,15 @@ from circle_kernels.arguments import (
     check_embeddings,
     check_integer,
     check_labels,
+    check_real_or_fake,
     check_references,
     check_sample_rate,
+    class_numbers,
+    numbers,
+    one_dtype,
 )
-from circle_kernels.autograd import check_operation, checked_pair_logsumexp
+from circle_kernels.autograd import logsumexps
+from circle_kernels.backend_choice import without_autocast
 from circle_kernels.backends.interface import result_dtype
 from circle_kernels.class_labels import resolve_labels
 from circle_kernels.class_sampling import (
@@ -26,6 +30,7 @@ from circle_kernels.class_sampling import (
     sample_size,
 )
 from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
+from circle_kernels.operation import Batch, Operation
 from circle_kernels.reference import similarity_matrix
 from circle_kernels.row_losses import REDUCTIONS, reduce_exponents, reduced_row_losses
 
@@ -57,10 +62,10 @@ def class_circle_loss(
     logits ``z_n`` with ``-z_p`` at the target; nothing of size (N, C) is stored.
 
     Args:
-        embeddings: (N, D), float16, bfloat16, float32 or float64; need not be normalised. Of a
-            narrower dtype than ``weight``, as under autocast, they are widened.
+        embeddings: (N, D), float16, bfloat16, float32 or float64; need not be normalised.
         labels: (N,) integers in [0, C), or ``ignore_index``.
-        weight: (C, D) one row per class, same device; need not be normalised.
+        weight: (C, D) one row per class, same device; need not be normalised. Where its dtype is
+            not that of the embeddings, as under autocast, the wider one counts.
         m: relaxation margin.
         gamma: scale of the logits, greater than 0. Large losses at large gamma are normal.
         reduction: ``"mean"`` over rows that are not ignored, ``"mean_all"`` over all N, ``"sum"``,
@@ -157,9 +162,9 @@ def class_logits(
     With labels: ``z_n(s_ij)``, and ``-z_p(s_iy)`` at the target. A row to ignore has no target.
     Ordinary PyTorch that stores (N, C) matrices, differentiable as the loss is.
     """
-    embeddings = _checked_embeddings(embeddings, weight)
-    dtype = result_dtype(embeddings.dtype)
-    with torch.autocast(embeddings.device.type, enabled=False):
+    embeddings, weight = _checked_sides(embeddings, weight)
+    dtype = result_dtype(torch.promote_types(embeddings.dtype, weight.dtype))
+    with without_autocast(embeddings.device.type):
         similarity = similarity_matrix(
             embeddings.to(dtype), weight.to(dtype), normalize=normalize
         )  # (N, C)
@@ -191,7 +196,8 @@ def _class_loss(
 ) -> Tensor:
     check_choice("reduction", reduction, REDUCTIONS)
     check_sample_rate(sample_rate)
-    embeddings = _checked_embeddings(embeddings, weight)
+    operation = Operation(formula, normalize, skip_below, backend)
+    embeddings, weight = _checked_sides(embeddings, weight)
     labels, factors = _checked_labels(labels, embeddings, weight, ignore_index)
     columns, correction = weight, 0.0
     if sample_rate < 1 or sparse_grad:
@@ -201,32 +207,23 @@ def _class_loss(
         labels = positions_among(labels, sampled)
         if sample_correction and size > 0:
             correction = math.log(len(weight) / size)
-    inputs = (embeddings, labels, columns, None)
-    check_operation(*inputs, formula, skip_below, backend, classes=True)
-    options: dict[str, Any] = {
-        "formula": formula,
-        "normalize": normalize,
-        "skip_below": skip_below,
-        "backend": backend,
-    }
+    embeddings, columns = one_dtype(embeddings, columns)
+    batch = Batch(embeddings, labels, columns)
     if correction == 0:
-        loss = reduced_row_losses(*inputs, **options, reduction=reduction)
+        loss = reduced_row_losses(batch, operation, reduction)
     else:
-        lse_pos, lse_neg = checked_pair_logsumexp(*inputs, **options)
+        lse_pos, lse_neg = logsumexps(batch, operation)
         loss = reduce_exponents(lse_pos + lse_neg + correction, reduction)
     if factors is None:
         return loss
     return loss * (factors if reduction == "none" else factors.prod())
 
 
-def _checked_embeddings(embeddings: Tensor, weight: Tensor) -> Tensor:
-    """The embeddings in the dtype of ``weight``, where that is wider."""
+def _checked_sides(embeddings: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     check_embeddings("embeddings", embeddings)
-    check_embeddings("weight", weight)
-    if torch.promote_types(embeddings.dtype, weight.dtype) == weight.dtype:
-        embeddings = embeddings.to(weight.dtype)
     check_references("weight", weight, embeddings)
-    return embeddings
+    check_real_or_fake(embeddings=embeddings, weight=weight)
+    return numbers(embeddings), numbers(weight)
 
 
 def _checked_labels(
@@ -234,5 +231,6 @@ def _checked_labels(
 ) -> tuple[Tensor, Tensor | None]:
     check_integer("ignore_index", ignore_index)
     check_labels("labels", labels, embeddings.shape[0], of="embeddings")
-    labels = labels.to(embeddings.device, torch.int64)
+    check_real_or_fake(embeddings=embeddings, labels=labels)
+    labels = class_numbers("labels", labels, embeddings.device)
     return resolve_labels(labels, len(weight), ignore_index)

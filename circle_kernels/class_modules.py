@@ -13,7 +13,7 @@ from circle_kernels.arguments import (
     check_sample_rate,
     check_skip_below,
 )
-from circle_kernels.backend_choice import BACKENDS
+from circle_kernels.backends.interface import BACKENDS
 from circle_kernels.class_losses import (
     IGNORE_INDEX,
     class_circle_loss,

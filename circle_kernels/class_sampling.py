@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from circle_kernels.class_labels import NO_CLASS, host_may_look
+from circle_kernels.ops import under_transforms
 
 
 def sample_size(num_rows: int, num_classes: int, sample_rate: float) -> int:
@@ -25,13 +26,15 @@ def sample_classes(
     generator: torch.Generator | None = None,
 ) -> Tensor:  # (size,) int64, ascending
     """The classes of the batch and as many others, drawn without replacement, as make ``size``."""
-    scores = torch.rand(num_classes + 1, generator=generator, device=labels.device)
+    scores = torch.rand(
+        num_classes + 1, generator=generator, dtype=torch.float32, device=labels.device
+    )
     # Rows without a class write to the last place, which is then left out.
     places = labels.masked_fill(labels == NO_CLASS, num_classes)
     scores = scores.index_fill(0, places, 2.0)[:num_classes]
     chosen = scores.topk(size, sorted=False).indices
     if host_may_look(chosen):  # in the CPU's memory sorting takes far longer than this
-        is_chosen = torch.zeros(num_classes, dtype=torch.bool).index_fill(0, chosen, True)
+        is_chosen = torch.zeros_like(scores, dtype=torch.bool).index_fill(0, chosen, True)
         return is_chosen.nonzero().squeeze(1)
     return chosen.sort().values
 
@@ -48,8 +51,11 @@ def gather_rows(weight: Tensor, rows: Tensor, *, sparse_grad: bool) -> Tensor:  
     """The given rows of ``weight``, ascending and different, with a sparse gradient or a dense one.
 
     ``torch.nn.functional.embedding`` has such gradients, too, but does not know that rows are
-    different: its dense one is slow and optimizers have to sort its sparse one.
+    different: its dense one is slow and optimizers have to sort its sparse one. Under
+    ``torch.func`` gradients are dense.
     """
+    if under_transforms():
+        return weight.index_select(0, rows)
     return _GatherRows.apply(weight, rows, sparse_grad)
 
 
@@ -63,6 +69,8 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         (rows,) = ctx.saved_tensors
+        if under_transforms():  # a batch of gradients, which cannot be sparse
+            return gradient.new_zeros(ctx.shape).index_copy(0, rows, gradient), None, None
         if ctx.sparse_grad:
             sparse = torch.sparse_coo_tensor(
                 rows[None], gradient, ctx.shape, check_invariants=False, is_coalesced=True

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from circle_kernels.arguments import check_choice, check_similarities
-from circle_kernels.autograd import check_operation, pair_logsumexp
+from circle_kernels.autograd import logsumexps
 from circle_kernels.distributed import gather_batch
 from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
 from circle_kernels.logsumexp import present_logsumexp
+from circle_kernels.operation import Batch, Operation, check_batch
 from circle_kernels.row_losses import REDUCTIONS, reduced_row_losses, softplus
 
 if TYPE_CHECKING:
@@ -45,8 +46,9 @@ def circle_loss(
     Args:
         embeddings: (N, D), float16, bfloat16, float32 or float64; need not be normalised.
         labels: (N,) integers, any values.
-        ref_emb: (M, D) references to compare with, same dtype and device. Without them the batch
-            is compared with itself, and an embedding is not compared with itself.
+        ref_emb: (M, D) references to compare with, on the same device; of two dtypes the wider one
+            counts. Without them the batch is compared with itself, and an embedding is not compared
+            with itself.
         ref_labels: (M,) integers.
         m: relaxation margin. The paper uses 0.4 for retrieval and 0.25 for faces and re-ID.
         gamma: scale of the logits, greater than 0. Large losses at large gamma are normal.
@@ -172,28 +174,18 @@ def _pair_loss(
 ) -> Tensor:
     check_choice("scope", scope, SCOPES)
     check_choice("reduction", reduction, REDUCTIONS)
-    labels, ref_labels = check_operation(
-        embeddings, labels, ref_emb, ref_labels, formula, skip_below, backend
-    )
+    operation = Operation(formula, normalize, skip_below, backend)
+    batch = check_batch(embeddings, labels, ref_emb, ref_labels)
     if group is not None:
         if reduction == "none":
             raise ValueError(
                 "reduction='none' cannot be combined with group: the losses of other processes' "
                 "rows would have no gradient here; reduce with 'mean', 'mean_all' or 'sum'"
             )
-        embeddings, labels = gather_batch(embeddings, labels, group)
-        if ref_emb is not None and ref_labels is not None:
-            ref_emb, ref_labels = gather_batch(ref_emb, ref_labels, group)
-    inputs = (embeddings, labels, ref_emb, ref_labels)
-    options: dict[str, Any] = {
-        "formula": formula,
-        "normalize": normalize,
-        "skip_below": skip_below,
-        "backend": backend,
-    }
+        batch = _whole_batch(batch, group)
     if scope == "anchor":
-        return reduced_row_losses(*inputs, **options, reduction=reduction)
-    lse_pos, lse_neg = pair_logsumexp(*inputs, **options)
+        return reduced_row_losses(batch, operation, reduction)
+    lse_pos, lse_neg = logsumexps(batch, operation)
     # In self mode every unordered pair stands in two rows.
     times_counted = 2 if ref_emb is None else 1
     return softplus(
@@ -201,3 +193,12 @@ def _pair_loss(
         + present_logsumexp(lse_neg, dim=0)
         - 2 * math.log(times_counted)
     )
+
+
+def _whole_batch(batch: Batch, group: ProcessGroup) -> Batch:
+    """The batch that all processes of a group share."""
+    embeddings, labels, ref_emb, ref_labels, _ = batch
+    whole = Batch(*gather_batch(embeddings, labels, group))
+    if ref_emb is None or ref_labels is None:
+        return whole
+    return Batch(*whole[:2], *gather_batch(ref_emb, ref_labels, group))

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from circle_kernels.autograd import is_plain
-from circle_kernels.backend_choice import run_backward, run_forward, without_autocast
+from circle_kernels.autograd import is_traced, logsumexps, once, owned
+from circle_kernels.backend_choice import without_autocast
 from circle_kernels.backends import cpu, gathered
+from circle_kernels.backends.addressable import is_plain
 from circle_kernels.backends.gathered import GatheredProblem
 from circle_kernels.backends.interface import (
     COLUMN_NEGATIVE,
@@ -23,9 +23,10 @@ from circle_kernels.backends.interface import (
     LISTED_MULTIPLE,
     ROW_NEGATIVE,
     ROW_POSITIVE,
-    PairProblem,
 )
 from circle_kernels.formula import PairFormula
+from circle_kernels.operation import Batch, Operation
+from circle_kernels.ops import traced_gradients, under_transforms
 
 # One listed pair in so many of the matrix: fewer are faster pair by pair, since gathering a pair's
 # rows costs what about this many of a product's pairs do.
@@ -69,7 +70,8 @@ def pair_matrix(indices: PairIndices, rows: int, columns: int) -> Tensor:
     ):
         if len(row) != len(column):
             raise ValueError(f"a list of pairs has {len(row)} rows and {len(column)} columns")
-        valid = cpu.mark_pairs(row, column, kind, kinds) if _is_plain_on_cpu(row, column) else None
+        readable = all(is_plain(each) and each.is_cpu for each in (row, column, kinds))
+        valid = cpu.mark_pairs(row, column, kind, kinds) if readable else None
         if valid is False:
             raise IndexError(_OUT_OF_RANGE.format(rows=rows, columns=columns))
         if valid is None:
@@ -77,10 +79,6 @@ def pair_matrix(indices: PairIndices, rows: int, columns: int) -> Tensor:
             marked[row, column] = True
             kinds.add_(marked, alpha=kind)
     return kinds
-
-
-def _is_plain_on_cpu(*tensors: Tensor) -> bool:
-    return all(is_plain(each) and each.device.type == "cpu" for each in tensors)
 
 
 def label_matrix(labels: Tensor, ref_labels: Tensor, *, with_diagonal: bool) -> Tensor:
@@ -117,10 +115,9 @@ def labels_of(kinds: Tensor, *, with_diagonal: bool) -> tuple[Tensor, Tensor] | 
     # classes of their own.
     found_row, first_row = positive.view(torch.uint8).max(0)
     found_column, first_column = positive.view(torch.uint8).max(1)
-    of_columns = torch.where(found_row > 0, first_row, rows + torch.arange(columns).to(first_row))
-    of_rows = torch.where(
-        found_column > 0, of_columns[first_column], -1 - torch.arange(rows).to(first_row)
-    )
+    places = torch.arange(max(rows, columns), device=kinds.device)
+    of_columns = torch.where(found_row > 0, first_row, rows + places[:columns])
+    of_rows = torch.where(found_column > 0, of_columns[first_column], -1 - places[:rows])
     same = of_rows[:, None] == of_columns[None, :]
     return (of_rows, of_columns) if torch.equal(same, positive) else None
 
@@ -141,8 +138,17 @@ def matrix_logsumexp(
         ref_emb = embeddings if ref_emb is None else ref_emb
     else:
         kinds = both_ways
-    backend = "auto" if is_plain(embeddings) else "tiled"
-    return _MatrixLogSumExp.apply(embeddings, ref_emb, kinds, formula, normalize, backend)
+    return logsumexps(_listed_batch(embeddings, ref_emb, kinds), Operation(formula, normalize))
+
+
+def _listed_batch(embeddings: Tensor, ref_emb: Tensor | None, kinds: Tensor) -> Batch:
+    """A batch whose pairs are listed: labels, then all equal, say nothing."""
+
+    def no_labels(side: Tensor) -> Tensor:
+        return torch.zeros(side.shape[0], dtype=torch.int64, device=side.device)
+
+    ref_labels = None if ref_emb is None else no_labels(ref_emb)
+    return Batch(embeddings, no_labels(embeddings), ref_emb, ref_labels, kinds)
 
 
 def _both_ways(kinds: Tensor) -> Tensor | None:
@@ -159,59 +165,6 @@ def _whole(kinds: Tensor) -> Tensor:
     stride = kinds.stride(0)
     rows = -(-kinds.shape[0] // LISTED_MULTIPLE) * LISTED_MULTIPLE
     return kinds.as_strided((rows, stride), (stride, 1))
-
-
-class _MatrixLogSumExp(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        embeddings: Tensor,
-        ref_emb: Tensor | None,
-        kinds: Tensor,
-        formula: PairFormula,
-        normalize: bool,
-        backend: str,
-    ) -> tuple[Tensor, Tensor]:
-        ctx.settings = (formula, normalize)
-        ctx.backend = backend
-        problem = _problem(ctx, embeddings, ref_emb, kinds)
-        lse_pos, lse_neg, saved = run_forward(problem, backend)
-        ctx.save_for_backward(embeddings, ref_emb, kinds, lse_pos, lse_neg, saved)
-        return lse_pos, lse_neg
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_lse_pos: Tensor, grad_lse_neg: Tensor) -> tuple[Any, ...]:
-        embeddings, ref_emb, kinds, lse_pos, lse_neg, saved = ctx.saved_tensors
-        gradients = run_backward(
-            _problem(ctx, embeddings, ref_emb, kinds),
-            lse_pos,
-            lse_neg,
-            saved,
-            grad_lse_pos,
-            grad_lse_neg,
-            ctx.backend,
-            ctx.needs_input_grad[0],
-            ctx.needs_input_grad[1],
-        )
-        return (*gradients, None, None, None, None)
-
-
-def _problem(ctx: Any, embeddings: Tensor, ref_emb: Tensor | None, kinds: Tensor) -> PairProblem:
-    def no_labels(side: Tensor) -> Tensor:
-        return torch.zeros(len(side), dtype=torch.int64, device=side.device)
-
-    formula, normalize = ctx.settings
-    return PairProblem(
-        embeddings,
-        no_labels(embeddings),
-        ref_emb,
-        None if ref_emb is None else no_labels(ref_emb),
-        formula,
-        normalize,
-        keep_for_backward=ctx.needs_input_grad[0] or ctx.needs_input_grad[1],
-        listed=kinds,
-    )
 
 
 def unique_pairs(
@@ -249,41 +202,82 @@ def gathered_logsumexp(
     normalize: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """:func:`circle_kernels.pair_logsumexp` over a few pairs."""
-    return _GatheredLogSumExp.apply(embeddings, ref_emb, *pairs, formula, normalize)
+    if is_traced(Batch(embeddings, pairs[0], ref_emb)):
+        kinds = _matrix_of(pairs, embeddings, ref_emb)
+        return matrix_logsumexp(embeddings, ref_emb, kinds, formula=formula, normalize=normalize)
+    keep = Batch(embeddings, pairs[0], ref_emb).requires_grad
+    return _GatheredLogSumExp.apply(embeddings, ref_emb, *pairs, formula, normalize, keep)
+
+
+def _matrix_of(
+    pairs: tuple[Tensor, Tensor, Tensor], embeddings: Tensor, ref_emb: Tensor | None
+) -> Tensor:
+    """:func:`pair_matrix` of what :func:`unique_pairs` returned."""
+    rows, columns, positive = pairs
+    indices = PairIndices(rows[positive], columns[positive], rows[~positive], columns[~positive])
+    return pair_matrix(indices, len(embeddings), len(embeddings if ref_emb is None else ref_emb))
 
 
 class _GatheredLogSumExp(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        embeddings: Tensor,
-        ref_emb: Tensor | None,
-        rows: Tensor,
-        columns: Tensor,
-        positive: Tensor,
-        formula: PairFormula,
-        normalize: bool,
-    ) -> tuple[Tensor, Tensor]:
-        inputs = (embeddings, ref_emb, rows, columns, positive)
-        ctx.settings = (formula, normalize)
-        with without_autocast(embeddings.device.type):
-            lse_pos, lse_neg, similarities = gathered.forward(
-                GatheredProblem(*inputs, *ctx.settings)
-            )
-        ctx.save_for_backward(*inputs, lse_pos, lse_neg, similarities)
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        problem, keep = GatheredProblem(*arguments[:-1]), arguments[-1]
+        with without_autocast(problem.embeddings.device.type):
+            lse_pos, lse_neg, similarities = gathered.forward(problem)
+        if keep:
+            ctx.settings, ctx.needs = arguments[-3:-1], ctx.needs_input_grad[:2]
+            sides = (owned(*side) for side in zip(arguments[:2], ctx.needs, strict=True))
+            ctx.save_for_backward(*sides, *arguments[2:-3], lse_pos, lse_neg, similarities)
         return lse_pos, lse_neg
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_lse_pos: Tensor, grad_lse_neg: Tensor) -> tuple[Any, ...]:
-        *inputs, lse_pos, lse_neg, similarities = ctx.saved_tensors
-        with without_autocast(inputs[0].device.type):
-            gradients = gathered.backward(
-                GatheredProblem(*inputs, *ctx.settings),
-                torch.cat([lse_pos, lse_neg]),
-                similarities,
-                torch.cat([grad_lse_pos, grad_lse_neg]),
-                needs_embeddings=ctx.needs_input_grad[0],
-                needs_references=ctx.needs_input_grad[1],
-            )
-        return (*gradients, *(None,) * 5)
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
+        compute = _batch_of_gradients if under_transforms() else _gathered_gradients
+        gradients = once(
+            ctx.saved_tensors,
+            upstream,
+            lambda saved, upstream: compute(saved, upstream, ctx.settings, ctx.needs),
+        )
+        return (*gradients, *(None,) * 6)
+
+
+_Gradients = tuple[Tensor | None, Tensor | None]
+
+
+def _gathered_gradients(
+    saved: tuple[Any, ...],
+    upstream: tuple[Tensor, ...],
+    settings: tuple[PairFormula, bool],
+    needs: tuple[bool, bool],
+) -> _Gradients:
+    embeddings, ref_emb, rows, columns, positive, lse_pos, lse_neg, similarities = saved
+    with without_autocast(embeddings.device.type):
+        return gathered.backward(
+            GatheredProblem(embeddings, ref_emb, rows, columns, positive, *settings),
+            torch.cat([lse_pos, lse_neg]),
+            similarities,
+            torch.cat(upstream),
+            needs_embeddings=needs[0],
+            needs_references=needs[1],
+        )
+
+
+def _batch_of_gradients(
+    saved: tuple[Any, ...],
+    upstream: tuple[Tensor, ...],
+    settings: tuple[PairFormula, bool],
+    needs: tuple[bool, bool],
+) -> _Gradients:
+    """The same by the registered op, which ``torch.func`` knows, over a matrix of the pairs."""
+    embeddings, ref_emb, rows, columns, positive, lse_pos, lse_neg, _ = saved
+    references = embeddings if ref_emb is None else ref_emb
+    kinds = _matrix_of((rows, columns, positive), embeddings, ref_emb)
+    of_rows, of_columns = traced_gradients(
+        _listed_batch(embeddings, references, kinds),
+        Operation(*settings, backend="tiled"),
+        (lse_pos, lse_neg, kinds.new_empty(0), *upstream),
+        (needs[0], needs[0] if ref_emb is None else needs[1]),
+    )
+    if ref_emb is None and of_rows is not None and of_columns is not None:
+        return of_rows + of_columns, None
+    return of_rows, of_columns

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from circle_kernels.arguments import check_choice, check_skip_below
-from circle_kernels.backend_choice import BACKENDS
+from circle_kernels.backends.interface import BACKENDS
 from circle_kernels.formula import CircleFormula
 from circle_kernels.functional import REDUCTIONS, SCOPES, circle_loss
 

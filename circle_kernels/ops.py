@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils import _python_dispatch
 
-from circle_kernels.backend_choice import load_backend, run_backward, run_forward
-from circle_kernels.backends.interface import PairProblem
-from circle_kernels.formula import PairFormula, formula_from_parameters
+from circle_kernels.backend_choice import load_backend, new_saved, run_backward, run_forward
+from circle_kernels.formula import formula_from_parameters
+from circle_kernels.operation import Batch, Operation, check_layout
+from circle_kernels.precision import float32_precision
 
 # Raised when a backend saves something of another shape. torch keeps compiled graphs on disk by the
 # arguments of their ops: with this among them, none is found that an earlier version compiled. (Not
 # as a default, which torch leaves out.)
-SAVED_LAYOUT = 6
+SAVED_LAYOUT = 7
+
+# The arguments of both ops, once: a Batch, and an Operation as ops can carry it. The formula's
+# numbers are a tensor, since to ops every number is a constant, and a schedule of gamma would
+# compile a graph for each of its values.
+_BATCH = "Tensor embeddings, Tensor labels, Tensor? ref_emb, Tensor? ref_labels, Tensor? listed"
+_OPERATION = (
+    "Tensor parameters, str formula, bool detach_weights, bool normalize, float skip_below, "
+    "str backend"
+)
+_LABELS, _OPTIONS = 5, 11  # where the operation and what follows it begin
 
 
 def under_transforms() -> bool:
@@ -22,173 +37,90 @@ def under_transforms() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
-def traced_pair_logsumexp(
-    embeddings: Tensor,  # (N, D)
-    labels: Tensor,  # (N,)
-    ref_emb: Tensor | None,  # (M, D)
-    ref_labels: Tensor | None,  # (M,)
-    formula: PairFormula,
-    normalize: bool,
-    skip_below: float,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    """:func:`circle_kernels.pair_logsumexp` of checked arguments as one op, differentiable once."""
-    keep = torch.is_grad_enabled() and any(
-        value is not None and value.requires_grad for value in (embeddings, ref_emb)
-    )
-    inputs = (embeddings, labels, ref_emb, ref_labels)
-    encoded = (formula.name, formula.parameters(), formula.detach_weights)
-    operation = _ForwardTransformed.apply if under_transforms() else _forward_op
-    lse_pos, lse_neg, _ = operation(
-        *inputs, *encoded, normalize, skip_below, backend, keep, SAVED_LAYOUT
-    )
-    return lse_pos, lse_neg
-
-
-def _problem(
-    embeddings: Tensor,
-    labels: Tensor,
-    ref_emb: Tensor | None,
-    ref_labels: Tensor | None,
-    formula: str,
-    parameters: list[float],
-    detach_weights: bool,
-    normalize: bool,
-    skip_below: float,
-    keep_for_backward: bool = True,
-) -> PairProblem:
-    """The problem that the arguments of both ops describe."""
-    rebuilt = formula_from_parameters(formula, parameters, detach_weights)
-    return PairProblem(
-        embeddings, labels, ref_emb, ref_labels, rebuilt, normalize, skip_below, keep_for_backward
-    )
-
-
-def _forward(
-    embeddings: Tensor,
-    labels: Tensor,
-    ref_emb: Tensor | None,
-    ref_labels: Tensor | None,
-    formula: str,
-    parameters: list[float],
-    detach_weights: bool,
-    normalize: bool,
-    skip_below: float,
-    backend: str,
-    keep_for_backward: bool,
-    saved_layout: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    problem = _problem(
-        embeddings,
-        labels,
-        ref_emb,
-        ref_labels,
-        formula,
-        parameters,
-        detach_weights,
-        normalize,
-        skip_below,
-        keep_for_backward,
-    )
-    return run_forward(problem, backend)
-
-
-def _backward(
-    embeddings: Tensor,
-    labels: Tensor,
-    ref_emb: Tensor | None,
-    ref_labels: Tensor | None,
-    lse_pos: Tensor,
-    lse_neg: Tensor,
-    saved: Tensor,
-    grad_lse_pos: Tensor,
-    grad_lse_neg: Tensor,
-    formula: str,
-    parameters: list[float],
-    detach_weights: bool,
-    normalize: bool,
-    skip_below: float,
-    backend: str,
-    needs_embeddings: bool,
-    needs_references: bool,
-) -> tuple[Tensor, Tensor]:
-    """Gradients for both sides; an empty tensor stands for one that is not needed."""
-    problem = _problem(
-        embeddings,
-        labels,
-        ref_emb,
-        ref_labels,
-        formula,
-        parameters,
-        detach_weights,
-        normalize,
-        skip_below,
-    )
-    grad_embeddings, grad_references = run_backward(
-        problem,
-        lse_pos,
-        lse_neg,
-        saved,
-        grad_lse_pos,
-        grad_lse_neg,
-        backend,
-        needs_embeddings,
-        needs_references,
-    )
+def encode(batch: Batch, operation: Operation) -> tuple[Any, ...]:
+    """Both as the ops take them."""
+    formula = operation.formula
+    if torch.compiler.is_compiling():
+        # Products with a tensor are what compilers keep a number variable in.
+        one = torch.ones((), dtype=torch.float64, device="cpu")
+        parameters = torch.stack([one * value for value in formula.parameters()])
+    else:
+        parameters = torch.tensor(formula.parameters(), dtype=torch.float64, device="cpu")
+        if isinstance(batch.embeddings, FakeTensor) and not isinstance(parameters, FakeTensor):
+            parameters = batch.embeddings.fake_mode.from_tensor(parameters)
     return (
-        embeddings.new_empty(0) if grad_embeddings is None else grad_embeddings,
-        embeddings.new_empty(0) if grad_references is None else grad_references,
+        *batch,
+        parameters,
+        formula.name,
+        formula.detach_weights,
+        bool(operation.normalize),
+        float(operation.skip_below),
+        operation.backend,
     )
+
+
+def _decode(arguments: Sequence[Any], *, fake: bool = False) -> tuple[Batch, Operation, Any]:
+    """What :func:`encode` was given, and the arguments that follow."""
+    parameters, formula, detach_weights, *options = arguments[_LABELS:_OPTIONS]
+    # Of a fake tensor there are no numbers, and shapes do not depend on them.
+    numbers = [1.0] * parameters.shape[0] if fake else parameters.tolist()
+    operation = Operation(formula_from_parameters(formula, numbers, detach_weights), *options)
+    return Batch(*arguments[:_LABELS]), operation, arguments[_OPTIONS:]
+
+
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    batch, operation, (keep_for_backward, _) = _decode(arguments)
+    check_layout(batch)
+    precision = float32_precision(batch.embeddings.device.type)
+    problem = operation.problem(batch, precision=precision, keep_for_backward=keep_for_backward)
+    return run_forward(problem, operation.backend)
+
+
+def _backward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """Gradients for both sides; an empty tensor stands for one that is not needed."""
+    batch, operation, (*passed, needs_embeddings, needs_references) = _decode(arguments)
+    check_layout(batch)
+    precision = float32_precision(batch.embeddings.device.type)
+    problem = operation.problem(batch, precision=precision)
+    gradients = run_backward(problem, passed, operation.backend, needs_embeddings, needs_references)
+    grad_embeddings, grad_references = (
+        batch.embeddings.new_empty(0) if gradient is None else gradient for gradient in gradients
+    )
+    return grad_embeddings, grad_references
 
 
 _forward_op = torch.library.custom_op(
-    "circle_kernels::pair_logsumexp_forward", _forward, mutates_args=()
+    "circle_kernels::pair_logsumexp_forward",
+    _forward,
+    mutates_args=(),
+    schema=f"({_BATCH}, {_OPERATION}, bool keep_for_backward, int saved_layout) "
+    "-> (Tensor, Tensor, Tensor)",
 )
 _backward_op = torch.library.custom_op(
-    "circle_kernels::pair_logsumexp_backward", _backward, mutates_args=()
+    "circle_kernels::pair_logsumexp_backward",
+    _backward,
+    mutates_args=(),
+    schema=f"({_BATCH}, {_OPERATION}, Tensor lse_pos, Tensor lse_neg, Tensor saved, "
+    "Tensor grad_lse_pos, Tensor grad_lse_neg, bool needs_embeddings, bool needs_references) "
+    "-> (Tensor, Tensor)",
 )
 
 
 @_forward_op.register_fake
-def _forward_fake(
-    embeddings: Tensor,
-    labels: Tensor,
-    ref_emb: Tensor | None,
-    ref_labels: Tensor | None,
-    formula: str,
-    parameters: list[float],
-    detach_weights: bool,
-    normalize: bool,
-    skip_below: float,
-    backend: str,
-    keep_for_backward: bool,
-    saved_layout: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    problem = _problem(
-        embeddings,
-        labels,
-        ref_emb,
-        ref_labels,
-        formula,
-        parameters,
-        detach_weights,
-        normalize,
-        skip_below,
-        keep_for_backward,
+def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    batch, operation, (keep_for_backward, _) = _decode(arguments, fake=True)
+    problem = operation.problem(batch, keep_for_backward=keep_for_backward)
+    rows = batch.embeddings.shape[0]
+    lse_pos, lse_neg = (
+        batch.embeddings.new_empty(rows, dtype=problem.result_dtype) for _ in range(2)
     )
-    rows = embeddings.shape[0]
-    lse_pos, lse_neg = (embeddings.new_empty(rows, dtype=problem.result_dtype) for _ in range(2))
-    return lse_pos, lse_neg, lse_pos.new_empty(load_backend(backend, problem).saved_shape(problem))
+    return lse_pos, lse_neg, new_saved(problem, load_backend(operation.backend, problem))
 
 
 @_backward_op.register_fake
-def _backward_fake(
-    embeddings: Tensor,
-    labels: Tensor,
-    ref_emb: Tensor | None,
-    *arguments: Any,
-) -> tuple[Tensor, Tensor]:
-    needs_embeddings, needs_references = arguments[-2:]
+def _backward_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
+    batch, _, (*_, needs_embeddings, needs_references) = _decode(arguments, fake=True)
+    embeddings, ref_emb = batch.embeddings, batch.ref_emb
     return (
         embeddings.new_empty(embeddings.shape if needs_embeddings else 0),
         ref_emb.new_empty(ref_emb.shape)
@@ -199,8 +131,8 @@ def _backward_fake(
 
 def _keep_for_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *arguments, keep_for_backward, _ = inputs
-    ctx.save_for_backward(*arguments[:4], *output)
-    ctx.settings = arguments[4:]
+    ctx.save_for_backward(*arguments[: _LABELS + 1], *output)
+    ctx.settings = arguments[_LABELS + 1 :]
     ctx.kept = keep_for_backward
     ctx.mark_non_differentiable(output[2])
 
@@ -209,25 +141,64 @@ def _gradient(ctx: Any, grad_lse_pos: Tensor, grad_lse_neg: Tensor, _: Any) -> t
     *inputs, lse_pos, lse_neg, saved = ctx.saved_tensors
     if not ctx.kept:  # traced where no gradient was wanted, and run where one is
         lse_pos, lse_neg, saved = _forward_op(*inputs, *ctx.settings, True, SAVED_LAYOUT)
-    needs = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
-    operation = _BackwardTransformed.apply if under_transforms() else _backward_op
-    grad_embeddings, grad_references = operation(
-        *inputs, lse_pos, lse_neg, saved, grad_lse_pos, grad_lse_neg, *ctx.settings, *needs
+    gradients = _traced_gradients(
+        (*inputs, *ctx.settings),
+        (lse_pos, lse_neg, saved, grad_lse_pos, grad_lse_neg),
+        (ctx.needs_input_grad[0], ctx.needs_input_grad[2]),
     )
-    return (
-        grad_embeddings if needs[0] else None,
-        None,
-        grad_references if needs[1] else None,
-        *(None,) * 9,
-    )
+    return gradients[0], None, gradients[1], *(None,) * 10
+
+
+def traced_gradients(
+    batch: Batch,
+    operation: Operation,
+    passed: Sequence[Tensor],  # as for backend_choice.run_backward
+    needs: tuple[bool, bool],  # gradients of embeddings, of references
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of :func:`traced_logsumexps` as one op."""
+    return _traced_gradients(encode(batch, operation), passed, needs)
+
+
+def _traced_gradients(
+    encoded: tuple[Any, ...], passed: Sequence[Tensor], needs: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    op = _BackwardTransformed.apply if under_transforms() else _backward_op
+    grad_embeddings, grad_references = op(*encoded, *passed, *needs)
+    return grad_embeddings if needs[0] else None, grad_references if needs[1] else None
+
+
+NO_SECOND_DERIVATIVE = "circle_kernels: the loss cannot be differentiated twice"
 
 
 def _no_second_derivative(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
-    raise RuntimeError("circle_kernels: the loss cannot be differentiated twice")
+    raise RuntimeError(NO_SECOND_DERIVATIVE)
 
 
 _forward_op.register_autograd(_gradient, setup_context=_keep_for_gradient)
 _backward_op.register_autograd(_no_second_derivative)
+
+
+def _one_by_one(op: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:
+    """The rule of ``torch.func.vmap`` for an op: one call for each member of the batch."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
+        members = [
+            op(
+                *(
+                    value if dim is None else value.select(dim, index)
+                    for value, dim in zip(arguments, in_dims, strict=True)
+                )
+            )
+            for index in range(info.batch_size)
+        ]
+        results = tuple(torch.stack(values) for values in zip(*members, strict=True))
+        return results, (0,) * len(results)
+
+    return rule
+
+
+_forward_op.register_vmap(_one_by_one(_forward_op))
+_backward_op.register_vmap(_one_by_one(_backward_op))
 
 
 class _ForwardTransformed(torch.autograd.Function):
@@ -249,3 +220,42 @@ class _BackwardTransformed(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         """Nothing is kept, since nothing is differentiated again."""
+
+
+def traced_logsumexps(batch: Batch, operation: Operation) -> tuple[Tensor, Tensor]:
+    """:func:`circle_kernels.pair_logsumexp` of a checked batch as one op, differentiable once."""
+    _tell_flop_counters()
+    op = _ForwardTransformed.apply if under_transforms() else _forward_op
+    lse_pos, lse_neg, _ = op(*encode(batch, operation), batch.requires_grad, SAVED_LAYOUT)
+    return lse_pos, lse_neg
+
+
+def _forward_flops(
+    embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, *_: Any, **__: Any
+) -> int:
+    """Of the product that the naive loss has, whatever part of it symmetry saves."""
+    return 2 * embeddings.numel() * (embeddings if ref_emb is None else ref_emb).shape[0]
+
+
+def _backward_flops(
+    embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, *arguments: Any, **_: Any
+) -> int:
+    """The same of one product for each side that needs its gradient; in self mode there are two."""
+    needs_embeddings, needs_references = arguments[-2:]
+    products = 2 * needs_embeddings if ref_emb is None else needs_embeddings + needs_references
+    return products * _forward_flops(embeddings, labels, ref_emb)
+
+
+def _tell_flop_counters() -> None:
+    """Give both formulas to the counters at work: importing theirs for it would import Triton."""
+    counting = sys.modules.get("torch.utils.flop_counter")
+    if counting is None or torch.compiler.is_compiling():
+        return
+    counters = [
+        mode.counter
+        for mode in _python_dispatch._get_current_dispatch_mode_stack()
+        if hasattr(mode, "counter")
+    ]
+    for each in (counting, *(c for c in counters if isinstance(c, counting.FlopCounterMode))):
+        each.flop_registry.setdefault(_forward_op._opoverload.overloadpacket, _forward_flops)
+        each.flop_registry.setdefault(_backward_op._opoverload.overloadpacket, _backward_flops)

@@ -14,15 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from circle_kernels.autograd import (
-    checked_pair_logsumexp,
     forward_and_keep,
     input_gradients,
-    is_plain,
     is_traced,
+    logsumexps,
+    once,
 )
 from circle_kernels.backend_choice import resolve_backend
 from circle_kernels.backends import cpu
-from circle_kernels.formula import PairFormula
+from circle_kernels.backends.addressable import is_plain
+from circle_kernels.operation import Batch, Operation
 
 REDUCTIONS = ("mean", "mean_all", "sum", "none")
 
@@ -70,27 +71,11 @@ def _row_losses_at_once(
     return row_losses.row_losses(lse_pos, lse_neg, reduction)
 
 
-def reduced_row_losses(
-    embeddings: Tensor,  # (N, D)
-    labels: Tensor,  # (N,)
-    ref_emb: Tensor | None,  # (M, D)
-    ref_labels: Tensor | None,  # (M,)
-    *,
-    formula: PairFormula,
-    normalize: bool,
-    skip_below: float,
-    backend: str,
-    reduction: str,
-) -> Tensor:
-    """The loss with one ``softplus`` per row, from checked arguments."""
-    inputs = (embeddings, labels, ref_emb, ref_labels)
-    if backend != "reference" and not is_traced(embeddings, backend):
-        return _RowLosses.apply(
-            *inputs, formula, bool(normalize), float(skip_below), backend, reduction
-        )
-    lse_pos, lse_neg = checked_pair_logsumexp(
-        *inputs, formula=formula, normalize=normalize, skip_below=skip_below, backend=backend
-    )
+def reduced_row_losses(batch: Batch, operation: Operation, reduction: str) -> Tensor:
+    """The loss of a checked batch with one ``softplus`` per row."""
+    if operation.backend != "reference" and not is_traced(batch):
+        return _RowLosses.apply(*batch, operation, reduction, batch.requires_grad)
+    lse_pos, lse_neg = logsumexps(batch, operation)
     return reduce_exponents(lse_pos + lse_neg, reduction)
 
 
@@ -105,21 +90,9 @@ def reduce_exponents(exponents: Tensor, reduction: str) -> Tensor:  # of (N,), a
 
 class _RowLosses(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        embeddings: Tensor,
-        labels: Tensor,
-        ref_emb: Tensor | None,
-        ref_labels: Tensor | None,
-        formula: PairFormula,
-        normalize: bool,
-        skip_below: float,
-        backend: str,
-        reduction: str,
-    ) -> Tensor:
-        lse_pos, lse_neg = forward_and_keep(
-            ctx, embeddings, labels, ref_emb, ref_labels, formula, normalize, skip_below, backend
-        )
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        *tensors, operation, reduction, keep = arguments
+        lse_pos, lse_neg = forward_and_keep(ctx, Batch(*tensors), operation, keep)
         loss, slopes = row_losses(lse_pos, lse_neg, reduction)
         # Made here and used in backward only, so it may live outside save_for_backward.
         ctx.slopes = slopes
@@ -127,26 +100,8 @@ class _RowLosses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
-        saved = ctx.saved_tensors
-        with torch.no_grad():
-            grad_lse = ctx.slopes * grad_loss
-            gradients: tuple[Tensor | None, ...] = input_gradients(ctx, saved, grad_lse, grad_lse)
-        if torch.is_grad_enabled():  # create_graph=True
-            gradients = tuple(
-                None if gradient is None else _NoSecondDerivative.apply(gradient, argument)
-                for gradient, argument in zip(gradients, saved[:4], strict=True)
-            )
-        return (*gradients, *(None,) * 5)
+        def gradients(saved: tuple[Any, ...], upstream: tuple[Tensor, ...]) -> tuple[Any, ...]:
+            grad_lse = ctx.slopes * upstream[0]
+            return input_gradients(ctx, saved, grad_lse, grad_lse)
 
-
-class _NoSecondDerivative(torch.autograd.Function):
-    """A gradient as it is. torch's ``once_differentiable`` would call it a constant where what
-    arrives from above is one, as for a loss that nothing was done to."""
-
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, argument: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx: Any, grad_gradient: Tensor) -> tuple[Any, ...]:
-        raise RuntimeError("circle_kernels: the loss cannot be differentiated twice")
+        return (*once(ctx.saved_tensors, (grad_loss,), gradients), None, None, None)

@@ -37,7 +37,6 @@ Y = torch.arange(4)
         ((X, Y, X), ValueError, "ref_emb was given without ref_labels"),
         ((X, Y, None, Y), ValueError, "ref_labels was given without ref_emb"),
         ((X, Y, X[:, :2], Y), ValueError, "as many columns as embeddings: wanted 3, got 2"),
-        ((X, Y, X.double(), Y), TypeError, "wanted torch.float32, got torch.float64"),
         ((X, Y, X.to("meta"), Y), ValueError, "ref_emb must be on the device of embeddings"),
         ((X, Y, X, Y[:2]), ValueError, "one entry per row of ref_emb: wanted 4, got 2"),
         ((X, Y, X, Y.float()), TypeError, "ref_labels must be integers"),

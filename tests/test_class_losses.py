@@ -269,7 +269,6 @@ def test_bad_options_are_named_at_the_call_and_at_construction(
     ("change", "error", "message"),
     [
         (lambda x, y, w: (x, y, w[:, :3]), ValueError, "weight must have as many columns as"),
-        (lambda x, y, w: (x, y, w.half()), TypeError, "weight must have the dtype of embeddings"),
         (lambda x, y, w: (x, y, None), TypeError, "weight must be a tensor of shape (rows, D)"),
         (lambda x, y, w: (x, y[1:], w), ValueError, "labels must have one entry per row"),
         (lambda x, y, w: (x, y.double(), w), TypeError, "labels must be integers"),

@@ -10,7 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from circle_kernels import CircleFormula, CircleLoss, circle_loss, unified_loss
-from circle_kernels.ops import SAVED_LAYOUT
+from circle_kernels.operation import Batch, Operation
+from circle_kernels.ops import SAVED_LAYOUT, encode
 
 
 def inputs(n: int, m: int | None = None) -> list[Tensor]:
@@ -121,22 +122,19 @@ def test_dynamic_batch_sizes_do_not_recompile_with_triton(m: int | None) -> None
 @pytest.mark.parametrize("m", [None, 14])
 @pytest.mark.parametrize("backend", ["cpu", "tiled"])
 def test_registered_ops_are_well_formed(backend: str, m: int | None) -> None:
-    tensors = inputs(24, m)
-    if m is None:
-        tensors += [None, None]
-    formula = CircleFormula()
-    encoded = (formula.name, formula.parameters(), formula.detach_weights)
+    batch = Batch(*inputs(24, m))
     forward = torch.ops.circle_kernels.pair_logsumexp_forward
     for skip_below, keep in ((0.0, True), (0.25, True), (0.0, False)):
-        options = (True, skip_below, backend, keep, SAVED_LAYOUT)
-        torch.library.opcheck(forward.default, (*tensors, *encoded, *options))
-    tensors = [value if value is None else value.detach() for value in tensors]
-    statistics = forward(*tensors, *encoded, True, 0.0, backend, True, SAVED_LAYOUT)
+        encoded = encode(batch, Operation(CircleFormula(), True, skip_below, backend))
+        torch.library.opcheck(forward.default, (*encoded, keep, SAVED_LAYOUT))
+    plain = Batch(*(value if value is None else value.detach() for value in batch))
+    encoded = encode(plain, Operation(CircleFormula(), backend=backend))
+    statistics = forward(*encoded, True, SAVED_LAYOUT)
     grads = (torch.rand(24), torch.rand(24))
     for needs in ((True, m is not None), (True, False), (False, m is not None)):
         torch.library.opcheck(
             torch.ops.circle_kernels.pair_logsumexp_backward.default,
-            (*tensors, *statistics, *grads, *encoded, True, 0.0, backend, *needs),
+            (*encoded, *statistics, *grads, *needs),
         )
 
 

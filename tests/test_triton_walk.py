@@ -10,7 +10,8 @@ from cases import CASES as oracle_cases
 from cases import INTERPRETED, REGIMES, Case, gradients, yardsticks
 
 from circle_kernels import CircleFormula, UnifiedFormula, pair_logsumexp
-from circle_kernels.autograd import checked_pair_logsumexp
+from circle_kernels.autograd import logsumexps
+from circle_kernels.operation import Batch, Operation
 
 pytest.importorskip("triton", minversion="3.3")
 
@@ -211,16 +212,8 @@ def test_triangles_and_sorting_begin_where_they_pay() -> None:
 @pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
 def test_class_weights_without_labels_are_as_exact_as_eager(case: Case, dtype: torch.dtype) -> None:
     embeddings, labels, weight, _ = inputs = case.tensors(dtype)
-    statistics = checked_pair_logsumexp(
-        embeddings,
-        labels,
-        weight,
-        None,
-        formula=case.formula,
-        normalize=True,
-        skip_below=0.0,
-        backend="triton",
-    )
+    batch = Batch(embeddings, labels, weight)
+    statistics = logsumexps(batch, Operation(case.formula, backend="triton"))
     results = [*statistics, *gradients(*statistics, inputs)]
     expected = [yardstick for kind in yardsticks(case, dtype) for yardstick in kind]
     for ours, yardstick in zip(results, expected, strict=True):

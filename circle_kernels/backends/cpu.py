@@ -71,7 +71,7 @@ def unusable_reason(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def saved_shape(problem: PairProblem) -> tuple[int]:
-    """``SavedLayout`` of csrc/problem.h; sizes may be symbolic.
+    """``SavedLayout`` of csrc/problem.h in bytes; sizes may be symbolic.
 
     As many tiles as the budget allows, both log-sum-exps in base 2, and each kept tile's two
     shifts, or with ``skip_below`` every tile's highest logit.
@@ -82,7 +82,8 @@ def saved_shape(problem: PairProblem) -> tuple[int]:
     tiles, row_panels = _tiles(problem, panel)
     kept = _kept_tiles(problem, panel)
     rest = tiles if problem.skip_below > 0 else 2 * kept
-    return (kept * panel * panel + 2 * row_panels * panel + rest,)
+    entries = kept * panel * panel + 2 * row_panels * panel + rest
+    return (entries * problem.result_dtype.itemsize,)
 
 
 def _tiles(problem: PairProblem, panel: int) -> tuple[int, int]:
@@ -181,7 +182,7 @@ def row_losses(lse_pos: Tensor, lse_neg: Tensor, reduction: str) -> tuple[Tensor
 
 
 def mark_pairs(rows: Tensor, columns: Tensor, kind: int, kinds: Tensor) -> bool | None:
-    """Add ``kind`` to the (N, M) uint8 entries at (P,) int64 indices; None without the extension.
+    """Add ``kind`` to the (N, M) uint8 entries at (P,) indices; None without the extension.
 
     Returns:
         False where an index is out of range.
@@ -189,7 +190,7 @@ def mark_pairs(rows: Tensor, columns: Tensor, kind: int, kinds: Tensor) -> bool 
     extension = _extension()
     if isinstance(extension, str):
         return None
-    rows, columns = rows.contiguous(), columns.contiguous()
+    rows, columns = (each.to(torch.int64).contiguous() for each in (rows, columns))
     return extension.mark_pairs(
         (rows.data_ptr(), columns.data_ptr(), len(rows)),
         kind,
@@ -206,10 +207,9 @@ def _reduction(extension: ModuleType, name: str) -> object:
 def _new_saved(extension: ModuleType, problem: PairProblem) -> Tensor:
     """Memory that the extension keeps when the tensor is freed, so that pages are cleared once."""
     (size,) = saved_shape(problem)
-    dtype = problem.result_dtype
     if size == 0:  # not possible as a buffer
-        return torch.empty(0, dtype=dtype, device="cpu")
-    return torch.frombuffer(extension.Block(size * dtype.itemsize), dtype=dtype)
+        return torch.empty(0, dtype=torch.uint8, device="cpu")
+    return torch.frombuffer(extension.Block(size), dtype=torch.uint8)
 
 
 def _empty_like(embeddings: Tensor) -> Tensor:
@@ -247,7 +247,7 @@ def _describe(extension: ModuleType, problem: PairProblem) -> tuple[Any, ...]:
             problem.skip_below,
             _kept_tiles(problem, extension.PANEL),
             torch.get_num_threads(),
-            _BFLOAT_TERMS[torch.get_float32_matmul_precision()],
+            _BFLOAT_TERMS[problem.precision],
         ),
         (0, 0) if problem.listed is None else (problem.listed.data_ptr(), problem.listed.stride(0)),
     )

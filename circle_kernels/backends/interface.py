@@ -5,9 +5,10 @@ A backend is a module with two functions and the shape of what passes between th
     forward(problem) -> (lse_pos, lse_neg, saved)
     backward(problem, lse_pos, lse_neg, saved, grad_lse_pos, grad_lse_neg, *, needs_embeddings,
              needs_references) -> (grad_embeddings | None, grad_references | None)
-    saved_shape(problem) -> the shape of saved, without computing anything
+    saved_shape(problem) -> the shape of saved, in bytes, without computing anything
 
-``saved`` is one tensor in the result dtype of whatever the backward pass can use; it may be empty.
+``saved`` is one tensor of bytes (uint8) with whatever the backward pass can use; it may be empty.
+Not of floats: hooks on saved tensors that compress these would not know their range.
 Both functions run without autograd, with autocast off, on checked arguments, and on at least one
 row and one column. Log-sum-exps are (N,) in :attr:`PairProblem.result_dtype`, ``-inf`` for an empty
 set; gradients are in the inputs' dtype.
@@ -22,6 +23,8 @@ import torch
 from torch import Tensor
 
 from circle_kernels.formula import PairFormula
+
+BACKENDS = ("auto", "triton", "cpu", "tiled", "reference")
 
 NORM_EPS = 1e-12  # as torch.nn.functional.normalize
 
@@ -54,6 +57,19 @@ class PairProblem:
     # (N, M) uint8, padded: which pairs there are, in place of labels, which then are all equal. No
     # pair is positive for one of its rows and negative for the other. The triton backend has none.
     listed: Tensor | None = None
+    # How exactly float32 has to be multiplied: "highest", "high" or "medium" (precision.py).
+    precision: str = "highest"
+
+    @property
+    def tensors(self) -> dict[str, Tensor | None]:
+        """The tensors by the names of their arguments."""
+        return {
+            "embeddings": self.embeddings,
+            "labels": self.labels,
+            "ref_emb": self.ref_emb,
+            "ref_labels": self.ref_labels,
+            "listed": self.listed,
+        }
 
     @property
     def self_mode(self) -> bool:

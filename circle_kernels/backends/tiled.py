@@ -149,7 +149,7 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
                 masks = tiles.masks(rows, columns, dim=1)
             for (lse, logits), mask in zip(kinds, masks, strict=True):
                 lse[columns] = torch.logaddexp(lse[columns], masked_logsumexp(logits, mask, dim=0))
-    return lse_pos, lse_neg, lse_pos.new_empty(saved_shape(problem))
+    return lse_pos, lse_neg, lse_pos.new_empty(saved_shape(problem), dtype=torch.uint8)
 
 
 def backward(

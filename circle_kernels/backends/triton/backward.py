@@ -134,7 +134,7 @@ def _multiply_chunks(
         "KEPT": kept,
         "FORMULA": problem.formula.name,
         "DETACH_WEIGHTS": problem.formula.detach_weights,
-        "INPUT_PRECISION": dot_precision(family, dtype),
+        "INPUT_PRECISION": dot_precision(family, dtype, problem.precision),
     }
     workspace = rows.operand.new_empty(chunks.rows, chunks.columns)
     for row_chunk, column_chunk in chunks.pairs():

@@ -49,7 +49,9 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
         formula = formula_arguments(problem.formula)
         constants = {
             "FORMULA": problem.formula.name,
-            "INPUT_PRECISION": dot_precision(device_family(device), rows.operand.dtype),
+            "INPUT_PRECISION": dot_precision(
+                device_family(device), rows.operand.dtype, problem.precision
+            ),
             "EVEN_DEPTH": rows.operand.shape[1] % settings.block_depth == 0,
         }
         bands = list(walk.bands())

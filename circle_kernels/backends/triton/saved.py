@@ -17,8 +17,8 @@ from circle_kernels.backends.triton.plan import Layout, plan_layout
 # What prepared sides may take to be left: with small batches, preparing them again is one launch of
 # few; large ones would hold a second copy of their embeddings between the passes.
 SIDES_BYTES = 8 * 2**20
-# Each piece begins at a multiple of so many floats, so that kernels find addresses as they expect.
-_ALIGNMENT = 16
+# Each piece begins at a multiple of so many bytes, so that kernels find addresses as they expect.
+_ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -33,34 +33,34 @@ class Saved:
 
 
 class _Pieces:
-    """Hands out a tensor of floats piece by piece; without one it only counts."""
+    """Hands out a tensor of bytes piece by piece; without one it only counts."""
 
     def __init__(self, memory: Tensor | None) -> None:
-        self.floats = 0
-        self._views = None if memory is None else {memory.dtype: memory}  # by dtype
+        self.bytes = 0
+        self._memory = memory
+        self._views: dict[torch.dtype, Tensor] = {}
 
     def take(self, *shape: int, dtype: torch.dtype) -> Any:
-        first = self.floats
-        floats = triton.cdiv(math.prod(shape) * dtype.itemsize, 4)
-        self.floats += triton.cdiv(floats, _ALIGNMENT) * _ALIGNMENT
-        if self._views is None:
+        first = self.bytes
+        self.bytes += triton.cdiv(math.prod(shape) * dtype.itemsize, _ALIGNMENT) * _ALIGNMENT
+        if self._memory is None:
             return None
         if dtype not in self._views:
-            self._views[dtype] = self._views[torch.float32].view(dtype)
+            self._views[dtype] = self._memory.view(dtype)
         view = self._views[dtype]
         strides = [math.prod(shape[place + 1 :]) for place in range(len(shape))]
         # One operator, where narrowing and two kinds of views would cost the host three.
-        return view.as_strided(shape, strides, view.storage_offset() + first * 4 // dtype.itemsize)
+        return view.as_strided(shape, strides, view.storage_offset() + first // dtype.itemsize)
 
 
 def saved_shape(problem: PairProblem) -> tuple[int]:
     """The shape of the tensor that holds :class:`Saved`. Sizes may be symbolic."""
-    return (_num_floats(problem, plan_layout(problem)),)
+    return (_num_bytes(problem, plan_layout(problem)),)
 
 
 def new_saved(problem: PairProblem, layout: Layout) -> Tensor:
     """The tensor, not filled."""
-    return problem.embeddings.new_empty(_num_floats(problem, layout), dtype=torch.float32)
+    return problem.embeddings.new_empty(_num_bytes(problem, layout), dtype=torch.uint8)
 
 
 def products_arguments(left: Saved) -> dict[str, Any]:
@@ -72,10 +72,10 @@ def products_arguments(left: Saved) -> dict[str, Any]:
     return {"kept_ptr": left.products, "kept_stride": left.products.stride(0)}
 
 
-def _num_floats(problem: PairProblem, layout: Layout) -> int:
+def _num_bytes(problem: PairProblem, layout: Layout) -> int:
     pieces = _Pieces(None)
     _take_all(pieces, problem, layout)
-    return pieces.floats
+    return pieces.bytes
 
 
 def view_saved(saved: Tensor, problem: PairProblem, layout: Layout) -> Saved:

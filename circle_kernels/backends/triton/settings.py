@@ -77,10 +77,10 @@ def settings_family(architecture: str) -> str:
     return _NVIDIA_FAMILIES.get(architecture, _SMALL_NVIDIA_FAMILY)
 
 
-def dot_precision(architecture: str, dtype: torch.dtype) -> str:
+def dot_precision(architecture: str, dtype: torch.dtype, precision: str) -> str:
     """How float32 tiles are multiplied: three tf32 products unless the user allowed fewer bits.
 
-    ``torch.set_float32_matmul_precision("high")`` or ``"medium"`` allows plain tf32. AMD's matrix
+    A ``precision`` of ``"high"`` or ``"medium"`` (precision.py) allows plain tf32. AMD's matrix
     instructions take float32 as it is. The interpreter multiplies with numpy, which adds up in an
     order that depends on the tile's shape, so that forward and backward would see different
     similarities of one pair, as they do not on a device; in float64 the order does not show.
@@ -90,7 +90,7 @@ def dot_precision(architecture: str, dtype: torch.dtype) -> str:
         return "ieee"
     if architecture == INTERPRETER:
         return "float64" if _INTERPRETS_FLOAT64_DOT else "ieee"
-    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return "tf32x3" if precision == "highest" else "tf32"
 
 
 def rectangle_settings(architecture: str, dtype: torch.dtype, depth: int, small: bool) -> Settings:

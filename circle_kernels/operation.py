@@ -1,0 +1,129 @@
+"""The fused operation's arguments: a batch, and what is done with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from circle_kernels.arguments import (
+    check_choice,
+    check_embeddings,
+    check_pair_inputs,
+    check_skip_below,
+)
+from circle_kernels.backends.interface import BACKENDS, LISTED_MULTIPLE, PairProblem
+from circle_kernels.formula import FORMULAS, PairFormula
+
+
+class Batch(NamedTuple):
+    """Checked tensors: what is compared with what. As :class:`PairProblem` has them."""
+
+    embeddings: Tensor  # (N, D)
+    labels: Tensor  # (N,) int64
+    ref_emb: Tensor | None = None  # (M, D)
+    ref_labels: Tensor | None = None  # (M,) int64
+    listed: Tensor | None = None  # (N, M) uint8, padded
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether a backward pass can follow, as things stand."""
+        return torch.is_grad_enabled() and (
+            self.embeddings.requires_grad
+            or (self.ref_emb is not None and self.ref_emb.requires_grad)
+        )
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What is done with a batch; arguments as for :func:`circle_kernels.circle_loss`.
+
+    Raises:
+        TypeError, ValueError: one of the wrong type or range.
+    """
+
+    formula: PairFormula
+    normalize: bool = True
+    skip_below: float = 0.0
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        if type(self.formula) not in FORMULAS.values():
+            wanted = " or ".join(known.__name__ for known in FORMULAS.values())
+            given = f"{type(self.formula).__name__} {self.formula!r}"
+            raise TypeError(f"formula must be a {wanted}, got {given}")
+        check_skip_below(self.skip_below)
+        check_choice("backend", self.backend, BACKENDS)
+
+    def problem(
+        self, batch: Batch, *, precision: str = "highest", keep_for_backward: bool = True
+    ) -> PairProblem:
+        """The operation on a batch, as backends take it."""
+        embeddings, labels, ref_emb, ref_labels, listed = batch
+        return PairProblem(
+            embeddings,
+            labels,
+            ref_emb,
+            ref_labels,
+            self.formula,
+            bool(self.normalize),
+            float(self.skip_below),
+            keep_for_backward,
+            listed,
+            precision,
+        )
+
+
+def check_batch(
+    embeddings: Tensor,  # (N, D)
+    labels: Tensor,  # (N,)
+    ref_emb: Tensor | None,  # (M, D)
+    ref_labels: Tensor | None,  # (M,)
+) -> Batch:
+    """The arguments of :func:`circle_kernels.pair_logsumexp` as the operation takes them.
+
+    Raises:
+        TypeError, ValueError: one of the wrong type, shape, dtype or device.
+    """
+    return Batch(*check_pair_inputs(embeddings, labels, ref_emb, ref_labels))
+
+
+def check_layout(batch: Batch) -> None:
+    """Require of a batch that nobody has checked, a registered op's, what backends rely on.
+
+    Raises:
+        TypeError, ValueError: a tensor of the wrong dtype, shape or device.
+    """
+    embeddings, labels, ref_emb, ref_labels, listed = batch
+    check_embeddings("embeddings", embeddings)
+    rows, depth = embeddings.shape
+    columns = rows if ref_emb is None else ref_emb.shape[0]
+    for name, tensor, dtype, shape in (
+        ("labels", labels, torch.int64, (rows,)),
+        ("ref_emb", ref_emb, embeddings.dtype, (columns, depth)),
+        ("ref_labels", ref_labels, torch.int64, (columns,)),
+        ("listed", listed, torch.uint8, (rows, columns)),
+    ):
+        if tensor is None:
+            continue
+        if (tensor.dtype, tensor.shape, tensor.device) != (dtype, shape, embeddings.device):
+            raise ValueError(
+                f"{name} must be {dtype} of shape {shape} on {embeddings.device}, got "
+                f"{tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
+            )
+    if listed is not None:
+        padded_rows, padded_columns = (
+            -(-size // LISTED_MULTIPLE) * LISTED_MULTIPLE for size in (rows, columns)
+        )
+        held = listed.untyped_storage().nbytes() - listed.storage_offset()
+        if (
+            listed.stride(1) != 1
+            or listed.stride(0) < padded_columns
+            or held < (padded_rows - 1) * listed.stride(0) + padded_columns
+        ):
+            raise ValueError(
+                "listed must be the beginning of a matrix whose sides are padded to multiples of "
+                f"{LISTED_MULTIPLE}, got strides {listed.stride()} in {held} bytes"
+            )

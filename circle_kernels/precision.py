@@ -1,0 +1,18 @@
+"""How exactly float32 may be multiplied: what PyTorch was told, in its old way or its new one."""
+
+from __future__ import annotations
+
+import torch
+
+# Since 2.9 each backend has a setting of its own, which reads right however it was made, where
+# torch.get_float32_matmul_precision raises once one of them was made in the new way.
+_HAS_SETTINGS = hasattr(torch._C, "_get_fp32_precision_getter")
+_PRECISIONS = {"tf32": "high", "bf16": "medium"}
+
+
+def float32_precision(device_type: str) -> str:
+    """``"highest"``, ``"high"`` or ``"medium"``: ``torch.set_float32_matmul_precision``'s words."""
+    if not _HAS_SETTINGS:
+        return torch.get_float32_matmul_precision()
+    settings = torch.backends.cuda if device_type == "cuda" else torch.backends.mkldnn
+    return _PRECISIONS.get(settings.matmul.fp32_precision, "highest")
