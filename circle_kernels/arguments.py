@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from circle_kernels.backends.addressable import PLAIN_TYPES, materialized
+from circle_kernels.backends.addressable import PLAIN_TYPES, lacks_memory, materialized
 
 FLOATING_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGER_DTYPES = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
@@ -53,7 +53,14 @@ def _check_dense(name: str, value: Tensor) -> None:
             f"{name} must be a dense tensor, got {_describe(value)} with the layout {layout}; "
             "use .to_dense(), or torch.nested.to_padded_tensor for nested ones"
         )
-    if torch.compiler.is_compiling() or type(value) in PLAIN_TYPES:
+    if torch.compiler.is_compiling():
+        return
+    if type(value) in PLAIN_TYPES:
+        if lacks_memory(value):
+            raise ValueError(
+                f"{name} must have memory for its entries, got {_describe(value)} whose "
+                "storage was freed or resized"
+            )
         return
     distributed = sys.modules.get("torch.distributed.tensor")
     if distributed is not None and isinstance(value, distributed.DTensor):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from circle_kernels.arguments import check_real_or_fake
 from circle_kernels.backend_choice import run_backward, run_forward, without_autocast
 from circle_kernels.backends.addressable import PLAIN_TYPES
 from circle_kernels.backends.interface import result_dtype
@@ -20,6 +21,7 @@ from circle_kernels.formula import PairFormula
 from circle_kernels.operation import Batch, Operation, check_batch
 from circle_kernels.ops import (
     NO_SECOND_DERIVATIVE,
+    is_batch_of_gradients,
     traced_gradients,
     traced_logsumexps,
     under_transforms,
@@ -147,7 +149,7 @@ def input_gradients(
     *tensors, lse_pos, lse_neg, saved = saved_tensors
     batch, operation = Batch(*tensors), ctx.operation
     passed = (lse_pos, lse_neg, saved, grad_lse_pos, grad_lse_neg)
-    if under_transforms():  # a batch of gradients
+    if is_batch_of_gradients(grad_lse_pos) or is_batch_of_gradients(grad_lse_neg):
         gradients = traced_gradients(batch, operation, passed, ctx.needs)
     else:
         problem = operation.problem(batch, precision=ctx.precision)
@@ -171,6 +173,8 @@ def once(
     Not torch's ``once_differentiable``: its results are constants where the upstream gradients are,
     and the derivative of a penalty on the gradient would be silently 0.
     """
+    for gradient in upstream:
+        check_real_or_fake(embeddings=saved[0], **{"the upstream gradient": gradient})
     with torch.no_grad():
         gradients = compute(saved, upstream)
     if not torch.is_grad_enabled():  # create_graph=True

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from circle_kernels.backends import cpu
-from circle_kernels.backends.addressable import materialized, obstacle
+from circle_kernels.backends.addressable import lacks_memory, materialized, obstacle
 from circle_kernels.backends.interface import PairProblem
 
 _BEST_BACKEND = {"cuda": "triton", "cpu": "cpu"}  # by type of device
@@ -119,19 +119,22 @@ def _behind_the_gate(
     """The implementation, or tiled where it would read memory that some tensor does not have.
 
     Raises:
-        RuntimeError: such a tensor, and a backend that was asked for by name.
+        RuntimeError: such a tensor, and a backend that was asked for by name; a tensor whose memory
+            is gone, which no backend can read.
     """
     from circle_kernels.backends import tiled
 
-    if implementation is tiled:
-        return tiled
     for name, tensor in (*problem.tensors.items(), *others.items()):
-        reason = None if tensor is None else obstacle(tensor)
-        if reason is None:
+        if tensor is None:
+            continue
+        if lacks_memory(tensor):
+            raise RuntimeError(f"circle_kernels: the storage of {name} was freed or resized")
+        reason = obstacle(tensor)
+        if reason is None or implementation is tiled:
             continue
         if backend != "auto":
             raise RuntimeError(f"backend={backend!r} cannot read {name}: {reason}")
-        return tiled
+        implementation = tiled
     return implementation
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from circle_kernels.class_labels import NO_CLASS, host_may_look
-from circle_kernels.ops import under_transforms
+from circle_kernels.ops import is_batch_of_gradients, under_transforms
 
 
 def sample_size(num_rows: int, num_classes: int, sample_rate: float) -> int:
@@ -69,7 +69,7 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         (rows,) = ctx.saved_tensors
-        if under_transforms():  # a batch of gradients, which cannot be sparse
+        if is_batch_of_gradients(gradient):  # which cannot be sparse
             return gradient.new_zeros(ctx.shape).index_copy(0, rows, gradient), None, None
         if ctx.sparse_grad:
             sparse = torch.sparse_coo_tensor(

@@ -26,7 +26,7 @@ from circle_kernels.backends.interface import (
 )
 from circle_kernels.formula import PairFormula
 from circle_kernels.operation import Batch, Operation
-from circle_kernels.ops import traced_gradients, under_transforms
+from circle_kernels.ops import is_batch_of_gradients, traced_gradients
 
 # One listed pair in so many of the matrix: fewer are faster pair by pair, since gathering a pair's
 # rows costs what about this many of a product's pairs do.
@@ -232,7 +232,8 @@ class _GatheredLogSumExp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
-        compute = _batch_of_gradients if under_transforms() else _gathered_gradients
+        batched = any(is_batch_of_gradients(gradient) for gradient in upstream)
+        compute = _batch_of_gradients if batched else _gathered_gradients
         gradients = once(
             ctx.saved_tensors,
             upstream,

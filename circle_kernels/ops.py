@@ -37,6 +37,15 @@ def under_transforms() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
+_BATCHED = torch._C._dispatch_key_parse("Batched")
+
+
+def is_batch_of_gradients(gradient: Tensor) -> bool:
+    """Whether an upstream gradient stands for several: under ``torch.func``, or with
+    ``is_grads_batched``, whose vmap is another one."""
+    return under_transforms() or torch._C._dispatch_keys(gradient).has(_BATCHED)
+
+
 def encode(batch: Batch, operation: Operation) -> tuple[Any, ...]:
     """Both as the ops take them."""
     formula = operation.formula

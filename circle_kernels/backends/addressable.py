@@ -20,8 +20,8 @@ def is_plain(tensor: Tensor) -> bool:
 def obstacle(tensor: Tensor) -> str | None:
     """Why a kernel may not read a tensor by its address, shape and strides; None where it may.
 
-    Fake, meta and zero tensors, wrappers and functional tensors have no memory; others have one
-    that holds something else than their strides say, or, like storages resized afterwards, less.
+    Fake, meta and functional tensors and wrappers have no memory; others have one that holds
+    something else than their strides say.
     """
     if type(tensor) not in PLAIN_TYPES:
         return f"it is a {type(tensor).__name__}, whose numbers are not in memory of its own"
@@ -31,12 +31,22 @@ def obstacle(tensor: Tensor) -> str | None:
         return "its numbers are not laid out by strides"
     if tensor.is_neg() or tensor.is_conj():
         return "it is a view whose numbers are negated or conjugated when they are read"
-    if tensor.numel() == 0:
-        return None
-    # A zero tensor says that it has a storage, which it does not.
-    if tensor.data_ptr() == 0 or tensor.untyped_storage().nbytes() < _bytes_reached(tensor):
-        return "it has no memory, or less than its shape takes"
+    if tensor.numel() > 0 and tensor.data_ptr() == 0:  # also a zero tensor, which claims a storage
+        return "it has no memory"
     return None
+
+
+def lacks_memory(tensor: Tensor) -> bool:
+    """Whether the memory of an ordinary tensor is gone, or less than its shape takes: its storage
+    was resized, as FSDP does between the steps. Nothing can read it, torch's own operations least.
+    """
+    return (
+        obstacle(tensor) in (None, "it has no memory")
+        and (tensor.is_cpu or tensor.is_cuda)
+        and tensor.numel() > 0
+        and not (tensor._is_zerotensor() or torch._is_functional_tensor(tensor))
+        and tensor.untyped_storage().nbytes() < _bytes_reached(tensor)
+    )
 
 
 def _bytes_reached(tensor: Tensor) -> int:

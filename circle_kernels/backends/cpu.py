@@ -8,6 +8,8 @@ run time; ``CIRCLE_KERNELS_CPU_LEVEL`` forces a lower one.
 from __future__ import annotations
 
 import functools
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -26,35 +28,43 @@ _MOST_BUDGETS = 10  # that the tiles may fill, if any are to be kept
 
 @functools.cache
 def _extension() -> ModuleType | str:
-    """The compiled module, or why there is none."""
+    """The compiled module, or why there is none and what to do."""
     try:
         from circle_kernels import _cpu
     except ImportError as error:
-        return (
-            f"the C++ kernel was not built or does not load ({error}); install with "
-            "'pip install .', which compiles it, and see the compiler's messages there"
-        )
+        return _why_missing(error)
     return _cpu
+
+
+def _why_missing(error: ImportError) -> str:
+    package = Path(__file__).parents[1]
+    built = sorted(path.name for path in package.glob("_cpu.*") if path.suffix in (".so", ".pyd"))
+    if any(name.endswith(suffix) for name in built for suffix in EXTENSION_SUFFIXES):
+        return (
+            f"the C++ kernel does not load ({error}); 'pip install .' compiles it for this machine"
+        )
+    if (package.parent / "csrc").is_dir():
+        other = f" but for another Python ({', '.join(built)})" if built else ""
+        return (
+            f"circle_kernels is imported from the checkout {package.parent}, in which the kernel "
+            f"is not built{other}: run 'pip install -e .' there, or start Python in another folder "
+            "to take the installed package"
+        )
+    return (
+        "circle_kernels was installed without the C++ kernel: install it again with a C++ compiler "
+        "and without CIRCLE_KERNELS_NO_CPU_KERNEL ('pip install --force-reinstall --no-deps .')"
+    )
 
 
 def status() -> str:
     """A sentence that begins with ``"usable"`` or ``"not usable"``."""
-    reason = _missing_reason()
-    if reason is not None:
-        return f"not usable: {reason}"
-    return f"usable: C++ kernel for CPU tensors, instruction set {_loaded().level()}"
-
-
-def _missing_reason() -> str | None:
-    """Why the kernel cannot be used in this process; None where it can."""
     extension = _extension()
     if isinstance(extension, str):
-        return extension
+        return f"not usable: {extension}"
     try:
-        extension.level()
+        return f"usable: C++ kernel for CPU tensors, instruction set {extension.level()}"
     except ValueError as error:
-        return str(error)
-    return None
+        return f"not usable: {error}"
 
 
 def supported_levels() -> list[str]:
@@ -64,10 +74,21 @@ def supported_levels() -> list[str]:
 
 
 def unusable_reason(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why the kernel cannot take tensors of this device and dtype; None where it can."""
+    """Why the kernel cannot take tensors of this device and dtype; None where it can.
+
+    Raises:
+        RuntimeError: an instruction set asked for that this machine does not run.
+    """
     if device.type != "cpu":
         return "the C++ kernel takes CPU tensors"
-    return _missing_reason()
+    extension = _extension()
+    if isinstance(extension, str):
+        return extension
+    try:
+        extension.level()
+    except ValueError as error:
+        raise RuntimeError(str(error)) from error
+    return None
 
 
 def saved_shape(problem: PairProblem) -> tuple[int]:
