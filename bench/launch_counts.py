@@ -68,7 +68,8 @@ def count_without_engine(work: Work, launches: Sequence[Any] = ()) -> dict[str, 
         context.needs_input_grad = tuple(
             isinstance(argument, Tensor) and argument.requires_grad for argument in arguments
         )
-        return row_losses._RowLosses.forward(context, *arguments)
+        *given, _ = arguments  # without a gradient, as it is here, nothing is kept
+        return row_losses._RowLosses.forward(context, *given, True)
 
     def backward() -> None:
         gradients = row_losses._RowLosses.backward(context, torch.ones_like(loss))
@@ -79,6 +80,7 @@ def count_without_engine(work: Work, launches: Sequence[Any] = ()) -> dict[str, 
         mock.patch.object(row_losses._RowLosses, "apply", apply),
         # The path of tensors that nobody watches, although they are counted.
         mock.patch.object(row_losses, "is_plain", return_value=True),
+        mock.patch.object(row_losses, "is_traced", return_value=False),
     ):
         forward_counts, loss = _count(work.forward, launches)
         backward_counts, _ = _count(backward, launches)

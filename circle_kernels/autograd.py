@@ -14,7 +14,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from circle_kernels.arguments import check_real_or_fake
-from circle_kernels.backend_choice import run_backward, run_forward, without_autocast
+from circle_kernels.backend_choice import (
+    resolve_backend,
+    run_backward,
+    run_forward,
+    saves_labels,
+    without_autocast,
+)
 from circle_kernels.backends.addressable import PLAIN_TYPES
 from circle_kernels.backends.interface import result_dtype
 from circle_kernels.formula import PairFormula
@@ -87,7 +93,7 @@ def logsumexps(batch: Batch, operation: Operation) -> tuple[Tensor, Tensor]:
                 *batch[:4], formula=operation.formula, normalize=operation.normalize
             )
         return lse_pos.to(dtype), lse_neg.to(dtype)
-    if is_traced(batch):
+    if is_traced(batch, operation.backend):
         return traced_logsumexps(batch, operation)
     return _PairLogSumExp.apply(*batch, operation, batch.requires_grad)
 
@@ -119,11 +125,12 @@ def forward_and_keep(
     lse_pos, lse_neg, saved = run_forward(problem, operation.backend)
     if keep:
         needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[2])
+        in_saved = saves_labels(saved, problem, operation.backend)
         ctx.save_for_backward(
-            owned(batch.embeddings, needs[0]),
-            owned(batch.labels),
-            owned(batch.ref_emb, needs[1]),
-            owned(batch.ref_labels),
+            owned(batch.embeddings),
+            owned(batch.labels, in_saved),
+            owned(batch.ref_emb),
+            owned(batch.ref_labels, in_saved),
             batch.listed,  # which no one else has
             lse_pos,
             lse_neg,
@@ -133,10 +140,15 @@ def forward_and_keep(
     return lse_pos, lse_neg
 
 
-def owned(tensor: Tensor | None, needs_gradient: bool = False) -> Tensor | None:
+def owned(tensor: Tensor | None, is_safe: bool = False) -> Tensor | None:
     """What a backward pass can rely on: a copy of what may change before it, as labels and queues
-    do, or be an inference tensor. Who changes what needs a gradient gets autograd's error."""
-    return tensor if tensor is None or needs_gradient else tensor.clone()
+    do, or be an inference tensor; unless it is safe: nobody reads it, or it needs a gradient, and
+    who changes it gets autograd's error."""
+    if tensor is None or tensor.requires_grad:
+        return tensor
+    if is_safe and not tensor.is_inference():
+        return tensor.data  # whose changes autograd does not count
+    return tensor.clone()
 
 
 def input_gradients(
@@ -198,15 +210,20 @@ class _NoSecondDerivative(torch.autograd.Function):
         raise RuntimeError(NO_SECOND_DERIVATIVE)
 
 
-def is_traced(batch: Batch) -> bool:
+def is_traced(batch: Batch, backend: str = "auto") -> bool:
     """Whether the operation has to be one registered op.
 
     Compilers must not look inside the kernels; and kernels read memory, which fake tensors and
     wrappers do not have and of which tracers see nothing. In eager mode a registered op would only
     add tens of microseconds to each call.
     """
-    if torch.compiler.is_compiling() or under_transforms() or is_in_torch_dispatch_mode():
+    embeddings = batch.embeddings
+    if torch.compiler.is_compiling() or under_transforms() or embeddings.is_meta:
         return True
-    return batch.embeddings.is_meta or any(
-        tensor is not None and type(tensor) not in PLAIN_TYPES for tensor in batch
+    if any(tensor is not None and type(tensor) not in PLAIN_TYPES for tensor in batch):
+        return True
+    # Tiled is made of torch's own operations, which those who watch can see.
+    return (
+        is_in_torch_dispatch_mode()
+        and resolve_backend(backend, embeddings.device, embeddings.dtype) != "tiled"
     )

@@ -198,7 +198,13 @@ def run_backward(
                 f"dtype {problem.result_dtype}, got {value.dtype} of shape {tuple(value.shape)}; "
                 f"{_HOOKS}"
             )
-    implementation = _forward_choice(backend, problem, saved)
+    implementation = _who_saved(saved, problem, backend)
+    wanted = implementation.saved_shape(problem)
+    if tuple(saved.shape) != wanted or saved.dtype != torch.uint8:
+        raise RuntimeError(
+            f"circle_kernels: the backward pass wants {wanted} bytes from the forward pass, got "
+            f"{saved.dtype} of shape {tuple(saved.shape)}; {_HOOKS}"
+        )
     implementation = _behind_the_gate(implementation, backend, problem, saved=saved, **statistics)
     with without_autocast(embeddings.device.type):
         return implementation.backward(
@@ -213,21 +219,15 @@ def run_backward(
         )
 
 
-def _forward_choice(backend: str, problem: PairProblem, saved: Tensor) -> Any:
+def _who_saved(saved: Tensor, problem: PairProblem, backend: str) -> Any:
     """The implementation that ran the forward pass, whatever ``"auto"`` would be by now: all but
-    tiled save something.
-
-    Raises:
-        RuntimeError: ``saved`` is not what that implementation left.
-    """
+    tiled save something."""
     if backend == "auto":
         best = _BEST_BACKEND.get(problem.embeddings.device.type, "tiled")
         backend = "tiled" if saved.numel() == 0 else best
-    implementation = _module(backend, problem)
-    wanted = implementation.saved_shape(problem)
-    if tuple(saved.shape) != wanted or saved.dtype != torch.uint8:
-        raise RuntimeError(
-            f"circle_kernels: the backward pass wants {wanted} bytes from the forward pass, got "
-            f"{saved.dtype} of shape {tuple(saved.shape)}; {_HOOKS}"
-        )
-    return implementation
+    return _module(backend, problem)
+
+
+def saves_labels(saved: Tensor, problem: PairProblem, backend: str) -> bool:
+    """Whether the backward pass finds labels in what the forward pass saved, and reads no others."""
+    return _who_saved(saved, problem, backend).saves_labels(problem)

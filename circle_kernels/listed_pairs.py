@@ -226,7 +226,7 @@ class _GatheredLogSumExp(torch.autograd.Function):
             lse_pos, lse_neg, similarities = gathered.forward(problem)
         if keep:
             ctx.settings, ctx.needs = arguments[-3:-1], ctx.needs_input_grad[:2]
-            sides = (owned(*side) for side in zip(arguments[:2], ctx.needs, strict=True))
+            sides = (owned(side) for side in arguments[:2])
             ctx.save_for_backward(*sides, *arguments[2:-3], lse_pos, lse_neg, similarities)
         return lse_pos, lse_neg
 

@@ -73,7 +73,7 @@ def _row_losses_at_once(
 
 def reduced_row_losses(batch: Batch, operation: Operation, reduction: str) -> Tensor:
     """The loss of a checked batch with one ``softplus`` per row."""
-    if operation.backend != "reference" and not is_traced(batch):
+    if operation.backend != "reference" and not is_traced(batch, operation.backend):
         return _RowLosses.apply(*batch, operation, reduction, batch.requires_grad)
     lse_pos, lse_neg = logsumexps(batch, operation)
     return reduce_exponents(lse_pos + lse_neg, reduction)

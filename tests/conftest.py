@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from cases import Target
 
@@ -12,6 +14,14 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
     """Where only pytest is installed, what its plugins read from pyproject.toml does nothing."""
     if not pluginmanager.hasplugin("timeout"):
         parser.addini("timeout", "seconds per test, for pytest-timeout")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Where the C++ kernel is missing its tests are, and the others are no proof of it."""
+    if not cpu.supported_levels() and not os.environ.get("CIRCLE_KERNELS_NO_CPU_KERNEL"):
+        raise pytest.UsageError(
+            f"{cpu.status()}. CIRCLE_KERNELS_NO_CPU_KERNEL=1 runs the tests without it."
+        )
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import threading
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,13 +15,19 @@ from torch import Tensor
 
 from bench.class_heads import HeadCase
 from bench.memory import peak_of_child
-from circle_kernels import CircleFormula, available_backends, circle_loss, pair_logsumexp
+from circle_kernels import (
+    CircleFormula,
+    available_backends,
+    backend_choice,
+    circle_loss,
+    pair_logsumexp,
+)
 from circle_kernels.backends import cpu
 
 LEVELS = cpu.supported_levels()
 pytestmark = [
     pytest.mark.skipif(INTERPRETED, reason="the interpreter lane is for Triton"),
-    pytest.mark.skipif(not LEVELS, reason="the C++ kernel was not built"),
+    pytest.mark.skipif(not LEVELS, reason="CIRCLE_KERNELS_NO_CPU_KERNEL is set"),
 ]
 FORMULA = CircleFormula(m=0.25, gamma=64)
 
@@ -221,17 +229,50 @@ def test_unknown_level_is_named_with_those_that_exist(monkeypatch) -> None:
     )
     with pytest.raises(RuntimeError, match="there is no 'avx1024'"):
         circle_loss(*batch(8, 4), backend="cpu")
-    circle_loss(*batch(8, 4))  # "auto" takes what works
+    with pytest.raises(RuntimeError, match="there is no 'avx1024'"):
+        circle_loss(*batch(8, 4))
 
 
-def test_without_the_extension_auto_is_tiled_and_cpu_says_why(monkeypatch) -> None:
+@pytest.fixture
+def _no_warning_yet():
+    backend_choice._warn_once.cache_clear()
+    yield
+    backend_choice._warn_once.cache_clear()
+
+
+@pytest.mark.usefixtures("_no_warning_yet")
+def test_without_the_extension_auto_is_tiled_and_says_so_once(monkeypatch) -> None:
     monkeypatch.setattr(cpu, "_extension", lambda: "the C++ kernel was not built: no compiler")
     assert available_backends()["cpu"] == "not usable: the C++ kernel was not built: no compiler"
     with pytest.raises(RuntimeError, match=r"cannot serve .*: the C\+\+ kernel was not built"):
         circle_loss(*batch(8, 4), backend="cpu")
-    torch.testing.assert_close(
-        circle_loss(*batch(8, 4)), circle_loss(*batch(8, 4), backend="tiled")
-    )
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        losses = [circle_loss(*batch(8, 4)) for _ in range(3)]
+    assert [str(each.message).partition("since ")[2][:40] for each in seen] == [
+        "cpu cannot: the C++ kernel was not built"
+    ]
+    torch.testing.assert_close(losses[2], circle_loss(*batch(8, 4), backend="tiled"))
+
+
+@pytest.mark.parametrize(
+    ("files", "remedy"),
+    [
+        (["csrc/kernels.h"], "run 'pip install -e .' there"),
+        (["csrc/kernels.h", "circle_kernels/_cpu.of-another-python.so"], "for another Python"),
+        (["circle_kernels/_cpu.abi3.so"], "compiles it for this machine"),
+        ([], "without CIRCLE_KERNELS_NO_CPU_KERNEL"),
+    ],
+    ids=["checkout", "built for another Python", "does not load", "installed"],
+)
+def test_missing_extension_is_explained_where_it_is_missing(
+    files: list[str], remedy: str, tmp_path: Path, monkeypatch
+) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setattr(cpu, "__file__", str(tmp_path / "circle_kernels/backends/cpu.py"))
+    assert remedy in cpu._why_missing(ImportError("no module"))
 
 
 def test_rows_far_below_their_tile_are_exact() -> None:

@@ -63,7 +63,10 @@ def test_views_and_memory_launch_nothing_and_everything_else_once() -> None:
 def test_counting_without_autograds_engine_finds_what_its_engine_runs() -> None:
     case = Case(64, 16)
     counts = count_without_engine(VARIANTS["tiled"].work(case))
-    with mock.patch.object(row_losses, "is_plain", return_value=True):
+    with (
+        mock.patch.object(row_losses, "is_plain", return_value=True),
+        mock.patch.object(row_losses, "is_traced", return_value=False),
+    ):
         assert counts == count_with_engine(VARIANTS["tiled"].work(case))
 
 

@@ -112,7 +112,7 @@ def test_amd_devices_take_the_settings_of_gfx942(
     for by_label in (True, False):
         found = weights_settings(architecture, torch.float32, 512, by_label)
         assert found == weights_settings("gfx942", torch.float32, 512, by_label)
-    assert dot_precision(architecture, torch.float32) == "ieee"
+    assert dot_precision(architecture, torch.float32, "highest") == "ieee"
 
 
 def test_what_is_no_architecture_is_refused() -> None:

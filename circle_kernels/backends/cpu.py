@@ -39,7 +39,7 @@ def _extension() -> ModuleType | str:
 def _why_missing(error: ImportError) -> str:
     package = Path(__file__).parents[1]
     built = sorted(path.name for path in package.glob("_cpu.*") if path.suffix in (".so", ".pyd"))
-    if any(name.endswith(suffix) for name in built for suffix in EXTENSION_SUFFIXES):
+    if any(name.removeprefix("_cpu") in EXTENSION_SUFFIXES for name in built):
         return (
             f"the C++ kernel does not load ({error}); 'pip install .' compiles it for this machine"
         )
@@ -105,6 +105,11 @@ def saved_shape(problem: PairProblem) -> tuple[int]:
     rest = tiles if problem.skip_below > 0 else 2 * kept
     entries = kept * panel * panel + 2 * row_panels * panel + rest
     return (entries * problem.result_dtype.itemsize,)
+
+
+def saves_labels(problem: PairProblem) -> bool:
+    """The backward pass orders rows and columns by their labels again."""
+    return False
 
 
 def _tiles(problem: PairProblem, panel: int) -> tuple[int, int]:

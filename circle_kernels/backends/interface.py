@@ -1,11 +1,12 @@
 """What a backend is given and what it returns.
 
-A backend is a module with two functions and the shape of what passes between them:
+A backend is a module with two functions and what there is to know of what passes between them:
 
     forward(problem) -> (lse_pos, lse_neg, saved)
     backward(problem, lse_pos, lse_neg, saved, grad_lse_pos, grad_lse_neg, *, needs_embeddings,
              needs_references) -> (grad_embeddings | None, grad_references | None)
     saved_shape(problem) -> the shape of saved, in bytes, without computing anything
+    saves_labels(problem) -> whether the backward pass finds labels there and reads no others
 
 ``saved`` is one tensor of bytes (uint8) with whatever the backward pass can use; it may be empty.
 Not of floats: hooks on saved tensors that compress these would not know their range.

@@ -130,6 +130,11 @@ def saved_shape(problem: PairProblem) -> tuple[int]:
     return (0,)
 
 
+def saves_labels(problem: PairProblem) -> bool:
+    """Nothing is saved."""
+    return False
+
+
 def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exps of every row, merged tile by tile."""
     tiles = _Tiles(problem.with_column_labels())

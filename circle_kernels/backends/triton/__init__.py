@@ -2,6 +2,6 @@
 
 from circle_kernels.backends.triton.backward import backward
 from circle_kernels.backends.triton.forward import forward
-from circle_kernels.backends.triton.saved import saved_shape
+from circle_kernels.backends.triton.saved import saved_shape, saves_labels
 
-__all__ = ["backward", "forward", "saved_shape"]
+__all__ = ["backward", "forward", "saved_shape", "saves_labels"]

@@ -58,6 +58,11 @@ def saved_shape(problem: PairProblem) -> tuple[int]:
     return (_num_bytes(problem, plan_layout(problem)),)
 
 
+def saves_labels(problem: PairProblem) -> bool:
+    """Whether both sides are saved, and with them their labels."""
+    return _saves_sides(problem, plan_layout(problem))
+
+
 def new_saved(problem: PairProblem, layout: Layout) -> Tensor:
     """The tensor, not filled."""
     return problem.embeddings.new_empty(_num_bytes(problem, layout), dtype=torch.uint8)
@@ -94,10 +99,14 @@ def _take_all(pieces: _Pieces, problem: PairProblem, layout: Layout) -> Saved:
             column_order = pieces.take(num_columns, dtype=torch.int64)
     if layout.kept[0] > 0:
         products = pieces.take(*layout.kept, dtype=torch.float32)
-    # Large sides are those in label order, too.
-    if not layout.by_label and _operand_bytes(problem) <= SIDES_BYTES:
+    if _saves_sides(problem, layout):
         sides = new_sides(problem, None, None, pieces.take)
     return Saved(logsumexps, row_order, column_order, products, sides)
+
+
+def _saves_sides(problem: PairProblem, layout: Layout) -> bool:
+    # Large sides are those in label order, too.
+    return not layout.by_label and _operand_bytes(problem) <= SIDES_BYTES
 
 
 def _operand_bytes(problem: PairProblem) -> int:
