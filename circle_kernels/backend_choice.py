@@ -229,5 +229,5 @@ def _who_saved(saved: Tensor, problem: PairProblem, backend: str) -> Any:
 
 
 def saves_labels(saved: Tensor, problem: PairProblem, backend: str) -> bool:
-    """Whether the backward pass finds labels in what the forward pass saved, and reads no others."""
+    """Whether the backward pass finds labels in what the forward pass saved."""
     return _who_saved(saved, problem, backend).saves_labels(problem)
