@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -11,11 +11,9 @@ from circle_kernels.arguments import check_choice, check_similarities
 from circle_kernels.autograd import check_operation, pair_logsumexp
 from circle_kernels.distributed import gather_batch
 from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
+from circle_kernels.groups import Group, check_group_reduction
 from circle_kernels.logsumexp import present_logsumexp
 from circle_kernels.row_losses import REDUCTIONS, reduced_row_losses, softplus
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 SCOPES = ("anchor", "batch")
 
@@ -33,7 +31,7 @@ def circle_loss(
     detach_weights: bool = True,
     normalize: bool = True,
     skip_below: float = 0.0,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Circle loss with pair-wise labels (Sun et al., CVPR 2020, arXiv 2002.10857, Eq. 6).
@@ -61,10 +59,15 @@ def circle_loss(
         skip_below: share of a row's total weight that may be left out of the gradient to save work,
             in [0, 1); 0 is exact, and the loss always is. The C++ kernel makes use of it; bound and
             meaning are in docs/derivation.md.
-        group: a process group whose processes share one batch: everybody's embeddings (and
-            references, where given) are gathered, every process returns the loss of the whole
-            batch, and averaging the processes' gradients, as DDP does, gives its gradient. A
-            collective call; batch sizes may differ. ``None`` is this process alone.
+        group: the processes that share one batch: everybody's embeddings (and references, where
+            given) are gathered, every process returns the loss of the whole batch, and averaging
+            the processes' gradients, as DDP does, gives its gradient. ``"world"`` for all
+            processes; a ProcessGroup or a DeviceMesh of one dimension for some; ``None`` for this
+            process alone. (``torch.distributed.group.WORLD`` is ``None``, too, until
+            ``init_process_group`` has been called; the name is looked up at each call.) A
+            collective call; batch sizes may differ. torch.compile ends its graph before it and
+            begins another. pytorch-metric-learning's DistributedLossWrapper has the same gradient,
+            and the value times the number of processes.
         backend: see :func:`circle_kernels.available_backends`.
 
     Returns:
@@ -73,8 +76,9 @@ def circle_loss(
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, dtype, device or range; the
-            message names it.
-        RuntimeError: the backend asked for cannot serve these tensors; or a second derivative.
+            message names it. Where processes of ``group`` differ in D or dtype all of them raise.
+        RuntimeError: the backend asked for cannot serve these tensors; a second derivative; or
+            ``group="world"`` before ``init_process_group``.
     """
     return _pair_loss(
         embeddings,
@@ -103,7 +107,7 @@ def unified_loss(
     reduction: str = "mean",
     normalize: bool = True,
     skip_below: float = 0.0,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """The paper's unified loss (Eq. 1): ``log(1 + sum sum exp(gamma (s_n - s_p + m)))`` per row.
@@ -167,23 +171,19 @@ def _pair_loss(
     reduction: str,
     normalize: bool,
     skip_below: float,
-    group: ProcessGroup | None,
+    group: Group | None,
     backend: str,
 ) -> Tensor:
     check_choice("scope", scope, SCOPES)
     check_choice("reduction", reduction, REDUCTIONS)
+    check_group_reduction(group, reduction)
     labels, ref_labels = check_operation(
         embeddings, labels, ref_emb, ref_labels, formula, skip_below, backend
     )
     if group is not None:
-        if reduction == "none":
-            raise ValueError(
-                "reduction='none' cannot be combined with group: the losses of other processes' "
-                "rows would have no gradient here; reduce with 'mean', 'mean_all' or 'sum'"
-            )
-        embeddings, labels = gather_batch(embeddings, labels, group)
-        if ref_emb is not None and ref_labels is not None:
-            ref_emb, ref_labels = gather_batch(ref_emb, ref_labels, group)
+        embeddings, labels, ref_emb, ref_labels = gather_batch(
+            embeddings, labels, ref_emb, ref_labels, group
+        )
     inputs = (embeddings, labels, ref_emb, ref_labels)
     options: dict[str, Any] = {
         "formula": formula,
