@@ -231,14 +231,14 @@ def _trace_in_one_process(rank: int) -> None:
 
     loss = Loss()
     if rank == 0:
-        fake = FakeTensorMode(allow_non_fake_inputs=True)
+        fake = FakeTensorMode()
         for trace in (
             lambda: make_fx(loss, tracing_mode="real")(rows),
             lambda: make_fx(loss, tracing_mode="fake")(rows),
             lambda: torch.export.export(loss, (rows,), strict=False),
             lambda: torch.func.grad(loss)(rows),
-            lambda: loss(fake.from_tensor(rows)),
-            lambda: loss(rows.detach().to("meta")),
+            lambda: circle_loss(*map(fake.from_tensor, (rows, labels)), group="world"),
+            lambda: circle_loss(rows.to("meta"), labels.to("meta"), group="world"),
         ):
             with pytest.raises(RuntimeError, match="group waits for the other processes' rows"):
                 trace()
