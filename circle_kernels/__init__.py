@@ -9,6 +9,7 @@ from circle_kernels.class_losses import class_circle_loss, class_unified_loss
 from circle_kernels.class_modules import ClassCircleLoss, ClassUnifiedLoss
 from circle_kernels.formula import CircleFormula, UnifiedFormula
 from circle_kernels.functional import circle_loss, circle_loss_from_similarity, unified_loss
+from circle_kernels.gradients import average_gradients, clip_grad_norm_
 from circle_kernels.modules import CircleLoss
 from circle_kernels.optim import SparseSGD
 
@@ -21,10 +22,12 @@ __all__ = [
     "UnifiedFormula",
     "__version__",
     "available_backends",
+    "average_gradients",
     "circle_loss",
     "circle_loss_from_similarity",
     "class_circle_loss",
     "class_unified_loss",
+    "clip_grad_norm_",
     "pair_logsumexp",
     "unified_loss",
 ]

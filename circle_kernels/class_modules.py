@@ -20,6 +20,7 @@ from circle_kernels.class_losses import (
     class_logits,
     class_unified_loss,
 )
+from circle_kernels.distributed import refuse_ddp
 from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
 from circle_kernels.row_losses import REDUCTIONS
 
@@ -111,6 +112,9 @@ class _ClassLoss(nn.Module):
 
     def _options(self) -> dict[str, Any]:
         """What both losses take by name. In evaluation mode nothing is sampled."""
+        sparse_grad = self.sparse_grad and self.training
+        if sparse_grad and not torch.compiler.is_compiling():
+            refuse_ddp(self.weight)
         return {
             "m": self.m,
             "gamma": self.gamma,
@@ -120,7 +124,7 @@ class _ClassLoss(nn.Module):
             "skip_below": self.skip_below,
             "sample_rate": self.sample_rate if self.training else 1.0,
             "sample_correction": self.sample_correction,
-            "sparse_grad": self.sparse_grad and self.training,
+            "sparse_grad": sparse_grad,
             "backend": self.backend,
         }
 
@@ -135,6 +139,10 @@ class ClassCircleLoss(_ClassLoss):
         detach_weights: treat the weights ``[.]_+`` as constants in the gradient.
         options: those of :func:`circle_kernels.class_circle_loss`, and ``device`` and ``dtype`` of
             ``weight``, the (C, D) parameter. In evaluation mode nothing is sampled.
+
+    Over several processes: inside of DistributedDataParallel it synchronises the weight; a head
+    beside a wrapped network, and one with ``sparse_grad=True``, needs
+    :func:`circle_kernels.average_gradients`.
 
     Example:
         >>> head = ClassCircleLoss(num_classes=85_000, embedding_dim=512)

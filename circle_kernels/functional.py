@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -11,12 +10,10 @@ from circle_kernels.arguments import check_choice, check_similarities
 from circle_kernels.autograd import logsumexps
 from circle_kernels.distributed import gather_batch
 from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
+from circle_kernels.groups import Group, check_group_reduction
 from circle_kernels.logsumexp import present_logsumexp
 from circle_kernels.operation import Batch, Operation, check_batch
 from circle_kernels.row_losses import REDUCTIONS, reduced_row_losses, softplus
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 SCOPES = ("anchor", "batch")
 
@@ -34,7 +31,7 @@ def circle_loss(
     detach_weights: bool = True,
     normalize: bool = True,
     skip_below: float = 0.0,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Circle loss with pair-wise labels (Sun et al., CVPR 2020, arXiv 2002.10857, Eq. 6).
@@ -63,10 +60,15 @@ def circle_loss(
         skip_below: share of a row's total weight that may be left out of the gradient to save work,
             in [0, 1); 0 is exact, and the loss always is. The C++ kernel makes use of it; bound and
             meaning are in docs/derivation.md.
-        group: a process group whose processes share one batch: everybody's embeddings (and
-            references, where given) are gathered, every process returns the loss of the whole
-            batch, and averaging the processes' gradients, as DDP does, gives its gradient. A
-            collective call; batch sizes may differ. ``None`` is this process alone.
+        group: the processes that share one batch: everybody's embeddings (and references, where
+            given) are gathered, every process returns the loss of the whole batch, and averaging
+            the processes' gradients, as DDP does, gives its gradient. ``"world"`` for all
+            processes; a ProcessGroup or a DeviceMesh of one dimension for some; ``None`` for this
+            process alone. (``torch.distributed.group.WORLD`` is ``None``, too, until
+            ``init_process_group`` has been called; the name is looked up at each call.) A
+            collective call; batch sizes may differ. torch.compile ends its graph before it and
+            begins another. pytorch-metric-learning's DistributedLossWrapper has the same gradient,
+            and the value times the number of processes.
         backend: see :func:`circle_kernels.available_backends`.
 
     Returns:
@@ -75,8 +77,9 @@ def circle_loss(
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, dtype, device or range; the
-            message names it.
-        RuntimeError: the backend asked for cannot serve these tensors; or a second derivative.
+            message names it. Where processes of ``group`` differ in D or dtype all of them raise.
+        RuntimeError: the backend asked for cannot serve these tensors; a second derivative; or
+            ``group="world"`` before ``init_process_group``.
     """
     return _pair_loss(
         embeddings,
@@ -105,7 +108,7 @@ def unified_loss(
     reduction: str = "mean",
     normalize: bool = True,
     skip_below: float = 0.0,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """The paper's unified loss (Eq. 1): ``log(1 + sum sum exp(gamma (s_n - s_p + m)))`` per row.
@@ -169,20 +172,16 @@ def _pair_loss(
     reduction: str,
     normalize: bool,
     skip_below: float,
-    group: ProcessGroup | None,
+    group: Group | None,
     backend: str,
 ) -> Tensor:
     check_choice("scope", scope, SCOPES)
     check_choice("reduction", reduction, REDUCTIONS)
+    check_group_reduction(group, reduction)
     operation = Operation(formula, normalize, skip_below, backend)
     batch = check_batch(embeddings, labels, ref_emb, ref_labels)
     if group is not None:
-        if reduction == "none":
-            raise ValueError(
-                "reduction='none' cannot be combined with group: the losses of other processes' "
-                "rows would have no gradient here; reduce with 'mean', 'mean_all' or 'sum'"
-            )
-        batch = _whole_batch(batch, group)
+        batch = Batch(*gather_batch(*batch[:4], group))
     if scope == "anchor":
         return reduced_row_losses(batch, operation, reduction)
     lse_pos, lse_neg = logsumexps(batch, operation)
@@ -193,12 +192,3 @@ def _pair_loss(
         + present_logsumexp(lse_neg, dim=0)
         - 2 * math.log(times_counted)
     )
-
-
-def _whole_batch(batch: Batch, group: ProcessGroup) -> Batch:
-    """The batch that all processes of a group share."""
-    embeddings, labels, ref_emb, ref_labels, _ = batch
-    whole = Batch(*gather_batch(embeddings, labels, group))
-    if ref_emb is None or ref_labels is None:
-        return whole
-    return Batch(*whole[:2], *gather_batch(ref_emb, ref_labels, group))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -11,9 +11,13 @@ from circle_kernels.arguments import check_choice, check_skip_below
 from circle_kernels.backends.interface import BACKENDS
 from circle_kernels.formula import CircleFormula
 from circle_kernels.functional import REDUCTIONS, SCOPES, circle_loss
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+from circle_kernels.groups import (
+    Group,
+    check_group,
+    check_group_reduction,
+    describe_group,
+    is_saveable,
+)
 
 
 class CircleLoss(nn.Module):
@@ -34,7 +38,7 @@ class CircleLoss(nn.Module):
         detach_weights: bool = True,
         normalize: bool = True,
         skip_below: float = 0.0,
-        group: ProcessGroup | None = None,
+        group: Group | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -43,6 +47,8 @@ class CircleLoss(nn.Module):
         check_choice("scope", scope, SCOPES)
         check_choice("reduction", reduction, REDUCTIONS)
         check_skip_below(skip_below)
+        check_group(group)
+        check_group_reduction(group, reduction)
         check_choice("backend", backend, BACKENDS)
         self.m = m
         self.gamma = gamma
@@ -77,6 +83,22 @@ class CircleLoss(nn.Module):
             backend=self.backend,
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is saved; a process group belongs to running processes."""
+        if not is_saveable(self.group):
+            raise TypeError(
+                f"{type(self).__name__} with group={describe_group(self.group)} cannot be saved, "
+                "since a process group lasts no longer than its processes: use group='world', "
+                "which is looked up at each call, or set group to None before saving"
+            )
+        return self.__dict__
+
+    def __copy__(self) -> CircleLoss:
+        """Copies within this process share the group."""
+        copied = type(self).__new__(type(self))
+        copied.__dict__ = self.__dict__.copy()
+        return copied
+
     def __deepcopy__(self, memo: dict[int, Any]) -> CircleLoss:
         """A copy that shares the process group, a handle that cannot be copied."""
         memo[id(self.group)] = self.group
@@ -88,5 +110,6 @@ class CircleLoss(nn.Module):
         return (
             f"m={self.m}, gamma={self.gamma}, scope={self.scope!r}, reduction={self.reduction!r}, "
             f"detach_weights={self.detach_weights}, normalize={self.normalize}, "
-            f"skip_below={self.skip_below}, backend={self.backend!r}"
+            f"skip_below={self.skip_below}, group={describe_group(self.group)}, "
+            f"backend={self.backend!r}"
         )

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from circle_kernels.gradients import coalesced
+
 
 class SparseSGD(torch.optim.Optimizer):
     """SGD with momentum for sparse gradients: rows without a gradient keep weight and momentum.
@@ -70,7 +72,8 @@ class SparseSGD(torch.optim.Optimizer):
                 "SparseSGD takes sparse gradients (sparse_grad=True), got a dense one of shape "
                 f"{tuple(parameter.shape)}; use torch.optim.SGD for it"
             )
-        rows, direction = _rows_and_values(gradient)
+        gradient = coalesced(gradient)
+        rows, direction = gradient._indices()[0], gradient._values()
         if group["weight_decay"] != 0:
             direction = direction.add(parameter.index_select(0, rows), alpha=group["weight_decay"])
         momentum = group["momentum"]
@@ -83,14 +86,3 @@ class SparseSGD(torch.optim.Optimizer):
             buffer.index_copy_(0, rows, moved)
             direction = direction.add(moved, alpha=momentum) if group["nesterov"] else moved
         parameter.index_add_(0, rows, direction, alpha=-group["lr"])
-
-
-def _rows_and_values(gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Different rows of a sparse gradient and their values."""
-    rows = gradient._indices()[0]
-    # A single backward pass of a class loss leaves rows in order, but autograd forgets to say so,
-    # and sorting them again can take longer than the rest of the step.
-    if rows.device.type == "cpu" and bool((rows.diff() > 0).all()):
-        return rows, gradient._values()
-    gradient = gradient.coalesce()
-    return gradient.indices()[0], gradient.values()

@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from test_distributed import run_processes
 from test_single_file_form import expected_loss, similarities
-from torch import Tensor
+from torch import Tensor, nn
+
+from circle_kernels import ClassUnifiedLoss, SparseSGD
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "recipes.md"
 RECIPES = dict(
@@ -126,6 +130,62 @@ def test_memory_of_earlier_batches(batch: tuple[Tensor, Tensor]) -> None:
     assert_same(recipe["loss_with_memory"](*batch), expected, embeddings)
     assert len(recipe["memory"].labels) == 13 + 22
     assert not recipe["memory"].embeddings.requires_grad
+
+
+def _compare_with_wrapper(rank: int) -> None:
+    from pytorch_metric_learning.losses import CircleLoss as TheirLoss
+    from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
+
+    from circle_kernels.integrations.pytorch_metric_learning import CircleLoss as DropIn
+
+    torch.manual_seed(0)
+    rows, labels = torch.randn(14, 8, dtype=torch.float64), torch.arange(14) % 3
+    own = slice(0, 7) if rank == 0 else slice(7, None)  # the wrapper takes even parts only
+    weight = torch.eye(8, dtype=torch.float64, requires_grad=True)
+    embeddings, labels = rows[own] @ weight, labels[own]
+    ours = run("pytorch-metric-learning: DistributedLossWrapper")["loss_of_all_processes"]
+    loss = ours(embeddings, labels)
+    for each in (TheirLoss, DropIn):
+        wrapped = DistributedLossWrapper(each(m=0.4, gamma=80))(embeddings, labels)
+        torch.testing.assert_close(wrapped, 2 * loss, rtol=1e-9, atol=1e-9)
+        theirs, expected = (
+            torch.autograd.grad(each, weight, retain_graph=True)[0] for each in (wrapped, loss)
+        )
+        assert expected.abs().max() > 0
+        torch.testing.assert_close(theirs, expected, rtol=1e-8, atol=1e-8)
+
+
+def test_wrapper_for_distributed_losses_has_the_same_gradient_and_twice_the_value(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("pytorch_metric_learning")
+    run_processes(tmp_path, 2, _compare_with_wrapper)
+
+
+def _train_head_beside_ddp(rank: int) -> None:
+    recipe = run("A class head beside DDP")
+    torch.manual_seed(rank)  # the processes begin with other weights
+    network = nn.Linear(8, 6)
+    head = ClassUnifiedLoss(50, 6, gamma=16, sample_rate=0.2, sparse_grad=True)
+    wrapped = recipe["wrap"](network, head)
+    before = [parameter.detach().clone() for parameter in (network.weight, head.weight)]
+    optimizers = [
+        torch.optim.SGD(network.parameters(), lr=0.1),
+        SparseSGD(head.parameters(), lr=0.1, momentum=0.9),
+    ]
+    for _ in range(4):
+        labels = torch.randint(50, (7 + rank,))
+        loss = recipe["train"](wrapped, head, optimizers, torch.randn(7 + rank, 8), labels)
+        assert torch.isfinite(loss)
+    for parameter, start in zip((network.weight, head.weight), before, strict=True):
+        parts = [torch.empty_like(start) for _ in range(2)]
+        dist.all_gather(parts, parameter.detach())
+        assert torch.equal(*parts)
+        assert not torch.equal(parts[0], start)
+
+
+def test_class_head_beside_ddp_stays_in_step(tmp_path: Path) -> None:
+    run_processes(tmp_path, 2, _train_head_beside_ddp)
 
 
 def test_every_block_of_the_page_is_run_here() -> None:

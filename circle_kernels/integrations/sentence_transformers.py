@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from circle_kernels import modules
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from circle_kernels.groups import Group
 
 
 class CircleLoss(nn.Module):
@@ -51,7 +51,7 @@ class CircleLoss(nn.Module):
         scope: str = "anchor",
         reduction: str = "mean",
         detach_weights: bool = True,
-        group: ProcessGroup | None = None,
+        group: Group | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__()
