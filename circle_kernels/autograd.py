@@ -14,7 +14,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from circle_kernels.arguments import check_choice, check_pair_inputs, check_skip_below
+from circle_kernels.arguments import (
+    check_choice,
+    check_flag,
+    check_pair_inputs,
+    check_skip_below,
+)
 from circle_kernels.backend_choice import BACKENDS, resolve_backend, run_backward, run_forward
 from circle_kernels.backends.interface import PairProblem, result_dtype
 from circle_kernels.formula import FORMULAS, PairFormula
@@ -66,6 +71,7 @@ def pair_logsumexp(
         TypeError, ValueError: an argument of the wrong type, shape, dtype or device.
         RuntimeError: the backend asked for cannot serve these tensors; or a second derivative.
     """
+    check_flag("normalize", normalize)
     labels, ref_labels = check_operation(
         embeddings, labels, ref_emb, ref_labels, formula, skip_below, backend
     )

@@ -11,10 +11,13 @@ from torch import Tensor
 from circle_kernels.arguments import (
     check_choice,
     check_embeddings,
+    check_flag,
     check_integer,
     check_labels,
+    check_not_swapped,
     check_references,
     check_sample_rate,
+    explain_other_names,
 )
 from circle_kernels.autograd import check_operation, checked_pair_logsumexp
 from circle_kernels.backends.interface import result_dtype
@@ -32,6 +35,7 @@ from circle_kernels.row_losses import REDUCTIONS, reduce_exponents, reduced_row_
 IGNORE_INDEX = -100  # as torch.nn.functional.cross_entropy
 
 
+@explain_other_names
 def class_circle_loss(
     embeddings: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
@@ -59,9 +63,9 @@ def class_circle_loss(
     Args:
         embeddings: (N, D), float16, bfloat16, float32 or float64; need not be normalised. Of a
             narrower dtype than ``weight``, as under autocast, they are widened.
-        labels: (N,) integers in [0, C), or ``ignore_index``.
+        labels: (N,) integers of any dtype in [0, C), or ``ignore_index``.
         weight: (C, D) one row per class, same device; need not be normalised.
-        m: relaxation margin.
+        m: relaxation margin, greater than -1 and less than 1.
         gamma: scale of the logits, greater than 0. Large losses at large gamma are normal.
         reduction: ``"mean"`` over rows that are not ignored, ``"mean_all"`` over all N, ``"sum"``,
             or ``"none"``.
@@ -104,6 +108,7 @@ def class_circle_loss(
     )
 
 
+@explain_other_names
 def class_unified_loss(
     embeddings: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
@@ -157,7 +162,8 @@ def class_logits(
     With labels: ``z_n(s_ij)``, and ``-z_p(s_iy)`` at the target. A row to ignore has no target.
     Ordinary PyTorch that stores (N, C) matrices, differentiable as the loss is.
     """
-    embeddings = _checked_embeddings(embeddings, weight)
+    check_flag("normalize", normalize)
+    embeddings = _checked_embeddings(embeddings, labels, weight)
     dtype = result_dtype(embeddings.dtype)
     with torch.autocast(embeddings.device.type, enabled=False):
         similarity = similarity_matrix(
@@ -190,8 +196,14 @@ def _class_loss(
     backend: str,
 ) -> Tensor:
     check_choice("reduction", reduction, REDUCTIONS)
-    check_sample_rate(sample_rate)
-    embeddings = _checked_embeddings(embeddings, weight)
+    sample_rate = check_sample_rate(sample_rate)
+    for name, flag in (
+        ("normalize", normalize),
+        ("sample_correction", sample_correction),
+        ("sparse_grad", sparse_grad),
+    ):
+        check_flag(name, flag)
+    embeddings = _checked_embeddings(embeddings, labels, weight)
     labels, factors = _checked_labels(labels, embeddings, weight, ignore_index)
     columns, correction = weight, 0.0
     if sample_rate < 1 or sparse_grad:
@@ -219,10 +231,19 @@ def _class_loss(
     return loss * (factors if reduction == "none" else factors.prod())
 
 
-def _checked_embeddings(embeddings: Tensor, weight: Tensor) -> Tensor:
+def _checked_embeddings(embeddings: Tensor, labels: Tensor | None, weight: Tensor) -> Tensor:
     """The embeddings in the dtype of ``weight``, where that is wider."""
+    check_not_swapped("embeddings", embeddings, "labels", labels)
+    check_not_swapped("weight", weight, "labels", labels)
     check_embeddings("embeddings", embeddings)
     check_embeddings("weight", weight)
+    if embeddings.shape[1] != weight.shape[1]:
+        swapped = embeddings.shape[1] == weight.shape[0]
+        raise ValueError(
+            "weight must have as many columns as embeddings (a module's embedding_dim): "
+            f"wanted {embeddings.shape[1]}, got {weight.shape[1]}"
+            f"{'; are num_classes and embedding_dim swapped?' if swapped else ''}"
+        )
     if torch.promote_types(embeddings.dtype, weight.dtype) == weight.dtype:
         embeddings = embeddings.to(weight.dtype)
     check_references("weight", weight, embeddings)
@@ -232,7 +253,6 @@ def _checked_embeddings(embeddings: Tensor, weight: Tensor) -> Tensor:
 def _checked_labels(
     labels: Tensor, embeddings: Tensor, weight: Tensor, ignore_index: int
 ) -> tuple[Tensor, Tensor | None]:
-    check_integer("ignore_index", ignore_index)
+    ignore_index = check_integer("ignore_index", ignore_index)
     check_labels("labels", labels, embeddings.shape[0], of="embeddings")
-    labels = labels.to(embeddings.device, torch.int64)
-    return resolve_labels(labels, len(weight), ignore_index)
+    return resolve_labels(labels.to(embeddings.device), len(weight), ignore_index)

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from circle_kernels.arguments import check_choice, check_similarities
+from circle_kernels.arguments import (
+    check_choice,
+    check_flag,
+    check_similarities,
+    explain_other_names,
+)
 from circle_kernels.autograd import check_operation, pair_logsumexp
 from circle_kernels.distributed import gather_batch
 from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
@@ -20,6 +25,7 @@ if TYPE_CHECKING:
 SCOPES = ("anchor", "batch")
 
 
+@explain_other_names
 def circle_loss(
     embeddings: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
@@ -44,11 +50,12 @@ def circle_loss(
 
     Args:
         embeddings: (N, D), float16, bfloat16, float32 or float64; need not be normalised.
-        labels: (N,) integers, any values.
+        labels: (N,) integers of any dtype, any values.
         ref_emb: (M, D) references to compare with, same dtype and device. Without them the batch
             is compared with itself, and an embedding is not compared with itself.
         ref_labels: (M,) integers.
-        m: relaxation margin. The paper uses 0.4 for retrieval and 0.25 for faces and re-ID.
+        m: relaxation margin, greater than -1 and less than 1. The paper uses 0.4 for retrieval and
+            0.25 for faces and re-ID.
         gamma: scale of the logits, greater than 0. Large losses at large gamma are normal.
         scope: ``"anchor"``: one loss per row. ``"batch"``: one loss over all positive and all
             negative pairs of the batch, each unordered pair counted once in self mode; always a
@@ -91,6 +98,7 @@ def circle_loss(
     )
 
 
+@explain_other_names
 def unified_loss(
     embeddings: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
@@ -109,7 +117,8 @@ def unified_loss(
     """The paper's unified loss (Eq. 1): ``log(1 + sum sum exp(gamma (s_n - s_p + m)))`` per row.
 
     With one positive per row and class weights as references it is AM-Softmax, with ``m=0``
-    NormFace. Arguments, result and errors as for :func:`circle_loss`.
+    NormFace. ``m`` may be any finite number; other arguments, result and errors as for
+    :func:`circle_loss`.
     """
     return _pair_loss(
         embeddings,
@@ -126,6 +135,7 @@ def unified_loss(
     )
 
 
+@explain_other_names
 def circle_loss_from_similarity(
     sp: Tensor,  # (P,)
     sn: Tensor,  # (K,)
@@ -170,6 +180,7 @@ def _pair_loss(
     group: ProcessGroup | None,
     backend: str,
 ) -> Tensor:
+    check_flag("normalize", normalize)
     check_choice("scope", scope, SCOPES)
     check_choice("reduction", reduction, REDUCTIONS)
     labels, ref_labels = check_operation(
