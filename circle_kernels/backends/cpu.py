@@ -42,7 +42,11 @@ def status() -> str:
     reason = _missing_reason()
     if reason is not None:
         return f"not usable: {reason}"
-    return f"usable: C++ kernel for CPU tensors, instruction set {_loaded().level()}"
+    extension = _loaded()
+    words = f"usable: C++ kernel for CPU tensors, instruction set {extension.level()}"
+    if extension.has_openmp:
+        return words
+    return f"{words}; one thread, since the compiler that built it had no OpenMP"
 
 
 def _missing_reason() -> str | None:
