@@ -25,6 +25,10 @@ from circle_kernels.backends import cpu
 from circle_kernels.formula import PairFormula
 
 REDUCTIONS = ("mean", "mean_all", "sum", "none")
+NO_SECOND_DERIVATIVE = (
+    "circle_kernels: the loss cannot be differentiated twice, as a gradient penalty does; "
+    "backend='reference' can, and so can pytorch-metric-learning's own CircleLoss for its adapter"
+)
 
 
 def softplus(x: Tensor) -> Tensor:
@@ -149,4 +153,4 @@ class _NoSecondDerivative(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_gradient: Tensor) -> tuple[Any, ...]:
-        raise RuntimeError("circle_kernels: the loss cannot be differentiated twice")
+        raise RuntimeError(NO_SECOND_DERIVATIVE)
