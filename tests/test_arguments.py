@@ -167,7 +167,8 @@ def test_number_that_formulas_hold_is_a_python_number(integer: bool) -> None:
     formula = CircleFormula(m=m, gamma=numpy.int32(80) if integer else numpy.float64(80))
     assert formula == CircleFormula(m=float(m), gamma=80)
     assert all(type(value) is float for value in formula.parameters())
-    assert formula.constants[0] == 1 + float(m)  # in double precision
+    assert type(formula.m) is float
+    assert float(formula.constants[0]) == 1 + float(m)  # in double precision
     assert CircleFormula(detach_weights=numpy.False_).detach_weights is False
     # Where optima and margins are given, m says nothing.
     CircleFormula(m=5, optimum_pos=1, optimum_neg=0, margin_pos=0.7, margin_neg=0.3)
