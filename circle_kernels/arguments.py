@@ -116,11 +116,11 @@ def check_pair_inputs(
         check_references("ref_emb", ref_emb, embeddings)
     if ref_emb is not None and ref_labels is not None:
         check_labels("ref_labels", ref_labels, ref_emb.shape[0], of="ref_emb")
-        labels, ref_labels = class_numbers(
+        labels, ref_labels = label_numbers(
             labels.to(embeddings.device), ref_labels.to(embeddings.device)
         )
         return labels, ref_labels
-    return class_numbers(labels.to(embeddings.device))[0], None
+    return label_numbers(labels.to(embeddings.device))[0], None
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -215,7 +215,7 @@ def check_flag(name: str, value: bool) -> bool:
     return bool(value)
 
 
-def class_numbers(*labels: Tensor) -> tuple[Tensor, ...]:
+def label_numbers(*labels: Tensor) -> tuple[Tensor, ...]:
     """int64 numbers for one or more vectors of labels, equal exactly where labels are (``==``).
 
     Signed integers keep their values and so do unsigned ones and booleans below 2^63. Floats, which

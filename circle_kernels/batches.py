@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from circle_kernels.arguments import check_embeddings, check_labels, class_numbers
+from circle_kernels.arguments import check_embeddings, check_labels, label_numbers
 
 
 def valid_rows(
@@ -31,11 +31,11 @@ def valid_rows(
     """
     _check_vector("labels", labels)
     if ref_labels is None:
-        (numbers,) = class_numbers(labels)
+        (numbers,) = label_numbers(labels)
         references, itself = numbers, 1
     else:
         _check_vector("ref_labels", ref_labels)
-        numbers, references = class_numbers(labels, ref_labels.to(labels.device))
+        numbers, references = label_numbers(labels, ref_labels.to(labels.device))
         itself = 0
     ordered = references.sort().values
     # (N,): how many references have the row's label

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from circle_kernels.arguments import class_numbers
+from circle_kernels.arguments import label_numbers
 from circle_kernels.autograd import is_plain
 
 NO_CLASS = -1  # the label of a row that has no positive
@@ -32,7 +32,7 @@ def resolve_labels(
     Raises:
         ValueError: a label on the CPU that is neither in range nor ``ignore_index``.
     """
-    (numbers,) = class_numbers(labels)
+    (numbers,) = label_numbers(labels)
     ignored = numbers == ignore_index
     if labels.dtype == torch.uint64:
         ignored &= numbers >= 0  # others are too large for int64

@@ -16,7 +16,7 @@ from circle_kernels import (
     pair_logsumexp,
     unified_loss,
 )
-from circle_kernels.arguments import FLOATING_DTYPES, INTEGER_DTYPES, class_numbers
+from circle_kernels.arguments import FLOATING_DTYPES, INTEGER_DTYPES, label_numbers
 
 X = torch.randn(4, 3)
 Y = torch.arange(4)
@@ -199,7 +199,7 @@ def test_class_numbers_are_equal_where_floats_are(dtypes: tuple[torch.dtype, tor
     values = [0.0, -0.0, 1.0, -1.0, 1.001, 65504.0, float("inf"), float("-inf"), float("nan")]
     labels = torch.tensor(values + values).to(dtypes[0])
     ref_labels = torch.tensor([*values, 3.0]).to(dtypes[1])
-    numbers, ref_numbers = class_numbers(labels, ref_labels)
+    numbers, ref_numbers = label_numbers(labels, ref_labels)
     assert numbers.dtype == ref_numbers.dtype == torch.int64
     for (a, b), (c, d) in (
         ((labels, labels), (numbers, numbers)),
@@ -216,5 +216,5 @@ def test_class_numbers_of_integers_beside_floats_are_what_equality_makes_of_them
     integers = torch.tensor([2**24, 2**24 + 1, 3, 2047, 2049])
     for dtype in FLOATING_DTYPES:
         floats = integers.to(dtype)
-        numbers, others = class_numbers(integers, floats)
+        numbers, others = label_numbers(integers, floats)
         assert torch.equal(numbers[:, None] == others, integers[:, None] == floats)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circle_kernels.arguments import FLOATING_DTYPES, class_numbers
+from circle_kernels.arguments import FLOATING_DTYPES, label_numbers
 from circle_kernels.autograd import pair_logsumexp
 from circle_kernels.formula import CircleFormula
 from circle_kernels.listed_pairs import (
@@ -172,7 +172,7 @@ class CircleLoss(losses.CircleLoss):
         without_diagonal = ref_labels is None or ref_labels is labels
         if ref_labels is None:
             ref_labels = labels
-        labels, ref_labels = class_numbers(labels, ref_labels.to(labels.device))
+        labels, ref_labels = label_numbers(labels, ref_labels.to(labels.device))
         if not without_diagonal:
             return self._fused(embeddings, labels, ref_emb, ref_labels)
         if ref_emb is embeddings:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from circle_kernels import modules
-from circle_kernels.arguments import class_numbers, explain_other_names
+from circle_kernels.arguments import explain_other_names, label_numbers
 
 try:
     from sentence_transformers import SentenceTransformer
@@ -105,7 +105,7 @@ class CircleLoss(nn.Module):
             if labels.dim() == 2 and labels.shape[1] == 1:
                 labels = labels.squeeze(1)
             if labels.dim() == 1:
-                (labels,) = class_numbers(labels)  # columns of datasets may be floats
+                (labels,) = label_numbers(labels)  # columns of datasets may be floats
         return self.loss(embeddings[0], labels)
 
     def get_config_dict(self) -> dict[str, Any]:
