@@ -5,6 +5,7 @@ from circle_kernels import _requirements as _requirements
 from circle_kernels._version import __version__
 from circle_kernels.autograd import pair_logsumexp
 from circle_kernels.backend_choice import available_backends
+from circle_kernels.batches import nonfinite_rows, valid_rows
 from circle_kernels.class_losses import class_circle_loss, class_unified_loss
 from circle_kernels.class_modules import ClassCircleLoss, ClassUnifiedLoss
 from circle_kernels.formula import CircleFormula, UnifiedFormula
@@ -28,6 +29,8 @@ __all__ = [
     "class_circle_loss",
     "class_unified_loss",
     "clip_grad_norm_",
+    "nonfinite_rows",
     "pair_logsumexp",
     "unified_loss",
+    "valid_rows",
 ]

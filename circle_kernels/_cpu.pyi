@@ -3,6 +3,7 @@
 from enum import Enum
 
 PANEL: int
+has_openmp: bool
 
 class Block:
     def __init__(self, bytes: int) -> None: ...

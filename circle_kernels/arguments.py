@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import operator
 import sys
+from collections.abc import Callable
+from numbers import Real
+from typing import ParamSpec, SupportsFloat, SupportsIndex, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,7 +18,15 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from circle_kernels.backends.addressable import PLAIN_TYPES, lacks_memory, materialized
 
 FLOATING_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-INTEGER_DTYPES = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
+SIGNED_DTYPES = (torch.int8, torch.int16, torch.int32, torch.int64)
+UNSIGNED_DTYPES = (torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+INTEGER_DTYPES = (*SIGNED_DTYPES, *UNSIGNED_DTYPES)
+INT64 = torch.iinfo(torch.int64)
+
+_MINERS = (
+    "the tuples of pytorch-metric-learning's miners are taken by "
+    "circle_kernels.integrations.pytorch_metric_learning.CircleLoss"
+)
 
 
 # Entries that a kernel may pad a matrix to; more than any address reaches.
@@ -24,6 +38,8 @@ def _describe(value: object) -> str:
         return f"a nested {value.dtype} tensor on {value.device}"
     if isinstance(value, Tensor):
         return f"a {value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
+    if isinstance(value, int) and value.bit_length() > 200:  # Python may refuse to print it
+        return f"an integer of {value.bit_length()} bits"
     return f"{type(value).__name__} {value!r}"
 
 
@@ -37,7 +53,10 @@ def check_embeddings(name: str, value: Tensor) -> None:
         )
     _check_dense(name, value)
     if value.dim() != 2 or value.shape[1] == 0:
-        raise ValueError(f"{name} must have shape (rows, D) with D >= 1, got {_describe(value)}")
+        raise ValueError(
+            f"{name} must have shape (rows, D) with D >= 1, got {_describe(value)}"
+            f"{_pooling_advice(value)}"
+        )
     if (
         not torch.compiler.is_compiling()
         and max(value.shape[0], 256) * value.shape[1] > _MOST_ENTRIES
@@ -79,12 +98,12 @@ def check_labels(name: str, value: Tensor, rows: int, of: str) -> None:
     if value.dtype not in INTEGER_DTYPES:
         raise TypeError(
             f"{name} must be integers (one class number per row), got {_describe(value)}"
+            f"{_label_advice(value)}"
         )
     _check_dense(name, value)
     if value.dim() != 1:
         raise ValueError(
-            f"{name} must have shape (rows,), got {_describe(value)}; "
-            "labels of shape (rows, 1) need .squeeze(1)"
+            f"{name} must have shape (rows,), got {_describe(value)}{_label_advice(value)}"
         )
     if value.shape[0] != rows:
         raise ValueError(
@@ -115,6 +134,12 @@ def check_pair_inputs(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Check everything and return it as kernels take it: embeddings and references of one dtype,
     both labels as int64 on the embeddings' device."""
+    if isinstance(ref_emb, (tuple, list)):
+        raise TypeError(
+            f"ref_emb must be a tensor of shape (rows, D), got a {type(ref_emb).__name__} of "
+            f"{len(ref_emb)}; {_MINERS}"
+        )
+    check_not_swapped("embeddings", embeddings, "labels", labels)
     check_embeddings("embeddings", embeddings)
     check_labels("labels", labels, embeddings.shape[0], of="embeddings")
     if (ref_emb is None) != (ref_labels is None):
@@ -126,23 +151,24 @@ def check_pair_inputs(
         check_references("ref_emb", ref_emb, embeddings)
         check_labels("ref_labels", ref_labels, ref_emb.shape[0], of="ref_emb")
     check_real_or_fake(embeddings=embeddings, labels=labels, ref_emb=ref_emb, ref_labels=ref_labels)
-    labels = class_numbers("labels", labels, embeddings.device)
+    labels = beside("labels", labels, embeddings)
     if ref_emb is None or ref_labels is None:
-        return numbers(embeddings), labels, None, None
-    embeddings, ref_emb = one_dtype(numbers(embeddings), numbers(ref_emb))
-    return embeddings, labels, ref_emb, class_numbers("ref_labels", ref_labels, embeddings.device)
+        return as_numbers(embeddings), label_numbers(labels)[0], None, None
+    labels, ref_labels = label_numbers(labels, beside("ref_labels", ref_labels, embeddings))
+    embeddings, ref_emb = one_dtype(as_numbers(embeddings), as_numbers(ref_emb))
+    return embeddings, labels, ref_emb, ref_labels
 
 
-def numbers(value: Tensor) -> Tensor:
+def as_numbers(value: Tensor) -> Tensor:
     """The same tensor as kernels can read it; for compilers there is nothing to do."""
     return value if torch.compiler.is_compiling() else materialized(value)
 
 
-def class_numbers(name: str, labels: Tensor, device: torch.device) -> Tensor:
-    """Checked labels as int64 on the device of the embeddings."""
-    if labels.is_meta and device.type != "meta":
+def beside(name: str, labels: Tensor, embeddings: Tensor) -> Tensor:
+    """Checked labels, as kernels can read them, on the device of the embeddings."""
+    if labels.is_meta and not embeddings.is_meta:
         raise ValueError(f"{name} must hold numbers, got {_describe(labels)}")
-    return numbers(labels).to(device, torch.int64)
+    return as_numbers(labels).to(embeddings.device)
 
 
 def one_dtype(embeddings: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,25 +217,167 @@ def check_similarities(sp: Tensor, sn: Tensor) -> tuple[Tensor, Tensor]:
     return sp, sn
 
 
-def check_skip_below(skip_below: float) -> None:
-    """Require a share in [0, 1)."""
-    if not isinstance(skip_below, (int, float)) or isinstance(skip_below, bool):
-        raise TypeError(f"skip_below must be a number, got {_describe(skip_below)}")
-    if not 0 <= skip_below < 1:
+def check_skip_below(skip_below: float) -> float:
+    """The share as a float; it has to be in [0, 1)."""
+    share = real_number("skip_below", skip_below)
+    if not 0 <= share < 1:
         raise ValueError(f"skip_below must be in [0, 1), got {skip_below!r}")
+    return share
 
 
-def check_integer(name: str, value: int, smallest: int | None = None) -> None:
-    """Require an integer, where ``smallest`` is given one not below it."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, got {_describe(value)}")
-    if smallest is not None and value < smallest:
-        raise ValueError(f"{name} must be at least {smallest}, got {value!r}")
-
-
-def check_sample_rate(sample_rate: float) -> None:
-    """Require a share in (0, 1]."""
-    if not isinstance(sample_rate, (int, float)) or isinstance(sample_rate, bool):
-        raise TypeError(f"sample_rate must be a number, got {_describe(sample_rate)}")
-    if not 0 < sample_rate <= 1:
+def check_sample_rate(sample_rate: float) -> float:
+    """The share as a float; it has to be in (0, 1]."""
+    share = real_number("sample_rate", sample_rate)
+    if not 0 < share <= 1:
         raise ValueError(f"sample_rate must be in (0, 1], got {sample_rate!r}")
+    return share
+
+
+def real_number(name: str, value: SupportsFloat) -> float:
+    """The value of a number, NumPy's too, or of a tensor with one that has no gradient to lose.
+
+    Raises:
+        TypeError: something else, among it booleans.
+        ValueError: an integer or fraction beyond the range of floats.
+    """
+    if type(value) is float:
+        return value
+    if isinstance(value, Tensor):
+        wanted = (*FLOATING_DTYPES, *SIGNED_DTYPES, *UNSIGNED_DTYPES[1:])
+        is_number = value.dim() == 0 and value.dtype in wanted and not value.requires_grad
+    else:
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number:
+        raise TypeError(f"{name} must be a real number, got {_describe(value)}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be finite as a float, got {_describe(value)}") from None
+
+
+def check_integer(name: str, value: SupportsIndex, smallest: int = INT64.min) -> int:
+    """The value as an ``int`` from ``smallest`` to the largest of int64.
+
+    NumPy's integers and 0-d tensors of one are taken, too; booleans are not.
+    """
+    number = None
+    if type(value) is int:
+        number = value
+    elif not isinstance(value, bool) and not (
+        isinstance(value, Tensor) and (value.dtype == torch.bool or value.dim() > 0)
+    ):
+        with contextlib.suppress(TypeError):
+            number = operator.index(value)
+    if number is None:
+        raise TypeError(f"{name} must be an integer, got {_describe(value)}")
+    if not smallest <= number <= INT64.max:
+        wanted = f"at least {smallest}" if number < smallest else "at most 2**63 - 1"
+        raise ValueError(f"{name} must be {wanted}, got {_describe(number).removeprefix('int ')}")
+    return number
+
+
+def check_flag(name: str, value: bool) -> bool:
+    """The value of a boolean, NumPy's too. A string like ``"false"`` would count as true."""
+    if isinstance(value, bool):
+        return value
+    kind = type(value)
+    if kind.__module__ != "numpy" or kind.__name__ not in ("bool", "bool_"):
+        raise TypeError(f"{name} must be True or False, got {_describe(value)}")
+    return bool(value)
+
+
+def label_numbers(*labels: Tensor) -> tuple[Tensor, ...]:
+    """int64 numbers for one or more vectors of labels, equal exactly where labels are (``==``).
+
+    Signed integers keep their values and so do unsigned ones and booleans below 2^63. Floats, which
+    the losses do not take but code that they replace does, get other numbers; NaN equals nothing.
+
+    Raises:
+        TypeError: labels of another kind, or uint64 beside signed integers, which no dtype holds.
+    """
+    dtypes = {each.dtype for each in labels}
+    if dtypes == {torch.int64}:
+        return labels
+    if not dtypes.isdisjoint(FLOATING_DTYPES) and dtypes.issubset(INTEGER_DTYPES + FLOATING_DTYPES):
+        return _numbers_of_floats(*labels)
+    if not dtypes.issubset(INTEGER_DTYPES):
+        raise TypeError(f"labels must be integers, got {', '.join(map(_describe, labels))}")
+    if torch.uint64 in dtypes and not dtypes.isdisjoint(SIGNED_DTYPES):
+        raise TypeError(
+            "labels and ref_labels must both be signed or both unsigned where one is uint64, got "
+            f"{', '.join(map(_describe, labels))}"
+        )
+    return tuple(
+        each.view(torch.int64) if each.dtype == torch.uint64 else each.to(torch.int64)
+        for each in labels
+    )
+
+
+def _numbers_of_floats(*labels: Tensor) -> tuple[Tensor, ...]:
+    """The bits of floats; each NaN gets a pattern of its own among those of NaN."""
+    dtype = functools.reduce(torch.promote_types, (each.dtype for each in labels))
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    values = torch.cat([each.to(dtype).to(wide) for each in labels])
+    values = values.masked_fill(values == 0, 0.0)  # -0.0 as well
+    bits = values.view(torch.int64 if wide == torch.float64 else torch.int32).to(torch.int64)
+    of_its_own = INT64.max - torch.arange(len(values), device=values.device)
+    numbers = torch.where(values.isnan(), of_its_own, bits)
+    return numbers.split([len(each) for each in labels])
+
+
+def check_not_swapped(name: str, value: object, other_name: str, other: object) -> None:
+    """Raise where integers came for a matrix of floats, and floats for the labels."""
+    if (
+        isinstance(value, Tensor)
+        and value.dtype in INTEGER_DTYPES
+        and isinstance(other, Tensor)
+        and other.dim() == 2
+        and other.dtype in FLOATING_DTYPES
+    ):
+        raise TypeError(
+            f"{name} and {other_name} are swapped: got {_describe(value)} for {name} and "
+            f"{_describe(other)} for {other_name}"
+        )
+
+
+def _pooling_advice(embeddings: Tensor) -> str:
+    if embeddings.dim() < 3:
+        return ""
+    axes = "1" if embeddings.dim() == 3 else str(tuple(range(2, embeddings.dim())))
+    kind = "sequences" if embeddings.dim() == 3 else "feature maps"
+    return f"; {kind} have to be pooled to one vector per row first, for example .mean({axes})"
+
+
+def _label_advice(labels: Tensor) -> str:
+    if labels.dim() == 2 and labels.shape[1] > 1:
+        return "; one-hot labels need .argmax(1)"
+    if labels.dim() == 2:
+        return "; labels of shape (rows, 1) need .squeeze(1)"
+    if labels.is_floating_point():
+        return "; class numbers that came as floats need .long()"
+    return ""
+
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def explain_other_names(
+    function: Callable[_Arguments, _Result],
+) -> Callable[_Arguments, _Result]:
+    """The function, with a TypeError that names the right argument for what others call it."""
+
+    @functools.wraps(function)
+    def explained(*args: _Arguments.args, **options: _Arguments.kwargs) -> _Result:
+        if "scale" in options or "margin" in options or "indices_tuple" in options:
+            name = function.__qualname__.removesuffix(".__init__")
+            for other, words in (
+                ("scale", "it is called gamma here"),
+                ("margin", "it is called m here"),
+                ("indices_tuple", _MINERS),
+            ):
+                if other in options:
+                    raise TypeError(f"{name}() takes no {other}: {words}")
+        return function(*args, **options)
+
+    return explained

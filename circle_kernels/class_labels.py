@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from circle_kernels.arguments import label_numbers
 from circle_kernels.backends.addressable import is_plain
 
 NO_CLASS = -1  # the label of a row that has no positive
@@ -20,12 +21,12 @@ def host_may_look(tensor: Tensor) -> bool:
 
 
 def resolve_labels(
-    labels: Tensor,  # (N,) int64
+    labels: Tensor,  # (N,) integers of any dtype
     num_classes: int,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor | None]:  # (N,) in [0, num_classes) or NO_CLASS, (N,)
-    """Labels without those to ignore, and what to multiply losses with: None, or NaN where a label
-    is out of range.
+    """Labels as int64 without those to ignore, and what to multiply losses with: None, or NaN where
+    a label is out of range.
 
     The host must not wait for a device, nor for what is only traced, so a wrong label cannot raise
     there.
@@ -33,15 +34,18 @@ def resolve_labels(
     Raises:
         ValueError: a label on the CPU that is neither in range nor ``ignore_index``.
     """
-    ignored = labels == ignore_index
-    wrong = ((labels < 0) | (labels >= num_classes)) & ~ignored
+    (numbers,) = label_numbers(labels)
+    ignored = numbers == ignore_index
+    if labels.dtype == torch.uint64:
+        ignored &= numbers >= 0  # others are too large for int64
+    wrong = ((numbers < 0) | (numbers >= num_classes)) & ~ignored
     if host_may_look(labels):
         if wrong.any():
             row = int(wrong.nonzero()[0])
             raise ValueError(
                 f"labels must be in [0, {num_classes}) or ignore_index={ignore_index}, "
-                f"got {int(labels[row])} in row {row}"
+                f"got {labels[row].item()} in row {row}"
             )
-        return labels.masked_fill(ignored, NO_CLASS), None
-    factors = torch.ones_like(labels, dtype=torch.float32).masked_fill(wrong, math.nan)
-    return labels.masked_fill(ignored | wrong, NO_CLASS), factors
+        return numbers.masked_fill(ignored, NO_CLASS), None
+    factors = torch.ones_like(numbers, dtype=torch.float32).masked_fill(wrong, math.nan)
+    return numbers.masked_fill(ignored | wrong, NO_CLASS), factors

@@ -8,15 +8,18 @@ import torch
 from torch import Tensor
 
 from circle_kernels.arguments import (
+    as_numbers,
+    beside,
     check_choice,
     check_embeddings,
+    check_flag,
     check_integer,
     check_labels,
+    check_not_swapped,
     check_real_or_fake,
     check_references,
     check_sample_rate,
-    class_numbers,
-    numbers,
+    explain_other_names,
     one_dtype,
 )
 from circle_kernels.autograd import logsumexps
@@ -37,6 +40,7 @@ from circle_kernels.row_losses import REDUCTIONS, reduce_exponents, reduced_row_
 IGNORE_INDEX = -100  # as torch.nn.functional.cross_entropy
 
 
+@explain_other_names
 def class_circle_loss(
     embeddings: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
@@ -63,10 +67,10 @@ def class_circle_loss(
 
     Args:
         embeddings: (N, D), float16, bfloat16, float32 or float64; need not be normalised.
-        labels: (N,) integers in [0, C), or ``ignore_index``.
+        labels: (N,) integers of any dtype in [0, C), or ``ignore_index``.
         weight: (C, D) one row per class, same device; need not be normalised. Where its dtype is
             not that of the embeddings, as under autocast, the wider one counts.
-        m: relaxation margin.
+        m: relaxation margin, greater than -1 and less than 1.
         gamma: scale of the logits, greater than 0. Large losses at large gamma are normal.
         reduction: ``"mean"`` over rows that are not ignored, ``"mean_all"`` over all N, ``"sum"``,
             or ``"none"``.
@@ -109,6 +113,7 @@ def class_circle_loss(
     )
 
 
+@explain_other_names
 def class_unified_loss(
     embeddings: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
@@ -162,7 +167,8 @@ def class_logits(
     With labels: ``z_n(s_ij)``, and ``-z_p(s_iy)`` at the target. A row to ignore has no target.
     Ordinary PyTorch that stores (N, C) matrices, differentiable as the loss is.
     """
-    embeddings, weight = _checked_sides(embeddings, weight)
+    check_flag("normalize", normalize)
+    embeddings, weight = _checked_sides(embeddings, labels, weight)
     dtype = result_dtype(torch.promote_types(embeddings.dtype, weight.dtype))
     with without_autocast(embeddings.device.type):
         similarity = similarity_matrix(
@@ -195,9 +201,11 @@ def _class_loss(
     backend: str,
 ) -> Tensor:
     check_choice("reduction", reduction, REDUCTIONS)
-    check_sample_rate(sample_rate)
+    sample_rate = check_sample_rate(sample_rate)
+    check_flag("sample_correction", sample_correction)
+    check_flag("sparse_grad", sparse_grad)
     operation = Operation(formula, normalize, skip_below, backend)
-    embeddings, weight = _checked_sides(embeddings, weight)
+    embeddings, weight = _checked_sides(embeddings, labels, weight)
     labels, factors = _checked_labels(labels, embeddings, weight, ignore_index)
     columns, correction = weight, 0.0
     if sample_rate < 1 or sparse_grad:
@@ -219,18 +227,29 @@ def _class_loss(
     return loss * (factors if reduction == "none" else factors.prod())
 
 
-def _checked_sides(embeddings: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _checked_sides(
+    embeddings: Tensor, labels: Tensor | None, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    check_not_swapped("embeddings", embeddings, "labels", labels)
+    check_not_swapped("weight", weight, "labels", labels)
     check_embeddings("embeddings", embeddings)
+    check_embeddings("weight", weight)
+    if embeddings.shape[1] != weight.shape[1]:
+        swapped = embeddings.shape[1] == weight.shape[0]
+        raise ValueError(
+            "weight must have as many columns as embeddings (a module's embedding_dim): "
+            f"wanted {embeddings.shape[1]}, got {weight.shape[1]}"
+            f"{'; are num_classes and embedding_dim swapped?' if swapped else ''}"
+        )
     check_references("weight", weight, embeddings)
     check_real_or_fake(embeddings=embeddings, weight=weight)
-    return numbers(embeddings), numbers(weight)
+    return as_numbers(embeddings), as_numbers(weight)
 
 
 def _checked_labels(
     labels: Tensor, embeddings: Tensor, weight: Tensor, ignore_index: int
 ) -> tuple[Tensor, Tensor | None]:
-    check_integer("ignore_index", ignore_index)
+    ignore_index = check_integer("ignore_index", ignore_index)
     check_labels("labels", labels, embeddings.shape[0], of="embeddings")
     check_real_or_fake(embeddings=embeddings, labels=labels)
-    labels = class_numbers("labels", labels, embeddings.device)
-    return resolve_labels(labels, len(weight), ignore_index)
+    return resolve_labels(beside("labels", labels, embeddings), len(weight), ignore_index)

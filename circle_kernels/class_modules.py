@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from circle_kernels.arguments import (
     check_choice,
+    check_flag,
     check_integer,
     check_sample_rate,
     check_skip_below,
+    explain_other_names,
 )
 from circle_kernels.backends.interface import BACKENDS
 from circle_kernels.class_losses import (
@@ -29,6 +31,8 @@ _INITIAL_STD = 0.01  # usual for face recognition: short weights turn quickly at
 
 class _ClassLoss(nn.Module):
     """What both class losses share: the weight, and the options that are not the formula's."""
+
+    _formula_type: ClassVar[type[CircleFormula] | type[UnifiedFormula]]
 
     def __init__(
         self,
@@ -50,28 +54,23 @@ class _ClassLoss(nn.Module):
     ) -> None:
         super().__init__()
         # Checked here as well as at the call, so that a typo fails before training starts.
-        CircleFormula(m=m, gamma=gamma)
-        check_integer("num_classes", num_classes, smallest=1)
-        check_integer("embedding_dim", embedding_dim, smallest=1)
+        self._formula_type(m=m, gamma=gamma)
         check_choice("reduction", reduction, REDUCTIONS)
-        check_integer("ignore_index", ignore_index)
-        check_skip_below(skip_below)
-        check_sample_rate(sample_rate)
         check_choice("backend", backend, BACKENDS)
-        self.num_classes = num_classes
-        self.embedding_dim = embedding_dim
+        self.num_classes = check_integer("num_classes", num_classes, smallest=1)
+        self.embedding_dim = check_integer("embedding_dim", embedding_dim, smallest=1)
         self.m = m
         self.gamma = gamma
         self.reduction = reduction
-        self.ignore_index = ignore_index
-        self.normalize = normalize
-        self.skip_below = skip_below
-        self.sample_rate = sample_rate
-        self.sample_correction = sample_correction
-        self.sparse_grad = sparse_grad
+        self.ignore_index = check_integer("ignore_index", ignore_index)
+        self.normalize = check_flag("normalize", normalize)
+        self.skip_below = check_skip_below(skip_below)
+        self.sample_rate = check_sample_rate(sample_rate)
+        self.sample_correction = check_flag("sample_correction", sample_correction)
+        self.sparse_grad = check_flag("sparse_grad", sparse_grad)
         self.backend = backend
         self.weight = nn.Parameter(
-            torch.empty(num_classes, embedding_dim, device=device, dtype=dtype)
+            torch.empty(self.num_classes, self.embedding_dim, device=device, dtype=dtype)
         )
         self.reset_parameters()
 
@@ -149,6 +148,9 @@ class ClassCircleLoss(_ClassLoss):
         >>> head(embeddings, labels).backward()
     """
 
+    _formula_type = CircleFormula
+
+    @explain_other_names
     def __init__(
         self,
         num_classes: int,
@@ -160,7 +162,7 @@ class ClassCircleLoss(_ClassLoss):
         **options: Any,
     ) -> None:
         super().__init__(num_classes, embedding_dim, m, gamma, **options)
-        self.detach_weights = detach_weights
+        self.detach_weights = check_flag("detach_weights", detach_weights)
 
     def forward(
         self,
@@ -192,6 +194,9 @@ class ClassUnifiedLoss(_ClassLoss):
         options: as for :class:`ClassCircleLoss`.
     """
 
+    _formula_type = UnifiedFormula
+
+    @explain_other_names
     def __init__(
         self,
         num_classes: int,

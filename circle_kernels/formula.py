@@ -6,29 +6,18 @@ lines in their own language and a test compares the two. Derivations: docs/deriv
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from circle_kernels.arguments import check_flag, real_number
 
-def _check_finite(name: str, value: float) -> None:
-    # Plain floats first: the abstract class is slow to ask, and formulas are made at every call.
-    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
-        raise TypeError(f"{name} must be a real number, got {type(value).__name__}: {value!r}")
-    # Not math.isfinite: compilers with symbolic floats cannot trace it.
-    if not -math.inf < value < math.inf:
-        raise ValueError(f"{name} must be finite, got {value!r}")
-
-
-def _check_gamma(gamma: float) -> None:
-    _check_finite("gamma", gamma)
-    if gamma <= 0:
-        raise ValueError(f"gamma must be greater than 0, got {gamma!r}")
+_LARGEST = sys.float_info.max
+_CONSTANTS = ("optimum_pos", "optimum_neg", "margin_pos", "margin_neg")
 
 
 class PairFormula:
@@ -40,8 +29,33 @@ class PairFormula:
     """
 
     name: ClassVar[str]
+    m: float
     gamma: float
     detach_weights: bool
+
+    def _check(self, *names: str) -> None:
+        """Check the numbers of these names, ``gamma`` and ``detach_weights``."""
+        for name in (*names, "gamma"):
+            value = getattr(self, name)
+            # Formulas are made at every call, so what is usual comes first.
+            if type(value) not in (float, int):
+                if isinstance(value, Tensor):
+                    # One that is trained would silently be held constant.
+                    raise TypeError(
+                        f"{name} must be a real number, got {type(value).__name__}; "
+                        "its .item() is one, without a gradient"
+                    )
+                value = real_number(name, value)
+                object.__setattr__(self, name, value)
+            # Not math.isfinite: compilers with symbolic floats cannot trace it.
+            if not -_LARGEST <= value <= _LARGEST:
+                real_number(name, value)  # says of large integers what it can
+                raise ValueError(f"{name} must be finite, got {value!r}")
+        if self.gamma <= 0:
+            raise ValueError(f"gamma must be greater than 0, got {self.gamma!r}")
+        if type(self.detach_weights) is not bool:
+            flag = check_flag("detach_weights", self.detach_weights)
+            object.__setattr__(self, "detach_weights", flag)
 
     @property
     def constants(self) -> tuple[float, float, float, float]:
@@ -91,7 +105,9 @@ class CircleFormula(PairFormula):
     ``z_p(s) = -gamma [O_p - s]_+ (s - Delta_p)`` and ``z_n(s) = gamma [s - O_n]_+ (s - Delta_n)``.
 
     Args:
-        m: relaxation margin; gives the paper's optima and margins where they are not given.
+        m: relaxation margin, greater than -1 and less than 1; gives the paper's optima and margins
+            where they are not given. At -1 no negative pair has a weight any more, at 1 every one
+            is beyond its margin.
         gamma: scale, greater than 0.
         optimum_pos, optimum_neg: ``O_p`` and ``O_n``; by default ``1 + m`` and ``-m``.
         margin_pos, margin_neg: ``Delta_p`` and ``Delta_n``; by default ``1 - m`` and ``m``.
@@ -99,7 +115,8 @@ class CircleFormula(PairFormula):
             do. ``False`` differentiates it too (Keras' convention).
 
     Raises:
-        TypeError, ValueError: a number that is not real or not finite, or ``gamma <= 0``.
+        TypeError, ValueError: a number that is not real or not finite or out of range, or a
+            ``detach_weights`` that is no boolean.
     """
 
     name: ClassVar[str] = "circle"
@@ -113,11 +130,10 @@ class CircleFormula(PairFormula):
     detach_weights: bool = True
 
     def __post_init__(self) -> None:
-        _check_finite("m", self.m)
-        _check_gamma(self.gamma)
-        for name in ("optimum_pos", "optimum_neg", "margin_pos", "margin_neg"):
-            if getattr(self, name) is not None:
-                _check_finite(name, getattr(self, name))
+        given = [name for name in _CONSTANTS if getattr(self, name) is not None]
+        self._check("m", *given)
+        if len(given) < len(_CONSTANTS) and not -1 < self.m < 1:
+            raise ValueError(f"m must be greater than -1 and less than 1, got {self.m!r}")
 
     @property
     def constants(self) -> tuple[float, float, float, float]:
@@ -177,13 +193,14 @@ class UnifiedFormula(PairFormula):
     NormFace.
 
     Args:
-        m: margin between positive and negative similarity.
+        m: margin between positive and negative similarity, any finite number.
         gamma: scale, greater than 0.
         detach_weights: no effect, since every pair has weight 1; kept so that formulas can be
             exchanged.
 
     Raises:
-        TypeError, ValueError: a number that is not real or not finite, or ``gamma <= 0``.
+        TypeError, ValueError: a number that is not real or not finite, ``gamma <= 0``, or a
+            ``detach_weights`` that is no boolean.
     """
 
     name: ClassVar[str] = "unified"
@@ -193,8 +210,7 @@ class UnifiedFormula(PairFormula):
     detach_weights: bool = True
 
     def __post_init__(self) -> None:
-        _check_finite("m", self.m)
-        _check_gamma(self.gamma)
+        self._check("m")
 
     @property
     def constants(self) -> tuple[float, float, float, float]:

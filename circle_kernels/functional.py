@@ -6,7 +6,11 @@ import math
 
 from torch import Tensor
 
-from circle_kernels.arguments import check_choice, check_similarities
+from circle_kernels.arguments import (
+    check_choice,
+    check_similarities,
+    explain_other_names,
+)
 from circle_kernels.autograd import logsumexps
 from circle_kernels.distributed import gather_batch
 from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
@@ -18,6 +22,7 @@ from circle_kernels.row_losses import REDUCTIONS, reduced_row_losses, softplus
 SCOPES = ("anchor", "batch")
 
 
+@explain_other_names
 def circle_loss(
     embeddings: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
@@ -42,12 +47,13 @@ def circle_loss(
 
     Args:
         embeddings: (N, D), float16, bfloat16, float32 or float64; need not be normalised.
-        labels: (N,) integers, any values.
+        labels: (N,) integers of any dtype, any values.
         ref_emb: (M, D) references to compare with, on the same device; of two dtypes the wider one
             counts. Without them the batch is compared with itself, and an embedding is not compared
             with itself.
         ref_labels: (M,) integers.
-        m: relaxation margin. The paper uses 0.4 for retrieval and 0.25 for faces and re-ID.
+        m: relaxation margin, greater than -1 and less than 1. The paper uses 0.4 for retrieval and
+            0.25 for faces and re-ID.
         gamma: scale of the logits, greater than 0. Large losses at large gamma are normal.
         scope: ``"anchor"``: one loss per row. ``"batch"``: one loss over all positive and all
             negative pairs of the batch, each unordered pair counted once in self mode; always a
@@ -96,6 +102,7 @@ def circle_loss(
     )
 
 
+@explain_other_names
 def unified_loss(
     embeddings: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
@@ -114,7 +121,8 @@ def unified_loss(
     """The paper's unified loss (Eq. 1): ``log(1 + sum sum exp(gamma (s_n - s_p + m)))`` per row.
 
     With one positive per row and class weights as references it is AM-Softmax, with ``m=0``
-    NormFace. Arguments, result and errors as for :func:`circle_loss`.
+    NormFace. ``m`` may be any finite number; other arguments, result and errors as for
+    :func:`circle_loss`.
     """
     return _pair_loss(
         embeddings,
@@ -131,6 +139,7 @@ def unified_loss(
     )
 
 
+@explain_other_names
 def circle_loss_from_similarity(
     sp: Tensor,  # (P,)
     sn: Tensor,  # (K,)

@@ -103,7 +103,7 @@ def labels_of(kinds: Tensor, *, with_diagonal: bool) -> tuple[Tensor, Tensor] | 
     where no labels have these pairs.
     """
     rows, columns = kinds.shape
-    present = kinds != 0
+    present = (kinds == ROW_POSITIVE) | (kinds == ROW_NEGATIVE)
     if not with_diagonal:
         present.fill_diagonal_(True)
     if not present.all():

@@ -7,7 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from circle_kernels.arguments import check_choice, check_skip_below
+from circle_kernels.arguments import (
+    check_choice,
+    check_flag,
+    check_skip_below,
+    explain_other_names,
+)
 from circle_kernels.backends.interface import BACKENDS
 from circle_kernels.formula import CircleFormula
 from circle_kernels.functional import REDUCTIONS, SCOPES, circle_loss
@@ -28,6 +33,7 @@ class CircleLoss(nn.Module):
         >>> loss(embeddings, labels).backward()
     """
 
+    @explain_other_names
     def __init__(
         self,
         m: float = 0.4,
@@ -46,7 +52,6 @@ class CircleLoss(nn.Module):
         CircleFormula(m=m, gamma=gamma)
         check_choice("scope", scope, SCOPES)
         check_choice("reduction", reduction, REDUCTIONS)
-        check_skip_below(skip_below)
         check_group(group)
         check_group_reduction(group, reduction)
         check_choice("backend", backend, BACKENDS)
@@ -54,12 +59,13 @@ class CircleLoss(nn.Module):
         self.gamma = gamma
         self.scope = scope
         self.reduction = reduction
-        self.detach_weights = detach_weights
-        self.normalize = normalize
-        self.skip_below = skip_below
+        self.detach_weights = check_flag("detach_weights", detach_weights)
+        self.normalize = check_flag("normalize", normalize)
+        self.skip_below = check_skip_below(skip_below)
         self.group = group
         self.backend = backend
 
+    @explain_other_names
     def forward(
         self,
         embeddings: Tensor,  # (N, D)

@@ -11,6 +11,7 @@ from torch import Tensor
 from circle_kernels.arguments import (
     check_choice,
     check_embeddings,
+    check_flag,
     check_pair_inputs,
     check_skip_below,
 )
@@ -54,6 +55,7 @@ class Operation:
             wanted = " or ".join(known.__name__ for known in FORMULAS.values())
             given = f"{type(self.formula).__name__} {self.formula!r}"
             raise TypeError(f"formula must be a {wanted}, got {given}")
+        check_flag("normalize", self.normalize)
         check_skip_below(self.skip_below)
         check_choice("backend", self.backend, BACKENDS)
 

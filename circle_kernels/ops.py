@@ -176,7 +176,10 @@ def _traced_gradients(
     return grad_embeddings if needs[0] else None, grad_references if needs[1] else None
 
 
-NO_SECOND_DERIVATIVE = "circle_kernels: the loss cannot be differentiated twice"
+NO_SECOND_DERIVATIVE = (
+    "circle_kernels: the loss cannot be differentiated twice, as a gradient penalty does; "
+    "backend='reference' can, and so can pytorch-metric-learning's own CircleLoss for its adapter"
+)
 
 
 def _no_second_derivative(ctx: Any, *gradients: Any) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from circle_kernels.arguments import check_flag
 from circle_kernels.gradients import coalesced
 
 
@@ -29,6 +30,7 @@ class SparseSGD(torch.optim.Optimizer):
 
     Raises:
         ValueError: a number that is negative, or ``nesterov`` without momentum.
+        TypeError: a ``nesterov`` that is no boolean.
         RuntimeError: in :meth:`step`, a dense gradient.
     """
 
@@ -43,6 +45,7 @@ class SparseSGD(torch.optim.Optimizer):
         for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
             if not value >= 0:
                 raise ValueError(f"{name} must be at least 0, got {value!r}")
+        nesterov = check_flag("nesterov", nesterov)
         if nesterov and momentum == 0:
             raise ValueError("nesterov needs a momentum greater than 0, got 0")
         defaults = {

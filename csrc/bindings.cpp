@@ -127,6 +127,7 @@ PYBIND11_MODULE(_cpu, module) {
            py::arg("kind"), py::arg("gamma"), py::arg("optimum_pos"), py::arg("optimum_neg"),
            py::arg("margin_pos"), py::arg("margin_neg"), py::arg("detach_weights"));
   module.attr("PANEL") = PANEL;
+  module.attr("has_openmp") = CIRCLE_OPENMP != 0;  // from CMakeLists.txt
 
   py::class_<Block>(module, "Block", py::buffer_protocol(),
                     "So many bytes of memory, which go back to a small store when nobody refers to "

@@ -200,6 +200,17 @@ def test_second_derivative_is_a_clear_error(target: Target) -> None:
         grad.sum().backward()
 
 
+@pytest.mark.parametrize("scope", ["anchor", "batch"])
+def test_reference_backend_has_the_second_derivative(scope: str) -> None:
+    embeddings, labels = batch(Target("reference", "cpu", ()), dtype=torch.float64)
+    assert torch.autograd.gradgradcheck(
+        lambda leaf: circle_loss(
+            leaf, labels, gamma=8, scope=scope, detach_weights=False, backend="reference"
+        ),
+        embeddings,
+    )
+
+
 @for_every_backend
 @pytest.mark.parametrize("d", [8, 300])
 def test_results_are_bitwise_the_same_from_run_to_run(target: Target, d: int) -> None:

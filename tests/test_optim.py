@@ -79,3 +79,9 @@ def test_dense_gradient_is_refused() -> None:
 def test_bad_options_are_named(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         SparseSGD([nn.Parameter(torch.ones(2, 2))], **options)
+
+
+def test_nesterov_that_is_no_boolean_is_named() -> None:
+    weight = torch.nn.Parameter(torch.zeros(2, 2))
+    with pytest.raises(TypeError, match="nesterov must be True or False, got str 'no'"):
+        SparseSGD([weight], momentum=0.9, nesterov="no")

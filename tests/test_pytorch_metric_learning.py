@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import pickle
 import subprocess
@@ -26,6 +27,7 @@ from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 
 from circle_kernels import backend_choice
+from circle_kernels.arguments import FLOATING_DTYPES, INTEGER_DTYPES
 from circle_kernels.backends import tiled
 from circle_kernels.integrations.pytorch_metric_learning import CircleLoss
 
@@ -253,12 +255,43 @@ def test_loss_and_rows_have_the_embeddings_dtype(dtype: torch.dtype) -> None:
         assert leaf.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.int32])
+@pytest.mark.parametrize("dtype", [*FLOATING_DTYPES, *INTEGER_DTYPES], ids=str)
 def test_labels_of_any_dtype(dtype: torch.dtype) -> None:
     embeddings, labels = batch("random", 40)
     labels = labels.to(dtype)
     assert_same(embeddings, labels)
     assert_same(embeddings, labels, None, embeddings[:20].flip(1), labels[:20])
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        torch.tensor([2**64 - 1, 2**63, 2**63, 2**64 - 1, 0, 2**63 - 1] * 5, dtype=torch.uint64),
+        torch.tensor([0.0, -0.0, 1.5, 1.25, 1.5, float("inf")] * 5),
+        torch.tensor([0.0, float("nan"), 0.0, 1.0, float("nan"), 1.0] * 5),
+        torch.tensor([float("nan")] * 30, dtype=torch.float64),
+        torch.tensor([1e-300, 2e-300, 1e-300] * 10, dtype=torch.float64),
+    ],
+    ids=["above 2^63", "zeros of both signs", "some nan", "all nan", "near"],
+)
+def test_labels_are_the_same_class_where_they_are_equal(labels: Tensor) -> None:
+    embeddings, _ = batch("random", 30)
+    references, _ = batch("clusters", 30)
+    assert_same(embeddings, labels)
+    assert_same(embeddings, labels, None, references[:20], labels[:20].clone())
+    assert_same(embeddings, labels, None, references, labels)
+
+
+def test_labels_beside_reference_labels_of_another_dtype() -> None:
+    embeddings, labels = batch("random", 30)
+    for dtypes in (
+        (torch.int64, torch.float32),
+        (torch.float64, torch.float16),
+        (torch.bool, torch.int8),
+        (torch.uint16, torch.float32),
+    ):
+        mine, others = (labels.to(dtype) for dtype in dtypes)
+        assert_same(embeddings, mine, None, embeddings.flip(1), others)
 
 
 @pytest.mark.parametrize(
@@ -277,6 +310,35 @@ def test_what_cannot_be_fused_is_the_librarys_with_one_warning(settings, reason:
         first, second = ours(embeddings, labels), ours(embeddings, labels)
     assert len(caught) == 1
     assert first == second == theirs(embeddings, labels)
+
+
+def test_reason_that_holds_a_value_is_told_once() -> None:
+    embeddings, labels = batch("random", 40)
+    gamma = torch.nn.Parameter(torch.tensor(80.0))
+    loss = CircleLoss(gamma=gamma)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(5):
+            loss(embeddings, labels).backward()
+            with torch.no_grad():
+                gamma -= 0.1
+        for power in (2, 3):  # of another kind, and so told
+            loss.distance.power = power
+            loss(embeddings, labels)
+    words = [str(each.message) for each in caught]
+    assert len(words) == 2
+    assert "gamma must be a real number, got Parameter" in words[0]
+    assert "power=2" in words[1]
+    assert len(loss._warned) == 2
+    assert gamma.grad != 0
+
+
+@pytest.mark.parametrize("m", [1.5, -3])
+def test_any_margin_is_fused(m: float) -> None:
+    embeddings, labels = batch("random", 40)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_same(embeddings, labels, None, m=m)
 
 
 def test_another_class_of_distance_is_the_librarys() -> None:
@@ -315,6 +377,71 @@ def test_pair_that_is_positive_and_negative_is_what_the_library_makes_of_it(rows
         if isinstance(loss, CircleLoss):
             assert "both as positive and as negative" in str(caught[0].message)
     assert results[0] == results[1]
+
+
+def random_tuple(generator: torch.Generator, rows: int, columns: int) -> list[Tensor]:
+    """Triplets or lists of pairs: of random pairs, or of all; now and then with faults."""
+
+    def draw(*choices: object) -> object:
+        return choices[int(torch.randint(len(choices), (), generator=generator))]
+
+    if draw(True, False):
+        kinds = torch.randint(0, draw(2, 3), (rows, columns), generator=generator)
+        indices = [*torch.where(kinds == 0), *torch.where(kinds == 1)]
+        if draw(True, False) and len(indices[0]):  # a pair that is both
+            indices[2] = torch.cat([indices[2], indices[0][:1]])
+            indices[3] = torch.cat([indices[3], indices[1][:1] - draw(0, columns)])
+    else:
+        lowest, beyond = draw(0, 0, 1), draw(*[0] * 10, 1)
+        sizes = [draw(0, 1, 2, 5, 20, 60) for _ in range(2)]
+        indices = [
+            torch.randint(-lowest * bound, bound + beyond, (size,), generator=generator)
+            for size in sizes
+            for bound in (rows, columns)
+        ]
+    if draw(*[False] * 5, True):
+        dtype = draw(torch.bool, torch.uint8, torch.int16, torch.int32, torch.float32)
+        which = draw(0, 1, 2, 3, None)
+        indices = [each.to(dtype) if which in (i, None) else each for i, each in enumerate(indices)]
+    if draw(*[False] * 19, True):
+        which = draw(0, 1, 2, 3)
+        indices[which] = indices[which][: draw(1, 2)]
+    return indices[: draw(*[4] * 15, 3)]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_random_tuples_give_the_librarys_value_or_error() -> None:
+    generator = torch.Generator().manual_seed(14)
+    outcomes = collections.Counter()
+    for _ in range(1500):
+        rows, columns = (int(torch.randint(1, 9, (), generator=generator)) for _ in range(2))
+        embeddings = torch.randn(rows, 4, generator=generator)
+        references = torch.randn(columns, 4, generator=generator)
+        ref_emb = references if torch.rand((), generator=generator) < 0.7 else None
+        indices = random_tuple(generator, rows, rows if ref_emb is None else columns)
+        results = []
+        for kind in (losses.CircleLoss, CircleLoss):
+            try:
+                results.append(rows_and_gradient(kind, embeddings, None, indices, ref_emb))
+            except (AssertionError, IndexError) as error:
+                results.append(error)
+        outcomes[type(results[0])] += 1
+        assert type(results[0]) is type(results[1]), f"{indices}: {results}"
+        if isinstance(results[0], tuple):
+            torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
+    assert min(outcomes.values()) > 50
+    assert outcomes[tuple] > 500
+
+
+def test_second_derivative_is_refused_with_what_has_one() -> None:
+    embeddings, labels = batch("random", 24)
+    few = lmu.get_all_pairs_indices(labels)
+    for indices in (None, few, tuple(each[:4] for each in few)):
+        leaf = embeddings.clone().requires_grad_()
+        loss = CircleLoss()(leaf, labels, indices)
+        (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        with pytest.raises(RuntimeError, match="pytorch-metric-learning's own CircleLoss"):
+            gradient.square().sum().backward()
 
 
 def test_reducers_regularizers_and_statistics() -> None:

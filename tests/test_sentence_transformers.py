@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,7 @@ library = pytest.importorskip("sentence_transformers")
 modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
 
 from circle_kernels import circle_loss  # noqa: E402
+from circle_kernels.arguments import FLOATING_DTYPES, INTEGER_DTYPES  # noqa: E402
 from circle_kernels.integrations.sentence_transformers import CircleLoss  # noqa: E402
 
 TOPICS = [
@@ -66,6 +69,25 @@ def test_loss_is_that_of_the_embedded_sentences(model: SentenceTransformer) -> N
     loss = CircleLoss(model, m=0.25, gamma=64)
     assert torch.equal(loss([features], labels), expected)
     assert torch.equal(loss(iter([features]), labels[:, None]), expected)
+
+
+def test_labels_of_any_column_of_a_dataset_are_taken(model: SentenceTransformer) -> None:
+    features, labels = batch(model)
+    for dtype in (*FLOATING_DTYPES, *INTEGER_DTYPES):
+        column = (labels / 4 if dtype in FLOATING_DTYPES else labels).to(dtype)
+        expected = CircleLoss(model)([dict(features)], column.to(torch.float64).mul(4).long())
+        for shape in (column, column[:, None]):
+            assert torch.equal(CircleLoss(model)([dict(features)], shape), expected)
+
+
+def test_sentence_whose_label_is_nan_has_no_positives(model: SentenceTransformer) -> None:
+    features, labels = batch(model)
+    column = labels.float()
+    column[[0, 1, 4]] = float("nan")
+    alone = labels.clone()
+    alone[[0, 1, 4]] = torch.tensor([10, 11, 12])
+    expected = CircleLoss(model)([dict(features)], alone)
+    assert torch.equal(CircleLoss(model)([dict(features)], column), expected)
 
 
 def test_few_steps_lower_the_loss(model: SentenceTransformer) -> None:
@@ -143,11 +165,29 @@ def test_bad_input_is_named(model: SentenceTransformer) -> None:
     features, labels = batch(model)
     with pytest.raises(ValueError, match=r"one column of sentences.* got 2 columns"):
         CircleLoss(model)([dict(features), dict(features)], labels)
-    with pytest.raises(TypeError, match="labels must be integers"):
-        CircleLoss(model)([dict(features)], labels.float())
+    with pytest.raises(TypeError, match=r"labels must be an integer tensor.* got NoneType"):
+        CircleLoss(model)([dict(features)], None)
+    with pytest.raises(ValueError, match=r"one-hot labels need .argmax\(1\)"):
+        CircleLoss(model)([dict(features)], torch.eye(16).long())
+    with pytest.raises(TypeError, match=r"labels must be integers, got a torch\.complex64 tensor"):
+        CircleLoss(model)([dict(features)], labels.to(torch.complex64))
+    with pytest.raises(TypeError, match=r"CircleLoss\(\) takes no scale: it is called gamma here"):
+        CircleLoss(model, scale=64)
     with pytest.raises(ValueError, match="one entry per row of embeddings: wanted 16, got 15"):
         CircleLoss(model)([dict(features)], labels[1:])
     with pytest.raises(ValueError, match="gamma must be greater than 0"):
         CircleLoss(model, gamma=0)
     with pytest.raises(ValueError, match=r"reduction must be .* to train; got 'none'"):
         CircleLoss(model, reduction="none")
+
+
+def test_without_the_library_the_import_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['sentence_transformers'] = None\n"
+        "import circle_kernels.integrations.sentence_transformers"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode != 0
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: circle_kernels.integrations.sentence_transformers needs")
+    assert "pip install 'sentence-transformers>=6'" in last

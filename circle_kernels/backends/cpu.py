@@ -62,9 +62,12 @@ def status() -> str:
     if isinstance(extension, str):
         return f"not usable: {extension}"
     try:
-        return f"usable: C++ kernel for CPU tensors, instruction set {extension.level()}"
+        words = f"usable: C++ kernel for CPU tensors, instruction set {extension.level()}"
     except ValueError as error:
         return f"not usable: {error}"
+    if extension.has_openmp:
+        return words
+    return f"{words}; one thread, since the compiler that built it had no OpenMP"
 
 
 def supported_levels() -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circle_kernels.arguments import FLOATING_DTYPES
+from circle_kernels.arguments import FLOATING_DTYPES, label_numbers
 from circle_kernels.autograd import pair_logsumexp
 from circle_kernels.formula import CircleFormula
 from circle_kernels.listed_pairs import (
@@ -42,7 +42,8 @@ except ModuleNotFoundError as error:
     ) from error
 
 _COSINE = (distances.CosineSimilarity, distances.DotProductSimilarity)
-_BOTH = "a pair is listed both as positive and as negative"
+_INDEX_DTYPES = (torch.int32, torch.int64)
+_BOTH = ("pairs", "a pair is listed both as positive and as negative")
 
 
 class CircleLoss(losses.CircleLoss):
@@ -55,10 +56,13 @@ class CircleLoss(losses.CircleLoss):
     they are short; else they become a matrix of one byte for each pair. On the CPU, a tuple that
     lists exactly the pairs of some labels gives the bits that those labels give.
 
-    What cannot be fused is left to the library's own computation, with one warning that names the
+    What cannot be fused is left to the library's own computation, with one warning for each kind of
     reason: another distance, or one with another ``p`` or ``power``; m or gamma that are no plain
-    numbers; a pair that is listed both as positive and as negative; references without labels whose
-    number is not that of the embeddings.
+    numbers; a pair that is listed both as positive and as negative, which the library refuses since
+    2.9; indices that are no vectors of int32 or int64; references without labels whose number is
+    not that of the embeddings.
+
+    A second derivative, as of a gradient penalty, needs the library's own class.
 
     Args:
         m: relaxation margin.
@@ -83,9 +87,9 @@ class CircleLoss(losses.CircleLoss):
         c_f.labels_or_indices_tuple_required(labels, indices_tuple)
         self.distance.check_shapes(embeddings, ref_emb)
         arguments = (embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        reason = self._obstacle(embeddings, indices_tuple, ref_emb, ref_labels)
-        if reason is not None:
-            return self._by_the_library(reason, *arguments)
+        obstacle = self._obstacle(embeddings, indices_tuple, ref_emb, ref_labels)
+        if obstacle is not None:
+            return self._by_the_library(*obstacle, *arguments)
         if indices_tuple is None and embeddings.shape[0] * ref_emb.shape[0] <= 2:
             # The library has a rule for lists of at most one pair.
             indices_tuple = lmu.get_all_pairs_indices(labels, ref_labels)
@@ -97,9 +101,13 @@ class CircleLoss(losses.CircleLoss):
             listed = lmu.convert_to_pairs(indices_tuple, labels)
             if all(len(each) <= 1 for each in listed):
                 return self.zero_losses()
+            listed = tuple(torch.as_tensor(each) for each in listed)
+            if not _are_indices(*listed):
+                reason = "a miner's tuple holds other things than vectors of int32 or int64"
+                return self._by_the_library("indices", reason, *arguments)
             statistics = self._of_pairs(embeddings, ref_emb, listed)
         if statistics is None:
-            return self._by_the_library(_BOTH, *arguments)
+            return self._by_the_library(*_BOTH, *arguments)
         self._record_norms(embeddings, ref_emb)
         lse_pos, lse_neg = statistics
         # A row without positives or negatives has the sum -inf, hence loss and gradient exactly 0.
@@ -128,28 +136,29 @@ class CircleLoss(losses.CircleLoss):
         indices_tuple: tuple[Tensor, ...] | None,
         ref_emb: Tensor,
         ref_labels: Tensor | None,
-    ) -> str | None:
-        """Why this call cannot be fused; None where it can."""
+    ) -> tuple[str, str] | None:
+        """Why this call cannot be fused, as a kind and in words; None where it can."""
         distance = self.distance
         if type(distance) not in _COSINE or distance.p != 2 or distance.power != 1:
-            return (
+            return "distance", (
                 f"the distance is {type(distance).__name__} with p={distance.p} and "
                 f"power={distance.power}, not a plain CosineSimilarity"
             )
         try:
             self._formula()
         except (TypeError, ValueError) as error:
-            return str(error)
+            return "formula", str(error)
         for name, value in (("embeddings", embeddings), ("ref_emb", ref_emb)):
             if value.dtype not in FLOATING_DTYPES or value.shape[1] == 0:
-                return f"{name} are {value.dtype} of shape {tuple(value.shape)}"
+                return name, f"{name} are {value.dtype} of shape {tuple(value.shape)}"
         if indices_tuple is None and ref_labels is None and len(ref_emb) != len(embeddings):
-            return "ref_emb has no ref_labels and another length than embeddings"
+            return "ref_labels", "ref_emb has no ref_labels and another length than embeddings"
         return None
 
-    def _by_the_library(self, reason: str, *arguments: Any) -> dict[str, dict[str, Any]]:
-        if reason not in self._warned:
-            self._warned.add(reason)
+    def _by_the_library(self, kind: str, reason: str, *arguments: Any) -> dict[str, dict[str, Any]]:
+        """With one warning for each kind: words may hold values, which change from step to step."""
+        if kind not in self._warned:
+            self._warned.add(kind)
             warnings.warn(
                 f"CircleLoss is not fused but computed by pytorch-metric-learning: {reason}",
                 stacklevel=2,
@@ -163,7 +172,7 @@ class CircleLoss(losses.CircleLoss):
         without_diagonal = ref_labels is None or ref_labels is labels
         if ref_labels is None:
             ref_labels = labels
-        labels, ref_labels = _integers(labels, ref_labels.to(labels.device))
+        labels, ref_labels = label_numbers(labels, ref_labels.to(labels.device))
         if not without_diagonal:
             return self._fused(embeddings, labels, ref_emb, ref_labels)
         if ref_emb is embeddings:
@@ -175,9 +184,7 @@ class CircleLoss(losses.CircleLoss):
         self, embeddings: Tensor, ref_emb: Tensor, listed: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor] | None:
         """Both log-sum-exps over listed pairs; None where a pair is positive and negative."""
-        indices = PairIndices(
-            *(torch.as_tensor(each).to(embeddings.device, torch.int64) for each in listed)
-        )
+        indices = PairIndices(*(each.to(embeddings.device, torch.int64) for each in listed))
         rows, columns = len(embeddings), len(ref_emb)
         self_mode = ref_emb is embeddings
         if indices.is_short(rows, columns):
@@ -240,11 +247,13 @@ def _one_dtype(embeddings: Tensor, ref_emb: Tensor | None) -> tuple[Tensor, Tens
     return embeddings.to(dtype), ref_emb.to(dtype)
 
 
-def _integers(labels: Tensor, ref_labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Labels of any dtype as class numbers."""
-    if not (labels.is_floating_point() or labels.dtype == torch.bool) and not (
-        ref_labels.is_floating_point() or ref_labels.dtype == torch.bool
-    ):
-        return labels, ref_labels
-    both = torch.unique(torch.cat([labels, ref_labels]), return_inverse=True)[1]
-    return both[: len(labels)], both[len(labels) :]
+def _are_indices(
+    rows_pos: Tensor, columns_pos: Tensor, rows_neg: Tensor, columns_neg: Tensor
+) -> bool:
+    """Whether these are two lists of pairs and not, say, masks or what is to be broadcast."""
+    listed = (rows_pos, columns_pos, rows_neg, columns_neg)
+    return (
+        all(each.dim() == 1 and each.dtype in _INDEX_DTYPES for each in listed)
+        and len(rows_pos) == len(columns_pos)
+        and len(rows_neg) == len(columns_neg)
+    )

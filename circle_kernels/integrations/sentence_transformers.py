@@ -5,10 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from circle_kernels import modules
+from circle_kernels.arguments import explain_other_names, label_numbers
+
+try:
+    from sentence_transformers import SentenceTransformer
+except ModuleNotFoundError as error:
+    if error.name != "sentence_transformers":
+        raise
+    raise ImportError(
+        "circle_kernels.integrations.sentence_transformers needs that library: "
+        "pip install 'sentence-transformers>=6'",
+        name=error.name,
+    ) from error
 
 if TYPE_CHECKING:
     from circle_kernels.groups import Group
@@ -28,7 +39,7 @@ class CircleLoss(nn.Module):
 
     Raises:
         TypeError, ValueError: a hyper-parameter of the wrong type or range; when called, more than
-            one column of sentences, or labels that are not one integer per sentence.
+            one column of sentences, or labels that are not one number per sentence.
 
     Example:
         >>> model = SentenceTransformer("microsoft/mpnet-base")
@@ -42,6 +53,7 @@ class CircleLoss(nn.Module):
         >>> trainer.train()
     """
 
+    @explain_other_names
     def __init__(
         self,
         model: SentenceTransformer,
@@ -72,7 +84,7 @@ class CircleLoss(nn.Module):
     def forward(
         self,
         sentence_features: Iterable[dict[str, Tensor]],  # one dictionary of N sentences
-        labels: Tensor,  # (N,) or (N, 1)
+        labels: Tensor,  # (N,) or (N, 1), integers, booleans or floats
     ) -> Tensor:
         return self.compute_loss_from_embeddings(
             [self.model(features)["sentence_embedding"] for features in sentence_features], labels
@@ -81,7 +93,7 @@ class CircleLoss(nn.Module):
     def compute_loss_from_embeddings(
         self,
         embeddings: list[Tensor],  # one tensor (N, D)
-        labels: Tensor,  # (N,) or (N, 1)
+        labels: Tensor,  # (N,) or (N, 1), integers, booleans or floats
     ) -> Tensor:
         """The loss of sentences that are embedded already; losses that wrap others call it."""
         if len(embeddings) != 1:
@@ -89,8 +101,11 @@ class CircleLoss(nn.Module):
                 "sentence_features must hold one column of sentences, whose classes are the "
                 f"labels; got {len(embeddings)} columns"
             )
-        if labels.dim() == 2 and labels.shape[1] == 1:
-            labels = labels.squeeze(1)
+        if isinstance(labels, Tensor):
+            if labels.dim() == 2 and labels.shape[1] == 1:
+                labels = labels.squeeze(1)
+            if labels.dim() == 1:
+                (labels,) = label_numbers(labels)  # columns of datasets may be floats
         return self.loss(embeddings[0], labels)
 
     def get_config_dict(self) -> dict[str, Any]:
