@@ -42,8 +42,8 @@ class TestInterpreted:
     @pytest.fixture(autouse=True)
     def keep_at_any_depth(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(plan, "KEPT_DEPTH", {2: 1, 4: 1})
-        # Memory that was freed may hold what an earlier test left there, which is the same. All ones
-        # are NaN to floats.
+        # Memory that was freed may hold what an earlier test left there, which is the same. Bytes
+        # of ones are NaN to floats.
         monkeypatch.setattr(
             forward_module, "new_saved", lambda *args: saved_module.new_saved(*args).fill_(255)
         )
