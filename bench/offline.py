@@ -115,7 +115,7 @@ def pretend_device(device: Device) -> Iterator[list[Launch]]:
         mock.patch.object(torch.cuda, "get_device_properties", return_value=properties),
         mock.patch.object(torch.cuda, "device", return_value=contextlib.nullcontext()),
         # Launches are only recorded: fake tensors may come where kernels would read memory.
-        mock.patch.object(backend_choice, "obstacle", return_value=None),
+        mock.patch.object(backend_choice, "all_addressable", return_value=True),
         FakeTensorMode(),
     ):
         for cache in caches:

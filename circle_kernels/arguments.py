@@ -8,14 +8,14 @@ import operator
 import sys
 from collections.abc import Callable
 from numbers import Real
-from typing import ParamSpec, SupportsFloat, SupportsIndex, TypeVar
+from typing import Any, ParamSpec, SupportsFloat, SupportsIndex, TypeVar
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from circle_kernels.backends.addressable import PLAIN_TYPES, lacks_memory, materialized
+from circle_kernels.backends.addressable import all_addressable, lacks_memory, materialized
 
 FLOATING_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SIGNED_DTYPES = (torch.int8, torch.int16, torch.int32, torch.int64)
@@ -51,7 +51,6 @@ def check_embeddings(name: str, value: Tensor) -> None:
         raise TypeError(
             f"{name} must be float16, bfloat16, float32 or float64, got {_describe(value)}"
         )
-    _check_dense(name, value)
     if value.dim() != 2 or value.shape[1] == 0:
         raise ValueError(
             f"{name} must have shape (rows, D) with D >= 1, got {_describe(value)}"
@@ -62,31 +61,6 @@ def check_embeddings(name: str, value: Tensor) -> None:
         and max(value.shape[0], 256) * value.shape[1] > _MOST_ENTRIES
     ):
         raise ValueError(f"{name} must fit in memory, got {_describe(value)}")
-
-
-def _check_dense(name: str, value: Tensor) -> None:
-    """Require a tensor that has its own numbers, one for each entry of its shape."""
-    if value.is_nested or value.layout is not torch.strided:
-        layout = "nested" if value.is_nested else str(value.layout)
-        raise TypeError(
-            f"{name} must be a dense tensor, got {_describe(value)} with the layout {layout}; "
-            "use .to_dense(), or torch.nested.to_padded_tensor for nested ones"
-        )
-    if torch.compiler.is_compiling():
-        return
-    if type(value) in PLAIN_TYPES:
-        if lacks_memory(value):
-            raise ValueError(
-                f"{name} must have memory for its entries, got {_describe(value)} whose "
-                "storage was freed or resized"
-            )
-        return
-    distributed = sys.modules.get("torch.distributed.tensor")
-    if distributed is not None and isinstance(value, distributed.DTensor):
-        raise TypeError(
-            f"{name} must be an ordinary tensor, got {_describe(value)} that is a DTensor; use "
-            f"{name}.full_tensor(), or of a sharded module call the module itself"
-        )
 
 
 def check_labels(name: str, value: Tensor, rows: int, of: str) -> None:
@@ -100,7 +74,6 @@ def check_labels(name: str, value: Tensor, rows: int, of: str) -> None:
             f"{name} must be integers (one class number per row), got {_describe(value)}"
             f"{_label_advice(value)}"
         )
-    _check_dense(name, value)
     if value.dim() != 1:
         raise ValueError(
             f"{name} must have shape (rows,), got {_describe(value)}{_label_advice(value)}"
@@ -139,6 +112,11 @@ def check_pair_inputs(
             f"ref_emb must be a tensor of shape (rows, D), got a {type(ref_emb).__name__} of "
             f"{len(ref_emb)}; {_MINERS}"
         )
+    readable = torch.compiler.is_compiling() or all_addressable(
+        embeddings, labels, ref_emb, ref_labels
+    )
+    if not readable:
+        check_kinds(embeddings=embeddings, labels=labels, ref_emb=ref_emb, ref_labels=ref_labels)
     check_not_swapped("embeddings", embeddings, "labels", labels)
     check_embeddings("embeddings", embeddings)
     check_labels("labels", labels, embeddings.shape[0], of="embeddings")
@@ -150,25 +128,62 @@ def check_pair_inputs(
     if ref_emb is not None and ref_labels is not None:
         check_references("ref_emb", ref_emb, embeddings)
         check_labels("ref_labels", ref_labels, ref_emb.shape[0], of="ref_emb")
-    check_real_or_fake(embeddings=embeddings, labels=labels, ref_emb=ref_emb, ref_labels=ref_labels)
+    if not readable:
+        embeddings, labels = materialized(embeddings), materialized(labels)
     labels = beside("labels", labels, embeddings)
     if ref_emb is None or ref_labels is None:
-        return as_numbers(embeddings), label_numbers(labels)[0], None, None
+        return embeddings, label_numbers(labels)[0], None, None
+    if not readable:
+        ref_emb, ref_labels = materialized(ref_emb), materialized(ref_labels)
     labels, ref_labels = label_numbers(labels, beside("ref_labels", ref_labels, embeddings))
-    embeddings, ref_emb = one_dtype(as_numbers(embeddings), as_numbers(ref_emb))
+    embeddings, ref_emb = one_dtype(embeddings, ref_emb)
     return embeddings, labels, ref_emb, ref_labels
 
 
-def as_numbers(value: Tensor) -> Tensor:
-    """The same tensor as kernels can read it; for compilers there is nothing to do."""
-    return value if torch.compiler.is_compiling() else materialized(value)
+def check_kinds(**tensors: Any) -> None:
+    """Require of those that are tensors that each has its own numbers, one for each entry."""
+    given = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
+    for name, value in given.items():
+        _check_dense(name, value)
+    check_real_or_fake(given)
+
+
+def _check_dense(name: str, value: Tensor) -> None:
+    if lacks_memory(value):
+        raise ValueError(
+            f"{name} must have memory for its entries, got {_describe(value)} whose storage was "
+            "freed or resized"
+        )
+    if value.is_nested or value.layout is not torch.strided:
+        layout = "nested" if value.is_nested else str(value.layout)
+        raise TypeError(
+            f"{name} must be a dense tensor, got {_describe(value)} with the layout {layout}; "
+            "use .to_dense(), or torch.nested.to_padded_tensor for nested ones"
+        )
+    distributed = sys.modules.get("torch.distributed.tensor")
+    if distributed is not None and isinstance(value, distributed.DTensor):
+        raise TypeError(
+            f"{name} must be an ordinary tensor, got {_describe(value)} that is a DTensor; use "
+            f"{name}.full_tensor(), or of a sharded module call the module itself"
+        )
+
+
+def check_real_or_fake(tensors: dict[str, Tensor]) -> None:
+    """Require fake tensors only, or none: together they can be neither computed nor traced."""
+    fake = [name for name, value in tensors.items() if isinstance(value, FakeTensor)]
+    if fake and len(fake) < len(tensors) and not is_in_torch_dispatch_mode():
+        real = [name for name in tensors if name not in fake]
+        raise TypeError(
+            f"{', '.join(fake)} must hold numbers as {', '.join(real)} do, got fake tensors; "
+            "under FakeTensorMode make all of them fake"
+        )
 
 
 def beside(name: str, labels: Tensor, embeddings: Tensor) -> Tensor:
-    """Checked labels, as kernels can read them, on the device of the embeddings."""
+    """Checked labels on the device of the embeddings."""
     if labels.is_meta and not embeddings.is_meta:
         raise ValueError(f"{name} must hold numbers, got {_describe(labels)}")
-    return as_numbers(labels).to(embeddings.device)
+    return labels.to(embeddings.device)
 
 
 def one_dtype(embeddings: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,20 +192,6 @@ def one_dtype(embeddings: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
         return embeddings, references
     dtype = torch.promote_types(embeddings.dtype, references.dtype)
     return embeddings.to(dtype), references.to(dtype)
-
-
-def check_real_or_fake(**tensors: Tensor | None) -> None:
-    """Require fake tensors only, or none: together they can be neither computed nor traced."""
-    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
-        return
-    given = {name: value for name, value in tensors.items() if value is not None}
-    fake = [name for name, value in given.items() if isinstance(value, FakeTensor)]
-    if fake and len(fake) < len(given):
-        real = [name for name in given if name not in fake]
-        raise TypeError(
-            f"{', '.join(fake)} must hold numbers as {', '.join(real)} do, got fake tensors; "
-            "under FakeTensorMode make all of them fake"
-        )
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -202,10 +203,10 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 def check_similarities(sp: Tensor, sn: Tensor) -> tuple[Tensor, Tensor]:
     """Check two vectors of similarities; half types come back as float32."""
+    check_kinds(sp=sp, sn=sn)
     for name, value in (("sp", sp), ("sn", sn)):
         if not isinstance(value, Tensor) or value.dtype not in FLOATING_DTYPES:
             raise TypeError(f"{name} must be a floating-point tensor, got {_describe(value)}")
-        _check_dense(name, value)
         if value.dim() != 1:
             raise ValueError(f"{name} must have shape (pairs,), got {_describe(value)}")
     if sn.dtype != sp.dtype:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from circle_kernels.arguments import check_real_or_fake
@@ -21,7 +22,7 @@ from circle_kernels.backend_choice import (
     saves_labels,
     without_autocast,
 )
-from circle_kernels.backends.addressable import PLAIN_TYPES
+from circle_kernels.backends.addressable import all_addressable
 from circle_kernels.backends.interface import result_dtype
 from circle_kernels.formula import PairFormula
 from circle_kernels.operation import Batch, Operation, check_batch
@@ -122,15 +123,15 @@ def forward_and_keep(
     """Both log-sum-exps; with ``keep``, ``ctx`` gets what :func:`input_gradients` needs."""
     precision = float32_precision(batch.embeddings.device.type)
     problem = operation.problem(batch, precision=precision, keep_for_backward=keep)
-    lse_pos, lse_neg, saved = run_forward(problem, operation.backend)
+    lse_pos, lse_neg, saved = run_forward(problem, operation.backend, checked=True)
     if keep:
         needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[2])
-        in_saved = saves_labels(saved, problem, operation.backend)
+        are_read = not saves_labels(saved, problem, operation.backend)
         ctx.save_for_backward(
             owned(batch.embeddings),
-            owned(batch.labels, in_saved),
+            owned(batch.labels, are_read),
             owned(batch.ref_emb),
-            owned(batch.ref_labels, in_saved),
+            owned(batch.ref_labels, are_read),
             batch.listed,  # which no one else has
             lse_pos,
             lse_neg,
@@ -140,15 +141,14 @@ def forward_and_keep(
     return lse_pos, lse_neg
 
 
-def owned(tensor: Tensor | None, is_safe: bool = False) -> Tensor | None:
+def owned(tensor: Tensor | None, is_read: bool = True) -> Tensor | None:
     """What a backward pass can rely on: a copy of what may change before it, as labels and queues
-    do, or be an inference tensor; unless it is safe: nobody reads it, or it needs a gradient, and
-    who changes it gets autograd's error."""
+    do, or be an inference tensor. Who changes what needs a gradient gets autograd's error."""
     if tensor is None or tensor.requires_grad:
         return tensor
-    if is_safe and not tensor.is_inference():
-        return tensor.data  # whose changes autograd does not count
-    return tensor.clone()
+    if is_read or tensor.is_inference():
+        return tensor.clone()
+    return tensor.data  # whose changes autograd does not count
 
 
 def input_gradients(
@@ -161,7 +161,7 @@ def input_gradients(
     *tensors, lse_pos, lse_neg, saved = saved_tensors
     batch, operation = Batch(*tensors), ctx.operation
     passed = (lse_pos, lse_neg, saved, grad_lse_pos, grad_lse_neg)
-    if is_batch_of_gradients(grad_lse_pos) or is_batch_of_gradients(grad_lse_neg):
+    if is_batch_of_gradients(grad_lse_pos, grad_lse_neg):
         gradients = traced_gradients(batch, operation, passed, ctx.needs)
     else:
         problem = operation.problem(batch, precision=ctx.precision)
@@ -186,7 +186,8 @@ def once(
     and the derivative of a penalty on the gradient would be silently 0.
     """
     for gradient in upstream:
-        check_real_or_fake(embeddings=saved[0], **{"the upstream gradient": gradient})
+        if isinstance(gradient, FakeTensor):
+            check_real_or_fake({"embeddings": saved[0], "the upstream gradient": gradient})
     with torch.no_grad():
         gradients = compute(saved, upstream)
     if not torch.is_grad_enabled():  # create_graph=True
@@ -218,9 +219,9 @@ def is_traced(batch: Batch, backend: str = "auto") -> bool:
     add tens of microseconds to each call.
     """
     embeddings = batch.embeddings
-    if torch.compiler.is_compiling() or under_transforms() or embeddings.is_meta:
+    if torch.compiler.is_compiling() or under_transforms():
         return True
-    if any(tensor is not None and type(tensor) not in PLAIN_TYPES for tensor in batch):
+    if not all_addressable(*batch):
         return True
     # Tiled is made of torch's own operations, which those who watch can see.
     return (

@@ -8,17 +8,21 @@ import math
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from circle_kernels.backends import cpu
-from circle_kernels.backends.addressable import lacks_memory, materialized, obstacle
-from circle_kernels.backends.interface import PairProblem
+from circle_kernels.backends.addressable import (
+    all_addressable,
+    lacks_memory,
+    materialized,
+    obstacle,
+)
+from circle_kernels.backends.interface import HOOKS, PairProblem
 
 _BEST_BACKEND = {"cuda": "triton", "cpu": "cpu"}  # by type of device
-_HOOKS = "hooks on saved tensors have to give back what they were given"
 
 
 def available_backends() -> dict[str, str]:
@@ -113,50 +117,54 @@ def _module(backend: str, problem: PairProblem) -> Any:
     return tiled
 
 
-def _behind_the_gate(
-    implementation: Any, backend: str, problem: PairProblem, **others: Tensor
-) -> Any:
+def _behind_the_gate(implementation: Any, backend: str, tensors: dict[str, Tensor | None]) -> Any:
     """The implementation, or tiled where it would read memory that some tensor does not have.
 
     Raises:
         RuntimeError: such a tensor, and a backend that was asked for by name; a tensor whose memory
             is gone, which no backend can read.
     """
+    if all_addressable(*tensors.values()):
+        return implementation
     from circle_kernels.backends import tiled
 
-    for name, tensor in (*problem.tensors.items(), *others.items()):
-        if tensor is None:
-            continue
-        if lacks_memory(tensor):
-            raise RuntimeError(f"circle_kernels: the storage of {name} was freed or resized")
-        reason = obstacle(tensor)
-        if reason is None or implementation is tiled:
-            continue
-        if backend != "auto":
+    for name, tensor in tensors.items():
+        reason = None if tensor is None else obstacle(tensor)
+        if reason is not None and backend not in ("auto", "tiled"):
             raise RuntimeError(f"backend={backend!r} cannot read {name}: {reason}")
-        implementation = tiled
-    return implementation
+        if tensor is not None and lacks_memory(tensor):
+            raise RuntimeError(f"circle_kernels: the storage of {name} was freed or resized")
+    return tiled
+
+
+# Of a device without, such as meta, torch does not even say that it is off.
+_has_autocast = functools.cache(torch.amp.is_autocast_available)
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[Any]:
     """Nothing is cast down. Entering a context that changes nothing would cost microseconds."""
-    # Of a device without autocast, such as meta, torch does not even say that it is off.
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    if _has_autocast(device_type) and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
 
 
-def run_forward(problem: PairProblem, backend: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Both log-sum-exps, and what the backend saves for its backward."""
+def run_forward(
+    problem: PairProblem, backend: str, *, checked: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Both log-sum-exps, and what the backend saves for its backward.
+
+    ``checked`` says of every tensor that it is an ordinary one with memory.
+    """
     embeddings = problem.embeddings
     implementation = load_backend(backend, problem)
-    if len(embeddings) == 0 or len(problem.columns) == 0:
+    if embeddings.shape[0] == 0 or problem.columns.shape[0] == 0:
         lse_pos, lse_neg = (
             embeddings.new_full((len(embeddings),), -math.inf, dtype=problem.result_dtype)
             for _ in range(2)
         )
         return lse_pos, lse_neg, new_saved(problem, implementation)
-    implementation = _behind_the_gate(implementation, backend, problem)
+    if not checked:
+        implementation = _behind_the_gate(implementation, backend, problem.tensors)
     with without_autocast(embeddings.device.type):
         return implementation.forward(problem)
 
@@ -179,44 +187,49 @@ def run_backward(
         RuntimeError: tensors that are not those of the forward pass.
     """
     embeddings, ref_emb = problem.embeddings, problem.ref_emb
-    if len(embeddings) == 0 or len(problem.columns) == 0:
+    if embeddings.shape[0] == 0 or problem.columns.shape[0] == 0:
         return (
             embeddings.new_zeros(embeddings.shape),
             None if ref_emb is None else ref_emb.new_zeros(ref_emb.shape),
         )
     lse_pos, lse_neg, saved, grad_lse_pos, grad_lse_neg = passed
-    statistics = {
+    readable = all_addressable(*problem.tensors.values(), *passed)
+    if not readable:
+        grad_lse_pos, grad_lse_neg = materialized(grad_lse_pos), materialized(grad_lse_neg)
+    vectors = {
         "lse_pos": lse_pos,
         "lse_neg": lse_neg,
-        "grad_lse_pos": materialized(grad_lse_pos),
-        "grad_lse_neg": materialized(grad_lse_neg),
+        "grad_lse_pos": grad_lse_pos,
+        "grad_lse_neg": grad_lse_neg,
     }
-    for name, value in statistics.items():
-        if value.shape != (len(embeddings),) or value.dtype != problem.result_dtype:
-            raise RuntimeError(
-                f"circle_kernels: the backward pass wants {name} of shape ({len(embeddings)},) and "
-                f"dtype {problem.result_dtype}, got {value.dtype} of shape {tuple(value.shape)}; "
-                f"{_HOOKS}"
-            )
+    rows, dtype = embeddings.shape[:1], problem.result_dtype
+    for name, value in vectors.items():
+        if value.shape != rows or value.dtype != dtype:
+            _refuse_passed(name, f"{dtype} of shape {tuple(rows)}", value)
+    if saved.dtype != torch.uint8:
+        _refuse_passed("saved", "bytes", saved)
     implementation = _who_saved(saved, problem, backend)
-    wanted = implementation.saved_shape(problem)
-    if tuple(saved.shape) != wanted or saved.dtype != torch.uint8:
-        raise RuntimeError(
-            f"circle_kernels: the backward pass wants {wanted} bytes from the forward pass, got "
-            f"{saved.dtype} of shape {tuple(saved.shape)}; {_HOOKS}"
-        )
-    implementation = _behind_the_gate(implementation, backend, problem, saved=saved, **statistics)
+    if not readable:
+        tensors = {**problem.tensors, **vectors, "saved": saved}
+        implementation = _behind_the_gate(implementation, backend, tensors)
     with without_autocast(embeddings.device.type):
         return implementation.backward(
             problem,
-            statistics["lse_pos"],
-            statistics["lse_neg"],
+            lse_pos,
+            lse_neg,
             saved,
-            statistics["grad_lse_pos"],
-            statistics["grad_lse_neg"],
+            grad_lse_pos,
+            grad_lse_neg,
             needs_embeddings=needs_embeddings,
             needs_references=needs_references,
         )
+
+
+def _refuse_passed(name: str, wanted: str, value: Tensor) -> NoReturn:
+    raise RuntimeError(
+        f"circle_kernels: the backward pass wants {name} to be {wanted}, got {value.dtype} of "
+        f"shape {tuple(value.shape)}; {HOOKS}"
+    )
 
 
 def _who_saved(saved: Tensor, problem: PairProblem, backend: str) -> Any:

@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 
 from circle_kernels.arguments import (
-    as_numbers,
     beside,
     check_choice,
     check_embeddings,
     check_flag,
     check_integer,
+    check_kinds,
     check_labels,
     check_not_swapped,
-    check_real_or_fake,
     check_references,
     check_sample_rate,
     explain_other_names,
@@ -24,6 +23,7 @@ from circle_kernels.arguments import (
 )
 from circle_kernels.autograd import logsumexps
 from circle_kernels.backend_choice import without_autocast
+from circle_kernels.backends.addressable import all_addressable, materialized
 from circle_kernels.backends.interface import result_dtype
 from circle_kernels.class_labels import resolve_labels
 from circle_kernels.class_sampling import (
@@ -33,7 +33,7 @@ from circle_kernels.class_sampling import (
     sample_size,
 )
 from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
-from circle_kernels.operation import Batch, Operation
+from circle_kernels.operation import Batch, Operation, operation_of
 from circle_kernels.reference import similarity_matrix
 from circle_kernels.row_losses import REDUCTIONS, reduce_exponents, reduced_row_losses
 
@@ -100,16 +100,13 @@ def class_circle_loss(
         embeddings,
         labels,
         weight,
-        formula=CircleFormula(m=m, gamma=gamma, detach_weights=detach_weights),
+        operation_of(CircleFormula, m, gamma, detach_weights, normalize, skip_below, backend),
         reduction=reduction,
         ignore_index=ignore_index,
-        normalize=normalize,
-        skip_below=skip_below,
         sample_rate=sample_rate,
         sample_correction=sample_correction,
         sparse_grad=sparse_grad,
         generator=generator,
-        backend=backend,
     )
 
 
@@ -140,16 +137,13 @@ def class_unified_loss(
         embeddings,
         labels,
         weight,
-        formula=UnifiedFormula(m=m, gamma=gamma),
+        operation_of(UnifiedFormula, m, gamma, True, normalize, skip_below, backend),
         reduction=reduction,
         ignore_index=ignore_index,
-        normalize=normalize,
-        skip_below=skip_below,
         sample_rate=sample_rate,
         sample_correction=sample_correction,
         sparse_grad=sparse_grad,
         generator=generator,
-        backend=backend,
     )
 
 
@@ -188,23 +182,19 @@ def _class_loss(
     embeddings: Tensor,
     labels: Tensor,
     weight: Tensor,
+    operation: Operation,
     *,
-    formula: PairFormula,
     reduction: str,
     ignore_index: int,
-    normalize: bool,
-    skip_below: float,
     sample_rate: float,
     sample_correction: bool,
     sparse_grad: bool,
     generator: torch.Generator | None,
-    backend: str,
 ) -> Tensor:
     check_choice("reduction", reduction, REDUCTIONS)
     sample_rate = check_sample_rate(sample_rate)
     check_flag("sample_correction", sample_correction)
     check_flag("sparse_grad", sparse_grad)
-    operation = Operation(formula, normalize, skip_below, backend)
     embeddings, weight = _checked_sides(embeddings, labels, weight)
     labels, factors = _checked_labels(labels, embeddings, weight, ignore_index)
     columns, correction = weight, 0.0
@@ -230,6 +220,9 @@ def _class_loss(
 def _checked_sides(
     embeddings: Tensor, labels: Tensor | None, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
+    readable = torch.compiler.is_compiling() or all_addressable(embeddings, labels, weight)
+    if not readable:
+        check_kinds(embeddings=embeddings, labels=labels, weight=weight)
     check_not_swapped("embeddings", embeddings, "labels", labels)
     check_not_swapped("weight", weight, "labels", labels)
     check_embeddings("embeddings", embeddings)
@@ -242,8 +235,9 @@ def _checked_sides(
             f"{'; are num_classes and embedding_dim swapped?' if swapped else ''}"
         )
     check_references("weight", weight, embeddings)
-    check_real_or_fake(embeddings=embeddings, weight=weight)
-    return as_numbers(embeddings), as_numbers(weight)
+    if readable:
+        return embeddings, weight
+    return materialized(embeddings), materialized(weight)
 
 
 def _checked_labels(
@@ -251,5 +245,6 @@ def _checked_labels(
 ) -> tuple[Tensor, Tensor | None]:
     ignore_index = check_integer("ignore_index", ignore_index)
     check_labels("labels", labels, embeddings.shape[0], of="embeddings")
-    check_real_or_fake(embeddings=embeddings, labels=labels)
+    if not torch.compiler.is_compiling():
+        labels = materialized(labels)
     return resolve_labels(beside("labels", labels, embeddings), len(weight), ignore_index)

@@ -13,10 +13,10 @@ from circle_kernels.arguments import (
 )
 from circle_kernels.autograd import logsumexps
 from circle_kernels.distributed import gather_batch
-from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
+from circle_kernels.formula import CircleFormula, UnifiedFormula
 from circle_kernels.groups import Group, check_group_reduction
 from circle_kernels.logsumexp import present_logsumexp
-from circle_kernels.operation import Batch, Operation, check_batch
+from circle_kernels.operation import Batch, Operation, check_batch, operation_of
 from circle_kernels.row_losses import REDUCTIONS, reduced_row_losses, softplus
 
 SCOPES = ("anchor", "batch")
@@ -92,13 +92,10 @@ def circle_loss(
         labels,
         ref_emb,
         ref_labels,
-        formula=CircleFormula(m=m, gamma=gamma, detach_weights=detach_weights),
+        operation_of(CircleFormula, m, gamma, detach_weights, normalize, skip_below, backend),
         scope=scope,
         reduction=reduction,
-        normalize=normalize,
-        skip_below=skip_below,
         group=group,
-        backend=backend,
     )
 
 
@@ -129,13 +126,10 @@ def unified_loss(
         labels,
         ref_emb,
         ref_labels,
-        formula=UnifiedFormula(m=m, gamma=gamma),
+        operation_of(UnifiedFormula, m, gamma, True, normalize, skip_below, backend),
         scope=scope,
         reduction=reduction,
-        normalize=normalize,
-        skip_below=skip_below,
         group=group,
-        backend=backend,
     )
 
 
@@ -175,19 +169,15 @@ def _pair_loss(
     labels: Tensor,
     ref_emb: Tensor | None,
     ref_labels: Tensor | None,
+    operation: Operation,
     *,
-    formula: PairFormula,
     scope: str,
     reduction: str,
-    normalize: bool,
-    skip_below: float,
     group: Group | None,
-    backend: str,
 ) -> Tensor:
     check_choice("scope", scope, SCOPES)
     check_choice("reduction", reduction, REDUCTIONS)
     check_group_reduction(group, reduction)
-    operation = Operation(formula, normalize, skip_below, backend)
     batch = check_batch(embeddings, labels, ref_emb, ref_labels)
     if group is not None:
         batch = Batch(*gather_batch(*batch[:4], group))

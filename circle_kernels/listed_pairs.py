@@ -232,7 +232,7 @@ class _GatheredLogSumExp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
-        batched = any(is_batch_of_gradients(gradient) for gradient in upstream)
+        batched = is_batch_of_gradients(*upstream)
         compute = _batch_of_gradients if batched else _gathered_gradients
         gradients = once(
             ctx.saved_tensors,

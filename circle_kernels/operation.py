@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,6 +77,31 @@ class Operation:
             listed,
             precision,
         )
+
+
+def operation_of(formula_type: Any, m: Any, gamma: Any, *options: Any) -> Operation:
+    """The operation of a formula with the paper's constants; ``options`` are ``detach_weights`` and
+    what :class:`Operation` takes after the formula.
+
+    Remembered, since nearly every step asks for the one of the step before, and to check it takes
+    as long as a fifth of a small batch's kernel.
+    """
+    if torch.compiler.is_compiling():  # which looks inside
+        return _new_operation(formula_type, m, gamma, *options)
+    try:
+        return _remembered_operation(formula_type, m, gamma, *options)
+    except TypeError:  # of what cannot be hashed there is a better one
+        return _new_operation(formula_type, m, gamma, *options)
+
+
+def _new_operation(
+    formula_type: Any, m: Any, gamma: Any, detach_weights: bool, *options: Any
+) -> Operation:
+    return Operation(formula_type(m=m, gamma=gamma, detach_weights=detach_weights), *options)
+
+
+# By type as well: 1 and True are not 1.0.
+_remembered_operation = functools.lru_cache(maxsize=16, typed=True)(_new_operation)
 
 
 def check_batch(

@@ -11,7 +11,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _python_dispatch
 
-from circle_kernels.backend_choice import load_backend, new_saved, run_backward, run_forward
+from circle_kernels.backend_choice import (
+    load_backend,
+    new_saved,
+    run_backward,
+    run_forward,
+)
+from circle_kernels.backends.addressable import all_addressable, is_legacy_batch
 from circle_kernels.formula import formula_from_parameters
 from circle_kernels.operation import Batch, Operation, check_layout
 from circle_kernels.precision import float32_precision
@@ -37,13 +43,11 @@ def under_transforms() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
-_BATCHED = torch._C._dispatch_key_parse("Batched")
-
-
-def is_batch_of_gradients(gradient: Tensor) -> bool:
-    """Whether an upstream gradient stands for several: under ``torch.func``, or with
-    ``is_grads_batched``, whose vmap is another one."""
-    return under_transforms() or torch._C._dispatch_keys(gradient).has(_BATCHED)
+def is_batch_of_gradients(*gradients: Tensor) -> bool:
+    """Whether one of the upstream gradients stands for several."""
+    if under_transforms():
+        return True
+    return not all_addressable(*gradients) and any(map(is_legacy_batch, gradients))
 
 
 def encode(batch: Batch, operation: Operation) -> tuple[Any, ...]:

@@ -14,5 +14,7 @@ def float32_precision(device_type: str) -> str:
     """``"highest"``, ``"high"`` or ``"medium"``: ``torch.set_float32_matmul_precision``'s words."""
     if not _HAS_SETTINGS:
         return torch.get_float32_matmul_precision()
-    settings = torch.backends.cuda if device_type == "cuda" else torch.backends.mkldnn
-    return _PRECISIONS.get(settings.matmul.fp32_precision, "highest")
+    # What torch.backends.cuda.matmul.fp32_precision and torch.backends.mkldnn's ask, too.
+    backend = "cuda" if device_type == "cuda" else "mkldnn"
+    setting = torch._C._get_fp32_precision_getter(backend, "matmul")
+    return _PRECISIONS.get(setting, "highest")

@@ -9,7 +9,8 @@ A backend is a module with two functions and what there is to know of what passe
     saves_labels(problem) -> whether the backward pass finds labels there and reads no others
 
 ``saved`` is one tensor of bytes (uint8) with whatever the backward pass can use; it may be empty.
-Not of floats: hooks on saved tensors that compress these would not know their range.
+Not of floats: hooks on saved tensors that compress these would not know their range. The backward
+pass raises RuntimeError where it is not what the forward pass of the problem left.
 Both functions run without autograd, with autocast off, on checked arguments, and on at least one
 row and one column. Log-sum-exps are (N,) in :attr:`PairProblem.result_dtype`, ``-inf`` for an empty
 set; gradients are in the inputs' dtype.
@@ -26,6 +27,8 @@ from torch import Tensor
 from circle_kernels.formula import PairFormula
 
 BACKENDS = ("auto", "triton", "cpu", "tiled", "reference")
+
+HOOKS = "hooks on saved tensors have to give back what they were given"
 
 NORM_EPS = 1e-12  # as torch.nn.functional.normalize
 

@@ -10,7 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
-from circle_kernels.backends.interface import PairProblem
+from circle_kernels.backends.interface import HOOKS, PairProblem
 from circle_kernels.backends.triton.operands import Side, new_sides, operand_layout
 from circle_kernels.backends.triton.plan import Layout, plan_layout
 
@@ -84,7 +84,17 @@ def _num_bytes(problem: PairProblem, layout: Layout) -> int:
 
 
 def view_saved(saved: Tensor, problem: PairProblem, layout: Layout) -> Saved:
-    """What lies where in the tensor."""
+    """What lies where in the tensor.
+
+    Raises:
+        RuntimeError: a tensor of another size.
+    """
+    wanted = _num_bytes(problem, layout)
+    if saved.numel() != wanted:
+        raise RuntimeError(
+            f"circle_kernels: the backward pass wants {wanted} bytes from the forward pass, got "
+            f"{saved.numel()}; {HOOKS}"
+        )
     return _take_all(_Pieces(saved), problem, layout)
 
 
