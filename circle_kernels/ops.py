@@ -14,7 +14,7 @@ from circle_kernels.formula import PairFormula, formula_from_parameters
 # Raised when a backend saves something of another shape. torch keeps compiled graphs on disk by the
 # arguments of their ops: with this among them, none is found that an earlier version compiled. (Not
 # as a default, which torch leaves out.)
-SAVED_LAYOUT = 6
+SAVED_LAYOUT = 7
 
 
 def under_transforms() -> bool:
