@@ -4,6 +4,7 @@ from enum import Enum
 
 PANEL: int
 has_openmp: bool
+SAVED_HEADER_BYTES: int
 
 class Block:
     def __init__(self, bytes: int) -> None: ...
@@ -54,7 +55,7 @@ def forward(
     formula: Formula,
     settings: Settings,
     listed: Listed,
-    results: tuple[int, int, int],  # lse_pos, lse_neg, saved
+    results: tuple[int, int, int, int],  # lse_pos, lse_neg, saved, its bytes
 ) -> None: ...
 def mark_pairs(
     list: tuple[int, int, int],  # rows, columns, count
@@ -75,5 +76,6 @@ def backward(
     formula: Formula,
     settings: Settings,
     listed: Listed,
-    tensors: tuple[int, int, int, int, int],  # saved, grad_lse_pos/neg, grad_rows/columns
+    # saved, its bytes, grad_lse_pos, grad_lse_neg, grad_rows, grad_columns
+    tensors: tuple[int, int, int, int, int, int],
 ) -> None: ...

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "backward.h"
+#include "deep.h"
 #include "operands.h"
 #include "saved.h"
 
@@ -64,6 +65,7 @@ class BackwardPass {
       : problem_(problem),
         columns_of_chunk_(smaller(backward_columns<T>(problem), panels_of(problem.columns.count))),
         operands_(problem, classes, products, columns_of_chunk_, arena),
+        deep_products_(operands_, problem.threads, arena),
         rows_(operands_.rows),
         columns_(operands_.columns),
         saved_(problem, static_cast<T*>(const_cast<void*>(input.saved))),
@@ -85,13 +87,15 @@ class BackwardPass {
     tiles_ = allocate<T>(arena, slots * PANEL * PANEL);
     shares_ = allocate<TileShare>(arena, slots);
     scratch_ = allocate<ProductScratch<T>>(arena, problem.threads);
+    if (operands_.deep) return;
     if (gradients.rows != nullptr) row_gradient_ = allocate<T>(arena, rows_.panels() * panel_size_);
     if (gradients.columns != nullptr) {
       column_gradient_ = allocate<T>(arena, columns_of_chunk_ * panel_size_);
     }
   }
 
-  void run() {
+  // False where it was interrupted.
+  bool run() {
 #pragma omp parallel num_threads(problem_.threads)
     {
       operands_.begin();
@@ -99,23 +103,14 @@ class BackwardPass {
       operands_.pack_rows();
       for_each_chunk(rows_.panels(), columns_.panels(), BACKWARD_CHUNK, columns_of_chunk_,
                      problem_.self_mode, [&](const Chunk& chunk) {
-                       operands_.pack_columns(chunk);
-                       const bool for_columns = column_gradient_ != nullptr;
-                       if (for_columns && chunk.first_row == 0) {
-                         clear(chunk.columns(), column_gradient_);
-                       }
-                       compute_tiles(chunk);
-                       accumulate(chunk);
-                       if (for_columns && chunk.last_row == rows_.panels()) {
-                         unpack_all(columns_, chunk.first_column, chunk.last_column,
-                                    column_gradient_, gradients_.columns);
-                       }
+                       if (!operands_.ended()) run_chunk(chunk);
                      });
-      operands_.end();
       if (row_gradient_ != nullptr) {
         unpack_all(rows_, 0, rows_.panels(), row_gradient_, gradients_.rows);
       }
+      operands_.end();
     }
+    return !operands_.end_wanted();
   }
 
  private:
@@ -123,6 +118,27 @@ class BackwardPass {
 #pragma omp for schedule(static) nowait
     for (int64_t panel = 0; panel < panels; ++panel) {
       std::memset(gradient + panel * panel_size_, 0, panel_size_ * sizeof(T));
+    }
+  }
+
+  void run_chunk(const Chunk& chunk) {
+    operands_.pack_columns(chunk);
+    if (operands_.deep) {  // this chunk is the only one
+      if (saved_.kept_tiles < tiles()) deep_products_.multiply();
+      compute_tiles(chunk);
+      deep_products_.unpack(gradients_, [&](const Operands<T>& operands, Side side, T* gradient) {
+        const int64_t outputs = (side == Side::rows ? rows_ : columns_).panels();
+        accumulate_panels(chunk, operands, side, 0, outputs, {0, WINDOW}, gradient);
+      });
+      return;
+    }
+    const bool for_columns = column_gradient_ != nullptr;
+    if (for_columns && chunk.first_row == 0) clear(chunk.columns(), column_gradient_);
+    compute_tiles(chunk);
+    accumulate(chunk);
+    if (for_columns && chunk.last_row == rows_.panels()) {
+      unpack_all(columns_, chunk.first_column, chunk.last_column, column_gradient_,
+                 gradients_.columns);
     }
   }
 
@@ -141,11 +157,13 @@ class BackwardPass {
     return tile_index(row, column, columns_.panels(), problem_.self_mode);
   }
 
+  int64_t tiles() const { return tiles_of(rows_.count, columns_.count, problem_.self_mode); }
+
   void compute_tiles(const Chunk& chunk) {
 #pragma omp for schedule(dynamic)
     for (int64_t index = 0; index < chunk.size(); ++index) {
       const int64_t row = chunk.row(index), column = chunk.column(index);
-      if (!chunk.visits(row, column)) continue;
+      if (!chunk.visits(row, column) || operands_.interrupted()) continue;
       const int64_t slot = chunk.slot(row, column);
       if (negligible_tile(row, column)) {
         shares_[slot].any = false;
@@ -177,6 +195,7 @@ class BackwardPass {
                   : run(tile_gradient<T, false, false, Logits>);
       }
     }
+    operands_.agree();
   }
 
   // A task is some panels of the gradient, or a part of one's values of d where there are few
@@ -203,7 +222,9 @@ class BackwardPass {
       const DimRange range{first, smaller(last, operands_.gradient_dim())};
       const int64_t begin = (of_rows ? chunk.first_row : chunk.first_column) + place;
       const int64_t end = smaller(begin + width, of_rows ? chunk.last_row : chunk.last_column);
-      accumulate_panels(chunk, of_rows ? Side::rows : Side::columns, begin, end, range);
+      T* gradient = of_rows || problem_.self_mode ? row_gradient_ : column_gradient_;
+      accumulate_panels(chunk, operands_, of_rows ? Side::rows : Side::columns, begin, end, range,
+                        gradient);
     }
   }
 
@@ -233,16 +254,18 @@ class BackwardPass {
   }
 
   // Adds what a chunk has for panels [begin, end) of the gradient of one side.
-  void accumulate_panels(const Chunk& chunk, Side side, int64_t begin, int64_t end,
-                         const DimRange& range) {
+  void accumulate_panels(const Chunk& chunk, const Operands<T>& operands, Side side, int64_t begin,
+                         int64_t end, const DimRange& range, T* gradients) {
     const bool of_rows = side == Side::rows;
-    T* gradients = of_rows || problem_.self_mode ? row_gradient_ : column_gradient_;
+    const int64_t panel_size = operands.gradient_dim() * PANEL;
     const int64_t first = of_rows ? chunk.first_column : chunk.first_row;
     const int64_t last = of_rows ? chunk.last_column : chunk.last_row;
     ProductScratch<T>& scratch = scratch_[thread_index()];
     for (int64_t other = first; other < last; ++other) {
+      if (operands.interrupted()) return;
       for (int64_t output = begin; output < end; ++output) {
-        T* gradient = gradients + (output - (of_rows ? 0 : columns_.first)) * panel_size_;
+        const int64_t first_held = of_rows ? 0 : operands.columns.first;
+        T* gradient = gradients + (output - first_held) * panel_size;
         const int64_t live = (of_rows ? rows_ : columns_).live(output);
         const Place place = place_of(chunk, side, output, other);
         const int64_t slot = chunk.slot(place.row, place.column);
@@ -265,8 +288,8 @@ class BackwardPass {
                                   : place_of(chunk, side, begin, other + 1);
           upcoming = saved_.tile(index_of(next.row, next.column));
         }
-        operands_.accumulate(of_rows ? Side::columns : Side::rows, other, tile, share, transposed,
-                             live, range, scratch, upcoming, gradient);
+        operands.accumulate(of_rows ? Side::columns : Side::rows, other, tile, share, transposed,
+                            live, range, scratch, upcoming, gradient);
       }
     }
   }
@@ -277,14 +300,20 @@ class BackwardPass {
     constexpr int64_t PARTS = PANEL / PACKED_ROWS;
 #pragma omp for schedule(dynamic)
     for (int64_t task = begin * PARTS; task < end * PARTS; ++task) {
+      if (operands_.interrupted()) continue;
       const int64_t panel = task / PARTS, row = task % PARTS * PACKED_ROWS;
-      unpack(problem_, side, panel, row, gradient + (panel - begin) * panel_size_, output);
+      with_scalar<T>(problem_, [&](auto zero) {
+        unpack_gradient(side, problem_.normalize, panel, row,
+                        gradient + (panel - begin) * panel_size_,
+                        static_cast<decltype(zero)*>(output));
+      });
     }
   }
 
   const Problem& problem_;
   const int64_t columns_of_chunk_;  // panels, at most
   Operands<T> operands_;
+  DeepProducts<T> deep_products_;
   const Panels<T>&rows_, &columns_;
   const Saved<T> saved_;
   const Logits& logits_;

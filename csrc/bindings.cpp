@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <chrono>
 #include <optional>
 
 #include "kernels.h"
@@ -33,6 +34,35 @@ using Settings = std::tuple<bool, double, int64_t, int, int>;
 // (address, row_stride) of ListedPair for every pair, or zeros
 using Listed = std::array<int64_t, 2>;
 
+// Python runs its signal handlers, Ctrl-C's among them, between its own instructions: a long pass
+// has to ask for it. As rarely as nobody notices, since the GIL may be somebody else's at the time.
+constexpr std::chrono::milliseconds BETWEEN_SIGNALS{50};
+thread_local std::chrono::steady_clock::time_point next_signals;
+
+// Problem::interrupted; with the Python exception set that a handler has raised.
+bool handler_has_raised() {
+  const auto now = std::chrono::steady_clock::now();
+  if (now < next_signals) return false;
+  next_signals = now + BETWEEN_SIGNALS;
+  py::gil_scoped_acquire acquire;
+  return PyErr_CheckSignals() != 0;
+}
+
+// Python's main thread, which alone runs handlers; found when the module is loaded.
+unsigned long main_thread = 0;
+
+// Runs a pass without the GIL.
+template <class Pass>
+void run_interruptible(Pass pass) {
+  next_signals = std::chrono::steady_clock::now() + BETWEEN_SIGNALS;
+  try {
+    py::gil_scoped_release release;
+    pass();
+  } catch (const Interrupted&) {
+    throw py::error_already_set();
+  }
+}
+
 Problem make_problem(Scalar scalar, const Side& rows, const std::optional<Side>& columns,
                      const Formula& formula, const Settings& settings, const Listed& listed) {
   const auto& [normalize, skip_below, kept_tiles, threads, bfloat_terms] = settings;
@@ -47,35 +77,38 @@ Problem make_problem(Scalar scalar, const Side& rows, const std::optional<Side>&
           threads,
           bfloat_terms,
           reinterpret_cast<const uint8_t*>(listed[0]),
-          listed[1]};
+          listed[1],
+          PyThread_get_thread_ident() == main_thread ? handler_has_raised : nullptr};
 }
 
-// (lse_pos, lse_neg, saved)
-using ForwardAddresses = std::array<Address, 3>;
+// (lse_pos, lse_neg, saved, its bytes)
+using ForwardAddresses = std::array<int64_t, 4>;
 
 void forward(Scalar scalar, const Side& rows, const std::optional<Side>& columns,
              const Formula& formula, const Settings& settings, const Listed& listed,
              const ForwardAddresses& results) {
   const Level& level = current_level();
-  py::gil_scoped_release release;
-  run_forward(level, make_problem(scalar, rows, columns, formula, settings, listed),
-              {reinterpret_cast<void*>(results[0]), reinterpret_cast<void*>(results[1]),
-               reinterpret_cast<void*>(results[2])});
+  run_interruptible([&] {
+    run_forward(level, make_problem(scalar, rows, columns, formula, settings, listed),
+                {reinterpret_cast<void*>(results[0]), reinterpret_cast<void*>(results[1]),
+                 reinterpret_cast<void*>(results[2]), results[3]});
+  });
 }
 
-// (saved, grad_lse_pos, grad_lse_neg, grad_rows, grad_columns)
-using BackwardAddresses = std::array<Address, 5>;
+// (saved, its bytes, grad_lse_pos, grad_lse_neg, grad_rows, grad_columns)
+using BackwardAddresses = std::array<int64_t, 6>;
 
+// At the forward pass's level, and with the tiles that it kept, whatever the settings say now.
 void backward(Scalar scalar, const Side& rows, const std::optional<Side>& columns,
               const Formula& formula, const Settings& settings, const Listed& listed,
               const BackwardAddresses& tensors) {
-  const Level& level = current_level();
-  py::gil_scoped_release release;
-  run_backward(
-      level, make_problem(scalar, rows, columns, formula, settings, listed),
-      {reinterpret_cast<const void*>(tensors[0]), reinterpret_cast<const void*>(tensors[1]),
-       reinterpret_cast<const void*>(tensors[2])},
-      {reinterpret_cast<void*>(tensors[3]), reinterpret_cast<void*>(tensors[4])});
+  run_interruptible([&] {
+    run_backward(
+        make_problem(scalar, rows, columns, formula, settings, listed),
+        {reinterpret_cast<const void*>(tensors[0]), tensors[1],
+         reinterpret_cast<const void*>(tensors[2]), reinterpret_cast<const void*>(tensors[3])},
+        {reinterpret_cast<void*>(tensors[4]), reinterpret_cast<void*>(tensors[5])});
+  });
 }
 
 // (rows, columns, count) and (kinds, rows, columns, row_stride)
@@ -126,8 +159,11 @@ PYBIND11_MODULE(_cpu, module) {
       .def(py::init<FormulaKind, double, double, double, double, double, bool>(), py::kw_only(),
            py::arg("kind"), py::arg("gamma"), py::arg("optimum_pos"), py::arg("optimum_neg"),
            py::arg("margin_pos"), py::arg("margin_neg"), py::arg("detach_weights"));
+  main_thread =
+      py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
   module.attr("PANEL") = PANEL;
   module.attr("has_openmp") = CIRCLE_OPENMP != 0;  // from CMakeLists.txt
+  module.attr("SAVED_HEADER_BYTES") = SAVED_HEADER_BYTES;
 
   py::class_<Block>(module, "Block", py::buffer_protocol(),
                     "So many bytes of memory, which go back to a small store when nobody refers to "

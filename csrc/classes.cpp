@@ -3,40 +3,11 @@
 #include <algorithm>
 #include <limits>
 
+#include "ranks.h"
+
 namespace circle_kernels {
 
 namespace {
-
-// Ranks of labels by first appearance: a hash table with open addressing, since a step of a small
-// batch would feel one allocation for every label.
-class Ranks {
- public:
-  explicit Ranks(int64_t most_labels) {
-    while ((std::size_t{1} << bits_) < 2 * static_cast<std::size_t>(most_labels)) ++bits_;
-    slots_.assign(std::size_t{1} << bits_, NO_CLASS);
-  }
-
-  int32_t size() const { return static_cast<int32_t>(labels_.size()); }
-
-  // The rank of a label, which is the next one for a label not seen before.
-  int32_t operator()(int64_t label) {
-    // Fibonacci hashing: the upper bits of the product depend on all bits of the label.
-    std::size_t slot = (static_cast<uint64_t>(label) * 0x9e3779b97f4a7c15u) >> (64 - bits_);
-    while (slots_[slot] != NO_CLASS && labels_[slots_[slot]] != label) {
-      slot = (slot + 1) & (slots_.size() - 1);
-    }
-    if (slots_[slot] == NO_CLASS) {
-      slots_[slot] = size();
-      labels_.push_back(label);
-    }
-    return slots_[slot];
-  }
-
- private:
-  int bits_ = 4;
-  std::vector<int32_t> slots_;   // hash -> rank
-  std::vector<int64_t> labels_;  // rank -> label
-};
 
 // Sorts one side by rank, in time proportional to its size; new labels get the next ranks.
 Ordering order_by_rank(const Embeddings& side, Ranks& ranks) {

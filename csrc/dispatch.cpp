@@ -1,9 +1,11 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <new>
 #include <stdexcept>
 
 #include "kernels.h"
+#include "saved_header.h"
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
@@ -94,7 +96,7 @@ std::atomic<bool> is_forked{false};
     pthread_atfork(nullptr, nullptr, [] { is_forked = true; });
 #endif
 
-// Waking threads takes longer than a problem as small as this.
+// Waking threads takes longer than a problem as small as this, and nobody waits for its end.
 constexpr double SMALLEST_PARALLEL_WORK = 1 << 18;  // multiply-adds of the similarities
 
 // The problem with as many threads as are of use and the bfloat16 products that this level has.
@@ -103,12 +105,44 @@ Problem adapted(Problem problem, const Level& level) {
                       static_cast<double>(problem.columns.count) *
                       static_cast<double>(problem.rows.dim);
   if (work < SMALLEST_PARALLEL_WORK || is_forked) problem.threads = 1;
+  if (work < SMALLEST_PARALLEL_WORK) problem.interrupted = nullptr;
   if (problem.scalar == Scalar::bfloat16) problem.bfloat_terms = 1;
   const bool of_use = level.products != nullptr &&
                       (problem.bfloat_terms < 3 || level.products->three_terms_pay) &&
                       (problem.scalar == Scalar::bfloat16 || problem.scalar == Scalar::float32);
   if (!of_use) problem.bfloat_terms = 0;
   return problem;
+}
+
+// Refuses counts whose products, the sizes of both passes' memory in bytes among them, could
+// overflow. Also dimensions that nobody has, but a view that repeats one value: working through
+// them takes days.
+void check_sizes(const Problem& problem) {
+  struct TooLarge : std::bad_alloc {
+    const char* what() const noexcept override {
+      return "circle_kernels: embeddings of this shape do not fit into memory";
+    }
+  };
+  constexpr double MOST_BYTES = 0x1p62;
+  constexpr int64_t MOST_DIMENSIONS = int64_t{1} << 31;
+  const auto padded = [](int64_t count) { return static_cast<double>(count) + 2 * PANEL; };
+  const double depth = static_cast<double>(problem.rows.dim) + BFLOAT_DEPTH;
+  const double rows = padded(problem.rows.count), columns = padded(problem.columns.count);
+  constexpr double NUMBER_BYTES = sizeof(double), TERMS = 3;
+  const double most = std::max(rows, columns) * depth * TERMS * NUMBER_BYTES;
+  if (std::max(most, 2 * rows * columns * NUMBER_BYTES) > MOST_BYTES ||
+      problem.rows.dim > MOST_DIMENSIONS) {
+    throw TooLarge();
+  }
+}
+
+const Level& level_of(const SavedBy& saved_by) {
+  const std::vector<Level>& all = levels();
+  const auto index = static_cast<std::size_t>(saved_by.level);
+  if (index < all.size() && all[index].supported) return all[index];
+  throw std::runtime_error(
+      "circle_kernels: what the forward pass saved comes from an instruction set that this machine "
+      "does not have");
 }
 
 }  // namespace
@@ -134,18 +168,30 @@ const Level& current_level() {
 }
 
 void run_forward(const Level& level, const Problem& problem, const ForwardResult& result) {
+  check_sizes(problem);
+  if (result.saved != nullptr) check_saved_memory(problem, result.saved_bytes);
   const Problem adapted_problem = adapted(problem, level);
   Arena arena;
-  level.kernels->forward(adapted_problem, order_by_class(adapted_problem), level.products, arena,
-                         result);
+  if (!level.kernels->forward(adapted_problem, order_by_class(adapted_problem), level.products,
+                              arena, result)) {
+    throw Interrupted();
+  }
+  if (result.saved != nullptr) {
+    write_saved_header(problem, static_cast<int>(&level - levels().data()), result.saved);
+  }
 }
 
-void run_backward(const Level& level, const Problem& problem, const BackwardInput& input,
-                  const Gradients& gradients) {
-  const Problem adapted_problem = adapted(problem, level);
+void run_backward(const Problem& problem, const BackwardInput& input, const Gradients& gradients) {
+  check_sizes(problem);
+  const SavedBy saved_by = read_saved_header(problem, input.saved, input.saved_bytes);
+  const Level& level = level_of(saved_by);
+  Problem adapted_problem = adapted(problem, level);
+  adapted_problem.kept_tiles = saved_by.kept_tiles;
   Arena arena;
-  level.kernels->backward(adapted_problem, order_by_class(adapted_problem), level.products, arena,
-                          input, gradients);
+  if (!level.kernels->backward(adapted_problem, order_by_class(adapted_problem), level.products,
+                               arena, input, gradients)) {
+    throw Interrupted();
+  }
 }
 
 }  // namespace circle_kernels

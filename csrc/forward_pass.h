@@ -2,6 +2,7 @@
 // tile.
 #pragma once
 
+#include "deep.h"
 #include "forward.h"
 #include "operands.h"
 #include "saved.h"
@@ -96,8 +97,9 @@ TileShifts<T> tile_partials(const Tile<T>& tile, const T* similarities, const Ti
   return TileShifts<T>::none();
 }
 
+// False where it was interrupted.
 template <class T, class Logits>
-void forward_with(const Problem& problem, const Classes& classes, const BFloatProducts* products,
+bool forward_with(const Problem& problem, const Classes& classes, const BFloatProducts* products,
                   const Logits& logits, Arena& arena, const ForwardResult& result) {
   const bool self_mode = problem.self_mode;
   const int64_t row_panels = panels_of(problem.rows.count);
@@ -109,6 +111,7 @@ void forward_with(const Problem& problem, const Classes& classes, const BFloatPr
   const int64_t chunk_rows = edge < row_panels ? edge : row_panels;
   const int64_t chunk_columns = edge < column_panels ? edge : column_panels;
   Operands<T> operands(problem, classes, products, chunk_columns, arena);
+  DeepProducts<T> deep_products(operands, problem.threads, arena);
   auto* row_partials = allocate<TilePartial<T>>(arena, chunk_rows * chunk_columns);
   auto* column_partials =
       self_mode ? allocate<TilePartial<T>>(arena, chunk_rows * chunk_columns) : nullptr;
@@ -128,9 +131,12 @@ void forward_with(const Problem& problem, const Classes& classes, const BFloatPr
     operands.pack_rows();
 
     for_each_chunk(row_panels, column_panels, edge, edge, self_mode, [&](const Chunk& chunk) {
+      if (operands.ended()) return;
       operands.pack_columns(chunk);
+      if (operands.deep) deep_products.multiply();
 #pragma omp for schedule(dynamic)
       for (int64_t index = 0; index < chunk.size(); ++index) {
+        if (operands.interrupted()) continue;
         const int64_t row = chunk.row(index), column = chunk.column(index);
         if (!chunk.visits(row, column)) continue;
         const Tile<T> tile = operands.tile(row, column);
@@ -157,8 +163,10 @@ void forward_with(const Problem& problem, const Classes& classes, const BFloatPr
       };
       // In self mode a chunk beside the diagonal serves its columns' panels as well.
       const int64_t mirrored = self_mode && !chunk.on_diagonal ? chunk.columns() : 0;
+      operands.agree();
 #pragma omp for schedule(dynamic)
       for (int64_t index = 0; index < chunk.rows() + mirrored; ++index) {
+        if (operands.end_wanted()) continue;
         if (index >= chunk.rows()) {
           const int64_t column = chunk.first_column + index - chunk.rows();
           for (int64_t row = chunk.first_row; row < chunk.last_row; ++row) {
@@ -187,6 +195,7 @@ void forward_with(const Problem& problem, const Classes& classes, const BFloatPr
     }
   }
 
+  if (operands.end_wanted()) return false;
   poison(operands, arena, saved.lse_pos, saved.lse_neg);
   constexpr T LN_2 = T(0.69314718055994530942);
   for (int64_t row = 0; row < operands.rows.count; ++row) {
@@ -194,6 +203,7 @@ void forward_with(const Problem& problem, const Classes& classes, const BFloatPr
     static_cast<T*>(result.lse_pos)[given] = saved.lse_pos[row] * LN_2;
     static_cast<T*>(result.lse_neg)[given] = saved.lse_neg[row] * LN_2;
   }
+  return true;
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // The kernels of each instruction set, and which of them this machine runs.
 #pragma once
 
+#include <exception>
 #include <string>
 #include <vector>
 
@@ -12,11 +13,12 @@
 namespace circle_kernels {
 
 // Both passes for one instruction set. Arguments are checked before. Where problem.bfloat_terms is
-// not 0, similarities and gradients of float type are made of the given products.
+// not 0, similarities and gradients of float type are made of the given products. False where the
+// pass was interrupted and its results are worth nothing.
 struct Kernels {
-  void (*forward)(const Problem&, const Classes&, const BFloatProducts*, Arena&,
+  bool (*forward)(const Problem&, const Classes&, const BFloatProducts*, Arena&,
                   const ForwardResult&);
-  void (*backward)(const Problem&, const Classes&, const BFloatProducts*, Arena&,
+  bool (*backward)(const Problem&, const Classes&, const BFloatProducts*, Arena&,
                    const BackwardInput&, const Gradients&);
 };
 
@@ -36,8 +38,17 @@ const std::vector<Level>& levels();
 // here.
 const Level& current_level();
 
+// Problem::interrupted returned true.
+struct Interrupted : std::exception {
+  const char* what() const noexcept override { return "the pass was interrupted"; }
+};
+
+// Both throw Interrupted, and std::bad_alloc where the problem does not fit into memory.
+//
+// run_forward: std::invalid_argument where result.saved has not the size of SavedLayout.
 void run_forward(const Level& level, const Problem& problem, const ForwardResult& result);
-void run_backward(const Level& level, const Problem& problem, const BackwardInput& input,
-                  const Gradients& gradients);
+// With the level of the forward pass. Throws std::runtime_error where input.saved is not what a
+// forward pass of this problem left.
+void run_backward(const Problem& problem, const BackwardInput& input, const Gradients& gradients);
 
 }  // namespace circle_kernels

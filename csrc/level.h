@@ -13,38 +13,32 @@
 namespace circle_kernels {
 namespace {
 
-// Calls `run` with the type computed in and the formula's logits.
+// Calls `run` with the type computed in and the formula's logits; what it returns.
 template <class Run>
-void with_logits(const Problem& problem, Run run) {
+bool with_logits(const Problem& problem, Run run) {
   const auto typed = [&](auto zero) {
     using T = decltype(zero);
     if (problem.formula.kind == FormulaKind::unified) {
-      run(zero, UnifiedLogits<T>(problem.formula));
-    } else if (problem.formula.detach_weights) {
-      run(zero, CircleLogits<T, true>(problem.formula));
-    } else {
-      run(zero, CircleLogits<T, false>(problem.formula));
+      return run(zero, UnifiedLogits<T>(problem.formula));
     }
+    return problem.formula.detach_weights ? run(zero, CircleLogits<T, true>(problem.formula))
+                                          : run(zero, CircleLogits<T, false>(problem.formula));
   };
-  if (problem.scalar == Scalar::float64) {
-    typed(double{});
-  } else {
-    typed(float{});
-  }
+  return problem.scalar == Scalar::float64 ? typed(double{}) : typed(float{});
 }
 
-void forward(const Problem& problem, const Classes& classes, const BFloatProducts* products,
+bool forward(const Problem& problem, const Classes& classes, const BFloatProducts* products,
              Arena& arena, const ForwardResult& result) {
-  with_logits(problem, [&](auto zero, const auto& logits) {
-    forward_with<decltype(zero)>(problem, classes, products, logits, arena, result);
+  return with_logits(problem, [&](auto zero, const auto& logits) {
+    return forward_with<decltype(zero)>(problem, classes, products, logits, arena, result);
   });
 }
 
-void backward(const Problem& problem, const Classes& classes, const BFloatProducts* products,
+bool backward(const Problem& problem, const Classes& classes, const BFloatProducts* products,
               Arena& arena, const BackwardInput& input, const Gradients& gradients) {
-  with_logits(problem, [&](auto zero, const auto& logits) {
+  return with_logits(problem, [&](auto zero, const auto& logits) {
     using Pass = BackwardPass<decltype(zero), std::decay_t<decltype(logits)>>;
-    Pass(problem, classes, products, logits, arena, input, gradients).run();
+    return Pass(problem, classes, products, logits, arena, input, gradients).run();
   });
 }
 

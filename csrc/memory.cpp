@@ -15,6 +15,8 @@ namespace {
 
 constexpr std::size_t CACHE_LINE = 64;
 constexpr std::size_t HUGE_PAGE = std::size_t{1} << 21;
+// Larger requests are refused before anything is added to them.
+constexpr std::size_t MOST_BYTES = PTRDIFF_MAX - 2 * HUGE_PAGE;
 
 // What a thread keeps between calls. An arena takes it, so that two arenas never share it.
 struct Spare {
@@ -63,7 +65,11 @@ Arena::~Arena() {
   spare.size = spare_size_;
 }
 
-void* Arena::allocate(std::size_t bytes) {
+void* Arena::allocate(int64_t count, std::size_t element_bytes) {
+  std::size_t bytes;
+  if (__builtin_mul_overflow(count, element_bytes, &bytes) || bytes > MOST_BYTES) {
+    throw std::bad_alloc();
+  }
   const std::size_t rounded = (bytes + CACHE_LINE) / CACHE_LINE * CACHE_LINE;  // at least one
   total_ += rounded;
   if (spare_ == nullptr || rounded > spare_size_ - spare_used_) return new_block(rounded);
@@ -95,9 +101,10 @@ Block::Block(std::size_t bytes) : memory_(spare_block.exchange(nullptr)), size_(
     if (Header::of(memory_)->capacity >= bytes) return;
     std::free(Header::of(memory_));
   }
+  if (bytes > MOST_BYTES) throw std::bad_alloc();
   // Whole huge pages, so that problems of nearly the same size take turns with one block.
   std::size_t total = sizeof(Header) + bytes;
-  if (total > HUGE_PAGE) total = (total + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+  if (KEEPS_SPARES && total > HUGE_PAGE) total = (total + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
   auto* header = static_cast<Header*>(new_pages(total));
   header->capacity = total - sizeof(Header);
   memory_ = header + 1;

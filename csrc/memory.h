@@ -2,9 +2,17 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <vector>
 
 namespace circle_kernels {
+
+// Under a sanitizer nothing is kept between calls, so that it sees the end of every block.
+#if defined(CIRCLE_SANITIZED)
+constexpr bool KEEPS_SPARES = false;
+#else
+constexpr bool KEEPS_SPARES = true;
+#endif
 
 // Hands out cache-line-aligned, uninitialised blocks and frees them together.
 //
@@ -12,15 +20,16 @@ namespace circle_kernels {
 // the system for pages again takes longer than computing.
 class Arena {
  public:
-  static constexpr std::size_t SPARE_BYTES = std::size_t{48} << 20;
+  static constexpr std::size_t SPARE_BYTES = KEEPS_SPARES ? std::size_t{48} << 20 : 0;
 
   Arena();
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
   ~Arena();
 
-  // Throws std::bad_alloc.
-  void* allocate(std::size_t bytes);
+  // Memory for so many elements. Throws std::bad_alloc, also where their bytes are too many to
+  // count.
+  void* allocate(int64_t count, std::size_t element_bytes);
 
  private:
   void* new_block(std::size_t bytes);
@@ -39,7 +48,7 @@ class Arena {
 // cleared.
 class Block {
  public:
-  static constexpr std::size_t SPARE_BYTES = std::size_t{80} << 20;
+  static constexpr std::size_t SPARE_BYTES = KEEPS_SPARES ? std::size_t{80} << 20 : 0;
 
   // Throws std::bad_alloc.
   explicit Block(std::size_t bytes);

@@ -25,16 +25,16 @@ int thread_index() {
 
 template <class T>
 T* allocate(Arena& arena, int64_t count) {
-  return static_cast<T*>(arena.allocate(static_cast<std::size_t>(count) * sizeof(T)));
+  return static_cast<T*>(arena.allocate(count, sizeof(T)));
 }
 
 template <class T>
-Panels<T> make_panels(const Embeddings& side, const Ordering& ordering, int64_t held,
+Panels<T> make_panels(const Embeddings& side, const Ordering& ordering, int64_t held, int64_t depth,
                       Arena& arena) {
   const int64_t padded = panels_of(side.count) * PANEL;
   const int64_t* order = ordering.order.empty() ? nullptr : ordering.order.data();
-  Panels<T> panels{side.count, side.dim, order, nullptr, nullptr, nullptr};
-  panels.values = allocate<T>(arena, held * PANEL * side.dim);
+  Panels<T> panels{side.count, side.dim, order, nullptr, nullptr, nullptr, depth};
+  panels.values = allocate<T>(arena, held * PANEL * depth);
   panels.divisors = allocate<T>(arena, padded);
   if constexpr (sizeof(Int<T>) == sizeof(int32_t)) {
     panels.class_ids = ordering.class_ids.data();
@@ -46,31 +46,17 @@ Panels<T> make_panels(const Embeddings& side, const Ordering& ordering, int64_t 
   return panels;
 }
 
-template <class T>
-void pack(const Problem& problem, const Embeddings& side, int64_t index, int64_t row,
-          Panels<T>& panels) {
+// Calls `run` with a number of the type that embeddings are given in.
+template <class T, class Run>
+void with_scalar(const Problem& problem, Run run) {
   if constexpr (sizeof(T) == sizeof(double)) {
-    pack_rows<T, double>(side, problem.normalize, index, row, panels);
+    run(double{});
   } else if (problem.scalar == Scalar::float32) {
-    pack_rows<T, float>(side, problem.normalize, index, row, panels);
+    run(float{});
   } else if (problem.scalar == Scalar::float16) {
-    pack_rows<T, Half>(side, problem.normalize, index, row, panels);
+    run(Half{});
   } else {
-    pack_rows<T, BFloat>(side, problem.normalize, index, row, panels);
-  }
-}
-
-template <class T>
-void unpack(const Problem& problem, const Panels<T>& panels, int64_t index, int64_t row,
-            T* gradient, void* output) {
-  if constexpr (sizeof(T) == sizeof(double)) {
-    unpack_gradient(panels, problem.normalize, index, row, gradient, static_cast<double*>(output));
-  } else if (problem.scalar == Scalar::float32) {
-    unpack_gradient(panels, problem.normalize, index, row, gradient, static_cast<float*>(output));
-  } else if (problem.scalar == Scalar::float16) {
-    unpack_gradient(panels, problem.normalize, index, row, gradient, static_cast<Half*>(output));
-  } else {
-    unpack_gradient(panels, problem.normalize, index, row, gradient, static_cast<BFloat*>(output));
+    run(BFloat{});
   }
 }
 
@@ -95,6 +81,22 @@ struct ProductScratch {
   alignas(64) BFloatPair weights[3 * PANEL / 2 * PANEL];
 };
 
+// What the threads of a pass know of its end before it is done.
+struct Ending {
+  bool wanted;  // set by the calling thread at any time
+  bool agreed;  // the same between two barriers
+};
+
+// Whether panels of a problem's few embeddings would be to a third or more padding, and their
+// dimensions so many that this counts: then they are held a window of the depth at a time (deep.h).
+inline bool is_deep(const Problem& problem) {
+  constexpr int64_t SHALLOW = 8192;
+  if (problem.rows.dim <= SHALLOW) return false;
+  const int64_t columns = problem.self_mode ? 0 : problem.columns.count;
+  const int64_t panels = panels_of(problem.rows.count) + panels_of(columns);
+  return 2 * panels * PANEL >= 3 * (problem.rows.count + columns);
+}
+
 // Both sides of a problem in panels, in self mode one side twice, and the products over them.
 //
 // References are packed when their chunk of tiles comes, into memory for one chunk's: there may be
@@ -102,19 +104,28 @@ struct ProductScratch {
 template <class T>
 struct Operands {
   const Problem& problem;
+  const bool deep;                 // panels hold nothing; `similarities` holds all tiles
   const BFloatProducts* products;  // null where products are of type T
   Panels<T> rows, columns;
   BFloatPanels bfloat_rows{}, bfloat_columns{};
+  T* similarities = nullptr;  // (tiles, PANEL, PANEL), row by row
+  Ending* ending;
 
   // Chunks have at most `columns_held` panels of columns.
   Operands(const Problem& the_problem, const Classes& classes, const BFloatProducts* the_products,
            int64_t columns_held, Arena& arena)
       : problem(the_problem),
-        products(sizeof(T) == sizeof(float) && problem.bfloat_terms > 0 ? the_products : nullptr),
-        rows(make_panels<T>(problem.rows, classes.rows, panels_of(problem.rows.count), arena)),
-        columns(problem.self_mode
-                    ? rows
-                    : make_panels<T>(problem.columns, classes.columns, columns_held, arena)) {
+        deep(is_deep(problem)),
+        products(sizeof(T) == sizeof(float) && problem.bfloat_terms > 0 && !deep ? the_products
+                                                                                 : nullptr),
+        rows(make_panels<T>(problem.rows, classes.rows, panels_of(problem.rows.count),
+                            deep ? 0 : problem.rows.dim, arena)),
+        columns(problem.self_mode ? rows
+                                  : make_panels<T>(problem.columns, classes.columns, columns_held,
+                                                   deep ? 0 : problem.rows.dim, arena)),
+        ending(allocate<Ending>(arena, 1)) {
+    *ending = {false, false};
+    if (deep) similarities = allocate<T>(arena, rows.panels() * columns.panels() * PANEL * PANEL);
     if (products == nullptr) return;
     bfloat_rows = make_bfloat_panels(problem, problem.rows, rows.panels(), arena);
     bfloat_columns = problem.self_mode
@@ -131,7 +142,7 @@ struct Operands {
   }
 
   // Values of d that a panel of the gradient has room for.
-  int64_t gradient_dim() const { return products != nullptr ? padded_dim(rows.dim) : rows.dim; }
+  int64_t gradient_dim() const { return products != nullptr ? padded_dim(rows.depth) : rows.depth; }
 
   // Called by every thread before and after its products.
   void begin() const {
@@ -140,6 +151,27 @@ struct Operands {
   void end() const {
     if (products != nullptr) products->end();
   }
+
+  // Whether the caller has asked for an end, and pieces of work are to be left out. Called by every
+  // thread before each of them.
+  bool interrupted() const {
+    if (problem.interrupted == nullptr) return false;
+    if (thread_index() == 0 && !ending->wanted) {
+      const bool now = problem.interrupted();
+      // Whoever was asked may have used AMX for something else.
+      begin();
+      if (now) __atomic_store_n(&ending->wanted, true, __ATOMIC_RELAXED);
+    }
+    return end_wanted();
+  }
+  // The same without asking.
+  bool end_wanted() const { return __atomic_load_n(&ending->wanted, __ATOMIC_RELAXED); }
+  // Called by every thread between two barriers; before the first and after the second one every
+  // thread is told the same by ended().
+  void agree() const {
+    if (thread_index() == 0) ending->agreed = ending->wanted;
+  }
+  bool ended() const { return ending->agreed; }
 
   // Called by every thread of a parallel region.
   void pack_rows() { pack_side(problem.rows, 0, rows.panels(), rows, bfloat_rows); }
@@ -154,33 +186,38 @@ struct Operands {
   }
 
   // The similarities of one tile.
-  void multiply(const Tile<T>& tile, T* similarities) const {
+  void multiply(const Tile<T>& tile, T* result) const {
+    if (similarities != nullptr) {
+      const T* known = similarities + (tile.row * columns.panels() + tile.column) * PANEL * PANEL;
+      std::memcpy(result, known, PANEL * PANEL * sizeof(T));
+      return;
+    }
     if constexpr (sizeof(T) == sizeof(float)) {
       if (products != nullptr) {
         products->similarities(bfloat_rows.operand(tile.row), bfloat_columns.operand(tile.column),
-                               rows.dim, problem.bfloat_terms, similarities);
+                               rows.dim, problem.bfloat_terms, result);
         if (bfloat_rows.scales != nullptr) {
           scale_tile(bfloat_rows.panel_scales(tile.row), bfloat_columns.panel_scales(tile.column),
-                     similarities);
+                     result);
         }
         return;
       }
     }
-    similarity_tile(rows.panel(tile.row), columns.panel(tile.column), rows.dim, tile.live_rows(),
-                    tile.live_columns(), tile.on_diagonal(), similarities);
+    similarity_tile(rows.panel(tile.row), columns.panel(tile.column), rows.depth, tile.live_rows(),
+                    tile.live_columns(), tile.on_diagonal(), result);
   }
 
   // The similarities of one tile, and how far they range.
-  TileRanges<T> multiply_with_ranges(const Tile<T>& tile, T* similarities) const {
+  TileRanges<T> multiply_with_ranges(const Tile<T>& tile, T* result) const {
     const bool mixed = !tile.only_negatives();
-    if (products == nullptr && !mixed && tile.live_rows() == PANEL) {
+    if (products == nullptr && similarities == nullptr && !mixed && tile.live_rows() == PANEL) {
       RangeOf<T> seen;  // a pass over the tile less
-      similarity_tile(rows.panel(tile.row), columns.panel(tile.column), rows.dim, PANEL, PANEL,
-                      false, similarities, seen);
+      similarity_tile(rows.panel(tile.row), columns.panel(tile.column), rows.depth, PANEL, PANEL,
+                      false, result, seen);
       return {Range<T>::none(), seen.range()};
     }
-    multiply(tile, similarities);
-    return ranges_of(tile, similarities);
+    multiply(tile, result);
+    return ranges_of(tile, result);
   }
 
   // Adds what one tile of G has for one panel of the gradient, for a range of d.
@@ -212,12 +249,19 @@ struct Operands {
     constexpr int64_t PARTS = PANEL / PACKED_ROWS;
 #pragma omp for schedule(dynamic)
     for (int64_t task = begin * PARTS; task < end * PARTS; ++task) {
-      pack(problem, side, task / PARTS, task % PARTS * PACKED_ROWS, panels);
+      if (interrupted()) continue;
+      const int64_t index = task / PARTS, row = task % PARTS * PACKED_ROWS;
+      with_scalar<T>(problem, [&](auto zero) {
+        using S = decltype(zero);
+        measure_rows<T, S>(side, problem.normalize, index, row, panels);
+        circle_kernels::pack_rows<T, S>(side, index, row, panels.depth, panels);
+      });
     }
     if constexpr (sizeof(T) == sizeof(float)) {
       if (products == nullptr) return;
 #pragma omp for schedule(dynamic)
       for (int64_t index = begin; index < end; ++index) {
+        if (interrupted()) continue;
         pack_operand(panels.panel(index), panels.divisors + index * PANEL, side.dim,
                      problem.bfloat_terms, index, operands);
       }

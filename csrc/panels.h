@@ -22,13 +22,15 @@ struct Panels {
   int64_t count;  // embeddings, without padding
   int64_t dim;
   const int64_t* order;     // (count,) panel row -> row as given; null where they are the same
-  T* values;                // (panels held, dim, PANEL), over their norms; 0 for padding
+  T* values;                // (panels held, depth, PANEL), over their norms; 0 for padding
   T* divisors;              // (panels, PANEL) max(|x|, eps), or 1; NaN for a row that is not finite
   const Int<T>* class_ids;  // (panels, PANEL) ascending; NO_CLASS for padding
+  int64_t depth;            // values of d held
   int64_t first = 0;        // of the panels held
+  int64_t first_dim = 0;    // of the values of d held
 
   int64_t panels() const { return panels_of(count); }
-  T* panel(int64_t index) const { return values + (index - first) * dim * PANEL; }
+  T* panel(int64_t index) const { return values + (index - first) * depth * PANEL; }
   int64_t given(int64_t row) const { return order != nullptr ? order[row] : row; }
   // Rows of a panel that are not padding.
   int64_t live(int64_t index) const {
@@ -94,39 +96,50 @@ double norm(const S* row, int64_t stride, int64_t dim) {
 constexpr int64_t PACKED_ROWS = 32;
 static_assert(PANEL % PACKED_ROWS == 0);
 
-// Fills PACKED_ROWS rows of a panel, from `begin_row` on. A row with a NaN or an infinity, or whose
-// norm is one, becomes zeros with the divisor NaN: results that saw it are made NaN afterwards, and
-// tiles need not look for it.
+// Finds the divisors of PACKED_ROWS rows of a panel, from `begin_row` on. That of a row with a NaN
+// or an infinity, or whose norm is one, is NaN: results that saw it are made NaN afterwards.
 template <class T, class S>
-void pack_rows(const Embeddings& side, bool normalize, int64_t index, int64_t begin_row,
-               Panels<T>& panels) {
-  static_assert(PACKED_ROWS % LANES<T> == 0);
+void measure_rows(const Embeddings& side, bool normalize, int64_t index, int64_t begin_row,
+                  const Panels<T>& panels) {
   const S* values = static_cast<const S*>(side.values);
-  const int64_t dim = panels.dim, live = panels.live(index);
-  T* panel = panels.panel(index);
+  const int64_t live = panels.live(index);
   T* divisors = panels.divisors + index * PANEL;
+  for (int64_t row = begin_row; row < begin_row + PACKED_ROWS; ++row) {
+    divisors[row] = 1;
+    if (row >= live) continue;
+    const double length = norm(values + panels.given(index * PANEL + row) * side.row_stride,
+                               side.dim_stride, panels.dim);
+    if (!(length <= std::numeric_limits<T>::max())) {
+      divisors[row] = std::numeric_limits<T>::quiet_NaN();
+    } else if (normalize) {
+      divisors[row] = static_cast<T>(length > NORM_EPS ? length : NORM_EPS);
+    }
+  }
+}
+
+// Fills PACKED_ROWS rows of a panel, from `begin_row` on, with `depth` of the values of d that it
+// holds. A row that is not finite becomes zeros, and tiles need not look for it.
+template <class T, class S>
+void pack_rows(const Embeddings& side, int64_t index, int64_t begin_row, int64_t depth,
+               const Panels<T>& panels) {
+  static_assert(PACKED_ROWS % LANES<T> == 0);
+  const S* values = static_cast<const S*>(side.values) + panels.first_dim * side.dim_stride;
+  const int64_t live = panels.live(index);
+  T* panel = panels.panel(index);
+  const T* divisors = panels.divisors + index * PANEL;
 
   const int64_t end_row = begin_row + PACKED_ROWS;
   const S* rows[PANEL];
   for (int64_t row = begin_row; row < end_row; ++row) {
-    rows[row] = nullptr;
-    divisors[row] = 1;
-    if (row >= live) continue;
-    const S* from = values + panels.given(index * PANEL + row) * side.row_stride;
-    const double length = norm(from, side.dim_stride, dim);
-    if (!(length <= std::numeric_limits<T>::max())) {
-      divisors[row] = std::numeric_limits<T>::quiet_NaN();
-      continue;
-    }
-    if (normalize) divisors[row] = static_cast<T>(length > NORM_EPS ? length : NORM_EPS);
-    rows[row] = from;
+    const bool present = row < live && divisors[row] == divisors[row];
+    rows[row] = present ? values + panels.given(index * PANEL + row) * side.row_stride : nullptr;
   }
 
   T strip[LANES<T>][STRIP];
   T block[LANES<T>][LANES<T>];
   for (int64_t row = begin_row; row < end_row; row += LANES<T>) {
-    for (int64_t begin = 0; begin < dim; begin += STRIP) {
-      const int64_t count = dim - begin < STRIP ? dim - begin : STRIP;
+    for (int64_t begin = 0; begin < depth; begin += STRIP) {
+      const int64_t count = depth - begin < STRIP ? depth - begin : STRIP;
       for (int lane = 0; lane < LANES<T>; ++lane) {
         if (rows[row + lane] == nullptr) {
           for (int64_t d = 0; d < STRIP; ++d) strip[lane][d] = 0;
@@ -157,13 +170,13 @@ void pack_rows(const Embeddings& side, bool normalize, int64_t index, int64_t be
 template <class T>
 class Projection {
  public:
-  // Panels at the first of the embeddings.
-  Projection(const T* values, const T* gradient, const T* divisors, int64_t dim)
-      : values_(values), gradient_(gradient) {
-    // In double, and over <x, x>, which rounding has made only nearly 1: so what is left has no
-    // part along x, also where it is small against what is taken away.
-    Doubled<T> along{}, square{};
-    for (int64_t d = 0; d < dim; ++d) {
+  // Adds `depth` values of d to the products; panels at the first of the embeddings.
+  //
+  // In double, and over <x, x>, which rounding has made only nearly 1: so what is left has no part
+  // along x, also where it is small against what is taken away.
+  void add(const T* values, const T* gradient, int64_t depth) {
+    Doubled<T> along = along_, square = square_;
+    for (int64_t d = 0; d < depth; ++d) {
       const Doubled<T> value = Doubled<T>::load(values + d * PANEL);
       const Doubled<T> slope = Doubled<T>::load(gradient + d * PANEL);
       __builtin_prefetch(values + (d + AHEAD) * PANEL);
@@ -174,18 +187,29 @@ class Projection {
         square.parts[part] += value.parts[part] * value.parts[part];
       }
     }
+    along_ = along;
+    square_ = square;
+  }
+  void add(const Projection& other) {
+    for (int part = 0; part < Doubled<T>::PARTS; ++part) {
+      along_.parts[part] += other.along_.parts[part];
+      square_.parts[part] += other.square_.parts[part];
+    }
+  }
+  // Once all are added.
+  void finish(const T* divisors) {
     const Doubled<T> divisor = Doubled<T>::load(divisors);
     for (int part = 0; part < Doubled<T>::PARTS; ++part) {
       inverse_.parts[part] = 1 / divisor.parts[part];
       // Below eps the divisor is a constant and there is nothing to project out.
       along_.parts[part] = select<double>(divisor.parts[part] <= double{static_cast<T>(NORM_EPS)},
-                                          Vec<double>{}, along.parts[part] / square.parts[part]);
+                                          Vec<double>{}, along_.parts[part] / square_.parts[part]);
     }
   }
 
-  CIRCLE_INLINE void at(int64_t d, T* result) const {
-    const Doubled<T> value = Doubled<T>::load(values_ + d * PANEL);
-    Doubled<T> slope = Doubled<T>::load(gradient_ + d * PANEL);
+  CIRCLE_INLINE void at(const T* values, const T* gradient, T* result) const {
+    const Doubled<T> value = Doubled<T>::load(values);
+    Doubled<T> slope = Doubled<T>::load(gradient);
     CIRCLE_UNROLL
     for (int part = 0; part < Doubled<T>::PARTS; ++part) {
       slope.parts[part] =
@@ -198,55 +222,69 @@ class Projection {
   // Panel rows asked for ahead of their use.
   static constexpr int64_t AHEAD = 16;
 
-  const T *values_, *gradient_;
-  Doubled<T> along_, inverse_;
+  Doubled<T> along_{}, square_{}, inverse_{};
 };
 
-// PACKED_ROWS rows of a panel of the gradient, as the caller wants them.
+// `depth` of the values of d that a panel holds, of LANES rows of the gradient from `row` on, as
+// the caller wants them. The projection counts if embeddings were normalised; it is copied, as
+// logits are in sum_tile.
+template <class T, class S>
+void unpack_rows(const Panels<T>& panels, bool normalize, Projection<T> projection, int64_t index,
+                 int64_t row, int64_t depth,
+                 const T* gradient,  // (depth, PANEL)
+                 S* output) {        // (count, dim), contiguous
+  const int64_t live = panels.live(index);
+  const T* panel = panels.panel(index);
+  const T* divisors = panels.divisors + index * PANEL;
+
+  T block[LANES<T>][LANES<T>] = {}, strip[LANES<T>][STRIP];
+  for (int64_t begin = 0; begin < depth; begin += STRIP) {
+    const int64_t count = depth - begin < STRIP ? depth - begin : STRIP;
+    for (int64_t first = 0; first < count; first += LANES<T>) {
+      for (int64_t d = first; d < first + LANES<T> && d < count; ++d) {
+        const int64_t at = (begin + d) * PANEL + row;
+        if (normalize) {
+          projection.at(panel + at, gradient + at, block[d - first]);
+        } else {
+          store(block[d - first], load(gradient + at));
+        }
+      }
+      // The rest of the block is not looked at.
+      transpose_block(&block[0][0], LANES<T>, &strip[0][first], STRIP);
+    }
+    for (int64_t lane = 0; lane < LANES<T> && row + lane < live; ++lane) {
+      const int64_t given = panels.given(index * PANEL + row + lane);
+      S* to = output + given * panels.dim + panels.first_dim + begin;
+      T* values = strip[lane];
+      const T divisor = divisors[row + lane];
+      if (normalize && divisor <= static_cast<T>(NORM_EPS)) {
+        // The gradient of a zero vector is huge; a narrow type must not make it infinite.
+        for (int64_t d = 0; d < count; ++d) {
+          values[d] = values[d] > Largest<S>::value    ? Largest<S>::value
+                      : values[d] < -Largest<S>::value ? -Largest<S>::value
+                                                       : values[d];
+        }
+      } else if (!(divisor == divisor)) {
+        for (int64_t d = 0; d < count; ++d) values[d] = divisor;
+      }
+      for (int64_t d = 0; d < count; ++d) narrow(values[d], to[d]);
+    }
+  }
+}
+
+// PACKED_ROWS rows of a panel of the gradient, from `begin_row` on, of panels that hold all of d.
 template <class T, class S>
 void unpack_gradient(const Panels<T>& panels, bool normalize, int64_t index, int64_t begin_row,
                      const T* gradient,  // (dim, PANEL)
                      S* output) {        // (count, dim), contiguous
-  const int64_t dim = panels.dim, live = panels.live(index);
-  const T* panel = panels.panel(index);
-  const T* divisors = panels.divisors + index * PANEL;
-  const int64_t end_row = begin_row + PACKED_ROWS;
-
-  T block[LANES<T>][LANES<T>] = {}, strip[LANES<T>][STRIP];
-  for (int64_t row = begin_row; row < live && row < end_row; row += LANES<T>) {
-    const Projection<T> projection(panel + row, gradient + row, divisors + row,
-                                   normalize ? dim : 0);
-    for (int64_t begin = 0; begin < dim; begin += STRIP) {
-      const int64_t count = dim - begin < STRIP ? dim - begin : STRIP;
-      for (int64_t first = 0; first < count; first += LANES<T>) {
-        for (int64_t d = first; d < first + LANES<T> && d < count; ++d) {
-          if (normalize) {
-            projection.at(begin + d, block[d - first]);
-          } else {
-            store(block[d - first], load(gradient + (begin + d) * PANEL + row));
-          }
-        }
-        // The rest of the block is not looked at.
-        transpose_block(&block[0][0], LANES<T>, &strip[0][first], STRIP);
-      }
-      for (int64_t lane = 0; lane < LANES<T> && row + lane < live; ++lane) {
-        const int64_t given = panels.given(index * PANEL + row + lane);
-        S* to = output + given * dim + begin;
-        T* values = strip[lane];
-        const T divisor = divisors[row + lane];
-        if (normalize && divisor <= static_cast<T>(NORM_EPS)) {
-          // The gradient of a zero vector is huge; a narrow type must not make it infinite.
-          for (int64_t d = 0; d < count; ++d) {
-            values[d] = values[d] > Largest<S>::value    ? Largest<S>::value
-                        : values[d] < -Largest<S>::value ? -Largest<S>::value
-                                                         : values[d];
-          }
-        } else if (!(divisor == divisor)) {
-          for (int64_t d = 0; d < count; ++d) values[d] = divisor;
-        }
-        for (int64_t d = 0; d < count; ++d) narrow(values[d], to[d]);
-      }
+  const int64_t live = panels.live(index);
+  for (int64_t row = begin_row; row < live && row < begin_row + PACKED_ROWS; row += LANES<T>) {
+    Projection<T> projection;
+    if (normalize) {
+      projection.add(panels.panel(index) + row, gradient + row, panels.dim);
+      projection.finish(panels.divisors + index * PANEL + row);
     }
+    unpack_rows(panels, normalize, projection, index, row, panels.dim, gradient, output);
   }
 }
 

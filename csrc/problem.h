@@ -57,6 +57,9 @@ struct Problem {
   // whole panels, with 0. All labels must be equal, so that embeddings keep their order.
   const uint8_t* listed = nullptr;
   int64_t listed_stride = 0;
+  // Asked by the calling thread between pieces of work, some microseconds apart; true ends the pass
+  // before it is done. Null where nobody wants to be asked.
+  bool (*interrupted)() = nullptr;
 };
 
 // Vectors of the forward pass. T is double for float64 inputs and float for all others; pointers
@@ -67,10 +70,12 @@ struct ForwardResult {
   // T (SavedLayout::size(),), aligned to a cache line, for the backward pass; null if there will be
   // none.
   void* saved;
+  int64_t saved_bytes;
 };
 
 struct BackwardInput {
-  const void* saved;         // T, what the forward pass left there
+  const void* saved;  // T, what the forward pass left there, aligned as it was
+  int64_t saved_bytes;
   const void* grad_lse_pos;  // T (N,)
   const void* grad_lse_neg;  // T (N,)
 };
@@ -92,22 +97,32 @@ constexpr int64_t tiles_of(int64_t rows, int64_t columns, bool self_mode) {
                    : panels_of(rows) * panels_of(columns);
 }
 
+// Of T.
+constexpr int64_t result_bytes(Scalar scalar) { return scalar == Scalar::float64 ? 8 : 4; }
+
+// A cache line, so that what follows is aligned to one.
+constexpr int64_t SAVED_HEADER_BYTES = 64;
+
 // What the forward pass leaves for the backward pass, in elements of T, one part after the other.
 struct SavedLayout {
+  int64_t header;      // what it belongs to: saved_header.h
   int64_t kept_tiles;  // the first so many tiles, PANEL * PANEL each; saved.h says what of them
   int64_t statistics;  // of each base-2 log-sum-exp, positive then negative, in panel order
   int64_t shifts;      // each kept tile's two, where weights are kept
   int64_t highest;     // each tile's highest logit, where skip_below can use it
 
   explicit SavedLayout(const Problem& problem)
-      : kept_tiles(problem.kept_tiles),
+      : header(SAVED_HEADER_BYTES / result_bytes(problem.scalar)),
+        kept_tiles(problem.kept_tiles),
         statistics(panels_of(problem.rows.count) * PANEL),
         shifts(problem.skip_below > 0 ? 0 : 2 * kept_tiles),
         highest(problem.skip_below > 0
                     ? tiles_of(problem.rows.count, problem.columns.count, problem.self_mode)
                     : 0) {}
 
-  int64_t size() const { return kept_tiles * PANEL * PANEL + 2 * statistics + shifts + highest; }
+  int64_t size() const {
+    return header + kept_tiles * PANEL * PANEL + 2 * statistics + shifts + highest;
+  }
 };
 
 }  // namespace circle_kernels

@@ -40,8 +40,8 @@ struct Saved {
   Saved(const Problem& problem, T* begin) {
     const SavedLayout layout(problem);
     kept_tiles = layout.kept_tiles;
-    tiles = begin;
-    lse_pos = begin + layout.kept_tiles * PANEL * PANEL;
+    tiles = begin + layout.header;
+    lse_pos = tiles + layout.kept_tiles * PANEL * PANEL;
     lse_neg = lse_pos + layout.statistics;
     T* rest = lse_neg + layout.statistics;
     static_assert(sizeof(TileShifts<T>) == 2 * sizeof(T));

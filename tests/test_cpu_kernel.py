@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 import threading
 import warnings
 from pathlib import Path
@@ -23,6 +28,7 @@ from circle_kernels import (
     pair_logsumexp,
 )
 from circle_kernels.backends import cpu
+from circle_kernels.backends.interface import PairProblem
 
 LEVELS = cpu.supported_levels()
 pytestmark = [
@@ -191,6 +197,158 @@ def test_many_python_threads_at_once_get_their_own_results() -> None:
         worker.join(timeout=120)
         assert not worker.is_alive()
     assert failures == []
+
+
+def two_passes(inputs: list[Tensor], between=lambda saved: saved, **changes) -> Tensor:
+    """The embeddings' gradient from the backend's two functions; ``between`` sees what is saved."""
+    values = [value.detach() for value in inputs]
+    problem = PairProblem(*values, *(None,) * (4 - len(values)), FORMULA, True)
+    lse_pos, lse_neg, saved = cpu.forward(problem)
+    upstream = torch.linspace(0.5, 2, len(lse_pos), dtype=lse_pos.dtype)
+    saved = between(saved)
+    gradient, _ = cpu.backward(
+        dataclasses.replace(problem, **changes),
+        lse_pos,
+        lse_neg,
+        saved,
+        upstream,
+        -upstream,
+        needs_embeddings=True,
+        needs_references=False,
+    )
+    return gradient
+
+
+@pytest.mark.parametrize("later", [*LEVELS, "avx1024"])
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_backward_uses_the_level_of_the_forward_pass(level, later, dtype, monkeypatch) -> None:
+    """Whatever the environment says meanwhile; levels round differently."""
+    monkeypatch.setenv(cpu.LEVEL_VARIABLE, level)
+    expected = two_passes(batch(300, 70, dtype))
+
+    def between(saved: Tensor) -> Tensor:
+        monkeypatch.setenv(cpu.LEVEL_VARIABLE, later)
+        return saved
+
+    assert torch.equal(two_passes(batch(300, 70, dtype), between), expected)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        torch.zeros_like,
+        lambda saved: saved[:-1],
+        lambda saved: saved[:0],
+        lambda saved: torch.cat([saved, saved]),
+        lambda saved: saved.half().float(),
+        lambda saved: saved.bfloat16().float(),
+        lambda saved: saved.roll(16),
+    ],
+    ids=["zeros", "short", "empty", "long", "half", "bfloat16", "rolled"],
+)
+def test_saved_memory_that_was_changed_is_refused(change) -> None:
+    for inputs in (batch(300, 8), batch(300, 8) + batch(99, 8, seed=1)):
+        with pytest.raises(RuntimeError, match="what the forward pass saved was changed"):
+            two_passes(inputs, change)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"skip_below": 0.5}, {"embeddings": torch.ones(300, 7)}, {"embeddings": torch.ones(299, 8)}],
+    ids=["skip_below", "dim", "rows"],
+)
+def test_saved_memory_of_another_problem_is_refused(changes) -> None:
+    with pytest.raises(RuntimeError, match=r"does not belong to this problem: .* 300 rows"):
+        two_passes(batch(300, 8), **changes)
+
+
+def test_saved_memory_may_be_moved() -> None:
+    """As hooks on saved tensors do, to where it is aligned to nothing."""
+
+    def moved(saved: Tensor) -> Tensor:
+        memory = torch.empty(saved.numel() + 1, dtype=saved.dtype)
+        return memory[1:].view(saved.shape).copy_(saved)
+
+    inputs = batch(300, 8)
+    assert torch.equal(two_passes(inputs, moved), two_passes(inputs))
+    expected = results(inputs)
+    with torch.autograd.graph.saved_tensors_hooks(moved, lambda saved: saved):
+        assert_equal(results(inputs), expected)
+
+
+@pytest.mark.parametrize("shape", [(2, 2**58), (2, 2**60), (3, 2**54), (2, 2**40)])
+@pytest.mark.parametrize("references", [False, True])
+@pytest.mark.parametrize("gradient", [False, True])
+def test_shapes_that_no_memory_holds_raise(shape, references: bool, gradient: bool) -> None:
+    """A view of one number, whose size in bytes overflows or nearly does."""
+    rows = torch.zeros(1, requires_grad=gradient).expand(shape)
+    inputs = [rows, torch.zeros(shape[0], dtype=torch.int64)]
+    with pytest.raises(MemoryError):
+        circle_loss(*inputs, *(inputs if references else ()), backend="cpu")
+
+
+CTRL_C = """
+import torch
+from circle_kernels import circle_loss
+
+torch.set_num_threads(2)
+embeddings = torch.ones(2_000_000, 8, requires_grad=True)
+labels = torch.arange(2_000_000)
+print("started", flush=True)
+try:
+    circle_loss(embeddings, labels, backend="cpu")
+except KeyboardInterrupt:
+    loss = circle_loss(embeddings[:300], labels[:300] // 2, backend="cpu")
+    loss.backward()
+    print("interrupted", loss.isfinite().item(), flush=True)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal")
+def test_ctrl_c_ends_a_step_of_hours() -> None:
+    root = Path(__file__).resolve().parent.parent
+    child = subprocess.Popen(
+        [sys.executable, "-c", CTRL_C],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert child.stdout.readline() == "started\n"
+        with pytest.raises(subprocess.TimeoutExpired):  # or the step ends by itself
+            child.wait(1)
+        child.send_signal(signal.SIGINT)
+        output, _ = child.communicate(timeout=120)
+    finally:
+        child.kill()
+    assert output == "interrupted True\n"
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer that sends signals")
+def test_signal_handlers_run_during_both_passes() -> None:
+    """More than once in one pass, in one that takes a while whatever the machine."""
+    calls: list[int] = []
+    before = signal.signal(signal.SIGVTALRM, lambda *_: calls.append(1))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for run in (0, 1):  # the forward pass, the backward pass
+            rows, during = 1000, 0
+            while during < 3:
+                rows *= 2
+                assert rows < 70_000, "no handler runs before the pass ends"
+                inputs = batch(rows, 32)
+                loss = circle_loss(*inputs, backend="cpu") if run == 1 else None
+                calls.clear()
+                signal.setitimer(signal.ITIMER_VIRTUAL, 0.06, 0.06)
+                loss.backward() if loss is not None else circle_loss(*inputs, backend="cpu")
+                signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+                during = len(calls)
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+        torch.set_num_threads(threads)
 
 
 def _results_into(queue: multiprocessing.Queue) -> None:

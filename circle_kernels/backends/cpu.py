@@ -97,17 +97,18 @@ def unusable_reason(device: torch.device, dtype: torch.dtype) -> str | None:
 def saved_shape(problem: PairProblem) -> tuple[int]:
     """``SavedLayout`` of csrc/problem.h in bytes; sizes may be symbolic.
 
-    As many tiles as the budget allows, both log-sum-exps in base 2, and each kept tile's two
-    shifts, or with ``skip_below`` every tile's highest logit.
+    What it belongs to, as many tiles as the budget allows, both log-sum-exps in base 2, and each
+    kept tile's two shifts, or with ``skip_below`` every tile's highest logit.
     """
     if not problem.keep_for_backward:
         return (0,)
-    panel = _loaded().PANEL
+    extension = _loaded()
+    panel = extension.PANEL
     tiles, row_panels = _tiles(problem, panel)
     kept = _kept_tiles(problem, panel)
     rest = tiles if problem.skip_below > 0 else 2 * kept
     entries = kept * panel * panel + 2 * row_panels * panel + rest
-    return (entries * problem.result_dtype.itemsize,)
+    return (extension.SAVED_HEADER_BYTES + entries * problem.result_dtype.itemsize,)
 
 
 def saves_labels(problem: PairProblem) -> bool:
@@ -153,6 +154,7 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
             lse_pos.data_ptr(),
             lse_neg.data_ptr(),
             saved.data_ptr() if problem.keep_for_backward else 0,
+            saved.nbytes,
         ),
     )
     return lse_pos, lse_neg, saved
@@ -169,7 +171,11 @@ def backward(
     needs_embeddings: bool,
     needs_references: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of both sides."""
+    """Gradients of both sides, on the instruction set of the forward pass.
+
+    Raises:
+        RuntimeError: ``saved`` is not what :func:`forward` returned for this problem.
+    """
     problem = problem.with_column_labels()
     extension = _loaded()
     grad_embeddings = _empty_like(problem.embeddings) if needs_embeddings else None
@@ -178,10 +184,14 @@ def backward(
     )
     # Bound to names: the extension sees addresses only, which do not keep a tensor alive.
     grad_lse_pos, grad_lse_neg = grad_lse_pos.contiguous(), grad_lse_neg.contiguous()
+    saved = saved.contiguous()
+    if saved.data_ptr() % extension.SAVED_HEADER_BYTES != 0:  # a hook on saved tensors has moved it
+        saved = saved.clone()
     extension.backward(
         *_describe(extension, problem),
         (
             saved.data_ptr(),
+            saved.nbytes,
             grad_lse_pos.data_ptr(),
             grad_lse_neg.data_ptr(),
             0 if grad_embeddings is None else grad_embeddings.data_ptr(),

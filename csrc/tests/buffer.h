@@ -45,6 +45,7 @@ class Buffer {
   void* data() { return bytes_.data(); }
   const void* data() const { return bytes_.data(); }
   int64_t count() const { return count_; }
+  int64_t bytes() const { return static_cast<int64_t>(bytes_.size()); }
   bool same_bytes(const Buffer& other) const { return bytes_ == other.bytes_; }
 
  private:

@@ -51,20 +51,27 @@ class Comparison {
 Results run_forward_only(const Level& level, const Inputs& inputs, const RunOptions& options) {
   const Problem problem = inputs.problem(options.kept_tiles, options.threads);
   Results results = empty_results(inputs, problem, options);
-  run_forward(level, problem, {results.lse_pos.data(), results.lse_neg.data(), nullptr});
+  run_forward(level, problem, {results.lse_pos.data(), results.lse_neg.data(), nullptr, 0});
   return results;
+}
+
+void run_backward_of(const Problem& problem, const Inputs& inputs, const RunOptions& options,
+                     Results& results) {
+  const bool columns = options.grad_columns && !problem.self_mode;
+  run_backward(problem,
+               {results.saved.data(), results.saved.bytes(), inputs.grad_lse_pos.data(),
+                inputs.grad_lse_neg.data()},
+               {options.grad_rows ? results.grad_rows.data() : nullptr,
+                columns ? results.grad_columns.data() : nullptr});
 }
 
 Results run_both(const Level& level, const Inputs& inputs, const RunOptions& options) {
   const Problem problem = inputs.problem(options.kept_tiles, options.threads);
   Results results = empty_results(inputs, problem, options);
   run_forward(level, problem,
-              {results.lse_pos.data(), results.lse_neg.data(), results.saved.data()});
-  const bool columns = options.grad_columns && !problem.self_mode;
-  run_backward(level, problem,
-               {results.saved.data(), inputs.grad_lse_pos.data(), inputs.grad_lse_neg.data()},
-               {options.grad_rows ? results.grad_rows.data() : nullptr,
-                columns ? results.grad_columns.data() : nullptr});
+              {results.lse_pos.data(), results.lse_neg.data(), results.saved.data(),
+               results.saved.bytes()});
+  run_backward_of(problem, inputs, options, results);
   return results;
 }
 

@@ -21,6 +21,9 @@ struct Results {
 };
 
 Results run_forward_only(const Level& level, const Inputs& inputs, const RunOptions& options);
+// The backward pass over what a forward pass has left in `results`.
+void run_backward_of(const Problem& problem, const Inputs& inputs, const RunOptions& options,
+                     Results& results);
 Results run_both(const Level& level, const Inputs& inputs, const RunOptions& options);
 
 // The first difference in words, or nothing. `worst` becomes the largest share of what is allowed,

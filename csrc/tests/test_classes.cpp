@@ -4,6 +4,7 @@
 #include <random>
 
 #include "../classes.h"
+#include "../ranks.h"
 #include "check.h"
 
 namespace circle_kernels {
@@ -151,6 +152,34 @@ void test_sizes_around_a_panel() {
   }
 }
 
+// Multiples of the inverse of the hash's constant: all hashes are near one another, so that one
+// label's place is behind all earlier ones.
+Labels crowded_labels(int64_t count) {
+  uint64_t inverse = 1;  // Newton's iteration doubles the bits that are right
+  for (int step = 0; step < 6; ++step) inverse *= 2 - 0x9e3779b97f4a7c15u * inverse;
+  CHECK(inverse * 0x9e3779b97f4a7c15u == 1);
+  Labels labels(count);
+  for (int64_t index = 0; index < count; ++index) {
+    labels[index] = static_cast<int64_t>(static_cast<uint64_t>(index) * inverse);
+  }
+  return labels;
+}
+
+void test_labels_with_one_hash() {
+  const Labels labels = crowded_labels(3000);
+  check_self(labels);
+  check_both(labels, crowded_labels(1000));
+  Labels twice = labels;
+  twice.insert(twice.end(), labels.rbegin(), labels.rend());
+  check_self(twice);
+
+  constexpr int64_t MANY = 80000;
+  Ranks ranks(MANY);
+  for (const int64_t label : crowded_labels(MANY)) ranks(label);
+  CHECK(ranks.size() == MANY);
+  CHECK_WITH(ranks.steps() <= 100 * MANY, "%lld steps", static_cast<long long>(ranks.steps()));
+}
+
 }  // namespace
 }  // namespace circle_kernels
 
@@ -161,5 +190,6 @@ int main() {
   test_consecutive_columns();
   test_strides();
   test_sizes_around_a_panel();
+  test_labels_with_one_hash();
   return summary();
 }

@@ -131,6 +131,31 @@ void test_many_tiles(const Level& level) {
   }
 }
 
+// Few embeddings whose panels would be mostly padding, on both sides of where that begins to count.
+void test_few_deep_rows(const Level& level) {
+  const int64_t shapes[][2] = {{2, 0}, {64, 0}, {65, 0}, {100, 0}, {1, 1}, {1, 97}, {99, 2}};
+  const int64_t dims[] = {8192, 8193, 8704, 9001};
+  const Labels labels[] = {Labels::few_classes, Labels::pairs, Labels::class_weights};
+  const Layout layouts[] = {Layout::contiguous, Layout::transposed, Layout::gaps};
+  const bool yes_or_no[] = {false, true};
+  Draw draw;
+  for (const auto& [rows, columns] : shapes) {
+    for (const Scalar scalar : ALL_SCALARS) {
+      Case asked;
+      asked.scalar = scalar;
+      asked.rows = rows;
+      asked.columns = columns;
+      asked.dim = draw.from(dims);
+      asked.labels = draw.from(labels);
+      asked.layout = draw.from(layouts);
+      asked.formula = circle_formula(20, true);
+      asked.normalize = draw.from(yes_or_no);
+      asked.skip_below = draw.from(yes_or_no) ? 0x1p-40 : 0;
+      check_case(level, asked, {draw.from(yes_or_no) ? 1 : 0, 2});
+    }
+  }
+}
+
 // Nothing is left for a backward pass; scratch memory has to do.
 void test_forward_only(const Level& level) {
   for (const int64_t columns : {0, 140}) {
@@ -161,6 +186,7 @@ int main(int count, char** arguments) {
   test_sizes(*level);
   test_formulas_and_labels(*level);
   test_many_tiles(*level);
+  test_few_deep_rows(*level);
   test_forward_only(*level);
   std::printf("%s: largest error %.2f of what may be\n", level->name, worst);
   return summary();

@@ -132,6 +132,27 @@ void test_short_rows(const Level& level) {
   }
 }
 
+// Rows so deep that they are packed a part at a time, of which the broken value is in one.
+void test_deep_rows(const Level& level) {
+  for (const Scalar scalar : ALL_SCALARS) {
+    for (const int64_t columns : {0, 4}) {
+      for (const bool normalize : {false, true}) {
+        Case asked = base_case(scalar, columns, normalize);
+        asked.rows = 5;
+        asked.dim = 9000;
+        Inputs inputs = make_inputs(asked);
+        for (int64_t d = 0; d < asked.dim; ++d) inputs.rows.set(3, d, 0);
+        check_inputs(level, inputs, reference(inputs), "deep short row");
+        Side& side = columns == 0 ? inputs.rows : inputs.columns;
+        side.set(2, 8900, std::nan(""));
+        const Reference expected = reference(inputs);
+        CHECK(count_nan(expected.lse_pos) + count_nan(expected.lse_neg) > 0);
+        check_inputs(level, inputs, expected, "deep broken row");
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace circle_kernels
 
@@ -144,6 +165,7 @@ int main(int count, char** arguments) {
   test_empty_sets(*level);
   test_broken_upstream(*level);
   test_short_rows(*level);
+  test_deep_rows(*level);
   std::printf("%s: largest error %.2f of what may be\n", level->name, worst);
   return summary();
 }

@@ -66,6 +66,21 @@ void test_repeatable(const Level& level) {
   check_repeatable(level, asked);
 }
 
+// Few embeddings of many dimensions, whose sums threads share.
+void test_deep(const Level& level) {
+  for (const Scalar scalar : {Scalar::float32, Scalar::float16}) {
+    for (const int64_t columns : {0, 97}) {
+      Case asked;
+      asked.scalar = scalar;
+      asked.rows = 3;
+      asked.columns = columns;
+      asked.dim = 20000;
+      asked.formula = circle_formula(80, true);
+      check_repeatable(level, asked);
+    }
+  }
+}
+
 // Several chunks, of which the later ones would write beside the diagonal.
 void test_no_gradient_wanted(const Level& level) {
   Case asked;
@@ -86,6 +101,7 @@ int main(int count, char** arguments) {
   const Level* level = level_from_arguments(count, arguments);
   if (level == nullptr) return 77;
   test_repeatable(*level);
+  test_deep(*level);
   test_no_gradient_wanted(*level);
   return summary();
 }
