@@ -95,20 +95,8 @@ def unusable_reason(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def saved_shape(problem: PairProblem) -> tuple[int]:
-    """``SavedLayout`` of csrc/problem.h in bytes; sizes may be symbolic.
-
-    What it belongs to, as many tiles as the budget allows, both log-sum-exps in base 2, and each
-    kept tile's two shifts, or with ``skip_below`` every tile's highest logit.
-    """
-    if not problem.keep_for_backward:
-        return (0,)
-    extension = _loaded()
-    panel = extension.PANEL
-    tiles, row_panels = _tiles(problem, panel)
-    kept = _kept_tiles(problem, panel)
-    rest = tiles if problem.skip_below > 0 else 2 * kept
-    entries = kept * panel * panel + 2 * row_panels * panel + rest
-    return (extension.SAVED_HEADER_BYTES + entries * problem.result_dtype.itemsize,)
+    """``SavedLayout`` of csrc/problem.h in bytes; sizes may be symbolic."""
+    return (_plan_saved(problem)[1],)
 
 
 def saves_labels(problem: PairProblem) -> bool:
@@ -116,40 +104,46 @@ def saves_labels(problem: PairProblem) -> bool:
     return False
 
 
-def _tiles(problem: PairProblem, panel: int) -> tuple[int, int]:
-    """Tiles that are visited, and panels of rows."""
+def _plan_saved(problem: PairProblem) -> tuple[int, int]:
+    """Tiles that are kept for the backward pass, which recomputes the others, and bytes to save:
+
+    what these belong to, as many tiles as the budget allows, both log-sum-exps in base 2, and each
+    kept tile's two shifts, or with ``skip_below`` every tile's highest logit.
+    """
+    if not problem.keep_for_backward:
+        return 0, 0
+    extension = _loaded()
+    panel, itemsize = extension.PANEL, problem.result_dtype.itemsize
     row_panels = (problem.embeddings.shape[0] + panel - 1) // panel
     column_panels = (problem.columns.shape[0] + panel - 1) // panel
+    tiles = row_panels * column_panels
     if problem.self_mode:
-        return row_panels * (row_panels + 1) // 2, row_panels
-    return row_panels * column_panels, row_panels
-
-
-def _kept_tiles(problem: PairProblem, panel: int) -> int:
-    """Tiles kept for the backward pass, which recomputes the others."""
-    if not problem.keep_for_backward:
-        return 0
-    tiles, _ = _tiles(problem, panel)
-    budget = KEPT_BYTES // (panel**2 * problem.result_dtype.itemsize)
+        tiles = row_panels * (row_panels + 1) // 2
+    budget = KEPT_BYTES // (panel**2 * itemsize)
     # Where the budget holds a small part of the tiles, it is not worth its memory. Written so that
     # sizes may be symbolic: compilers cannot branch on them.
     budgets_more = tiles // (_MOST_BUDGETS * budget + 1)
     if isinstance(tiles, int):
-        return max(min(tiles, budget) - budgets_more * budget, 0)
-    return torch.sym_max(torch.sym_min(tiles, budget) - budgets_more * budget, 0)
+        kept = max(min(tiles, budget) - budgets_more * budget, 0)
+    else:
+        kept = torch.sym_max(torch.sym_min(tiles, budget) - budgets_more * budget, 0)
+    rest = tiles if problem.skip_below > 0 else 2 * kept
+    entries = kept * panel * panel + 2 * row_panels * panel + rest
+    return kept, extension.SAVED_HEADER_BYTES + entries * itemsize
 
 
 def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
     """Both log-sum-exps of every row, and what the backward pass can use."""
     problem = problem.with_column_labels()
     extension = _loaded()
-    rows = len(problem.embeddings)
+    rows = problem.embeddings.shape[0]
     lse_pos, lse_neg = (
         torch.empty(rows, dtype=problem.result_dtype, device="cpu") for _ in range(2)
     )
-    saved = _new_saved(extension, problem)
+    kept_tiles, size = _plan_saved(problem)
+    saved = _new_saved(extension, size)
     extension.forward(
-        *_describe(extension, problem),
+        *_describe(extension, problem, kept_tiles),
         (
             lse_pos.data_ptr(),
             lse_neg.data_ptr(),
@@ -188,7 +182,7 @@ def backward(
     if saved.data_ptr() % extension.SAVED_HEADER_BYTES != 0:  # a hook on saved tensors has moved it
         saved = saved.clone()
     extension.backward(
-        *_describe(extension, problem),
+        *_describe(extension, problem),  # what was kept says itself how much it is
         (
             saved.data_ptr(),
             saved.nbytes,
@@ -243,9 +237,8 @@ def _reduction(extension: ModuleType, name: str) -> object:
     return getattr(extension.Reduction, name)
 
 
-def _new_saved(extension: ModuleType, problem: PairProblem) -> Tensor:
+def _new_saved(extension: ModuleType, size: int) -> Tensor:
     """Memory that the extension keeps when the tensor is freed, so that pages are cleared once."""
-    (size,) = saved_shape(problem)
     if size == 0:  # not possible as a buffer
         return torch.empty(0, dtype=torch.uint8, device="cpu")
     return torch.frombuffer(extension.Block(size), dtype=torch.uint8)
@@ -273,7 +266,7 @@ _SCALARS = {
 }
 
 
-def _describe(extension: ModuleType, problem: PairProblem) -> tuple[Any, ...]:
+def _describe(extension: ModuleType, problem: PairProblem, kept_tiles: int = 0) -> tuple[Any, ...]:
     """The problem as the extension takes it; it points into the problem's tensors."""
     references, labels = problem.ref_emb, problem.ref_labels
     return (
@@ -284,7 +277,7 @@ def _describe(extension: ModuleType, problem: PairProblem) -> tuple[Any, ...]:
         (
             problem.normalize,
             problem.skip_below,
-            _kept_tiles(problem, extension.PANEL),
+            kept_tiles,
             torch.get_num_threads(),
             _BFLOAT_TERMS[problem.precision],
         ),
