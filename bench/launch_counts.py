@@ -79,7 +79,7 @@ def count_without_engine(work: Work, launches: Sequence[Any] = ()) -> dict[str, 
         torch.no_grad(),
         mock.patch.object(row_losses._RowLosses, "apply", apply),
         # The path of tensors that nobody watches, although they are counted.
-        mock.patch.object(row_losses, "is_plain", return_value=True),
+        mock.patch.object(row_losses, "is_in_torch_dispatch_mode", return_value=False),
         mock.patch.object(row_losses, "is_traced", return_value=False),
     ):
         forward_counts, loss = _count(work.forward, launches)

@@ -123,7 +123,7 @@ def forward_and_keep(
     """Both log-sum-exps; with ``keep``, ``ctx`` gets what :func:`input_gradients` needs."""
     precision = float32_precision(batch.embeddings.device.type)
     problem = operation.problem(batch, precision=precision, keep_for_backward=keep)
-    lse_pos, lse_neg, saved = run_forward(problem, operation.backend, checked=True)
+    lse_pos, lse_neg, saved = run_forward(problem, operation.backend, readable=True)
     if keep:
         needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[2])
         are_read = not saves_labels(saved, problem, operation.backend)
@@ -161,11 +161,12 @@ def input_gradients(
     *tensors, lse_pos, lse_neg, saved = saved_tensors
     batch, operation = Batch(*tensors), ctx.operation
     passed = (lse_pos, lse_neg, saved, grad_lse_pos, grad_lse_neg)
-    if is_batch_of_gradients(grad_lse_pos, grad_lse_neg):
+    readable = all_addressable(*tensors, *passed)
+    if not readable and is_batch_of_gradients(grad_lse_pos, grad_lse_neg):
         gradients = traced_gradients(batch, operation, passed, ctx.needs)
     else:
         problem = operation.problem(batch, precision=ctx.precision)
-        gradients = run_backward(problem, passed, operation.backend, *ctx.needs)
+        gradients = run_backward(problem, passed, operation.backend, *ctx.needs, readable=readable)
     return (
         gradients[0] if ctx.needs[0] else None,
         None,

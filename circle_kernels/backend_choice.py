@@ -149,11 +149,11 @@ def without_autocast(device_type: str) -> AbstractContextManager[Any]:
 
 
 def run_forward(
-    problem: PairProblem, backend: str, *, checked: bool = False
+    problem: PairProblem, backend: str, *, readable: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Both log-sum-exps, and what the backend saves for its backward.
 
-    ``checked`` says of every tensor that it is an ordinary one with memory.
+    ``readable`` says that every tensor is addressable, as somebody has found out.
     """
     embeddings = problem.embeddings
     implementation = load_backend(backend, problem)
@@ -163,7 +163,7 @@ def run_forward(
             for _ in range(2)
         )
         return lse_pos, lse_neg, new_saved(problem, implementation)
-    if not checked:
+    if not readable:
         implementation = _behind_the_gate(implementation, backend, problem.tensors)
     with without_autocast(embeddings.device.type):
         return implementation.forward(problem)
@@ -180,8 +180,12 @@ def run_backward(
     backend: str,
     needs_embeddings: bool,
     needs_references: bool,
+    *,
+    readable: bool = False,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients for both sides; None for one that is not needed.
+
+    ``readable`` says that every tensor is addressable, as somebody has found out.
 
     Raises:
         RuntimeError: tensors that are not those of the forward pass.
@@ -193,24 +197,20 @@ def run_backward(
             None if ref_emb is None else ref_emb.new_zeros(ref_emb.shape),
         )
     lse_pos, lse_neg, saved, grad_lse_pos, grad_lse_neg = passed
-    readable = all_addressable(*problem.tensors.values(), *passed)
+    readable = readable or all_addressable(*problem.tensors.values(), *passed)
     if not readable:
         grad_lse_pos, grad_lse_neg = materialized(grad_lse_pos), materialized(grad_lse_neg)
-    vectors = {
-        "lse_pos": lse_pos,
-        "lse_neg": lse_neg,
-        "grad_lse_pos": grad_lse_pos,
-        "grad_lse_neg": grad_lse_neg,
-    }
+    vectors = (lse_pos, lse_neg, grad_lse_pos, grad_lse_neg)
+    names = ("lse_pos", "lse_neg", "grad_lse_pos", "grad_lse_neg")
     rows, dtype = embeddings.shape[:1], problem.result_dtype
-    for name, value in vectors.items():
+    for name, value in zip(names, vectors, strict=True):
         if value.shape != rows or value.dtype != dtype:
             _refuse_passed(name, f"{dtype} of shape {tuple(rows)}", value)
     if saved.dtype != torch.uint8:
         _refuse_passed("saved", "bytes", saved)
     implementation = _who_saved(saved, problem, backend)
     if not readable:
-        tensors = {**problem.tensors, **vectors, "saved": saved}
+        tensors = {**problem.tensors, **dict(zip(names, vectors, strict=True)), "saved": saved}
         implementation = _behind_the_gate(implementation, backend, tensors)
     with without_autocast(embeddings.device.type):
         return implementation.backward(

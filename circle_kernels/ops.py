@@ -17,7 +17,7 @@ from circle_kernels.backend_choice import (
     run_backward,
     run_forward,
 )
-from circle_kernels.backends.addressable import all_addressable, is_legacy_batch
+from circle_kernels.backends.addressable import is_legacy_batch
 from circle_kernels.formula import formula_from_parameters
 from circle_kernels.operation import Batch, Operation, check_layout
 from circle_kernels.precision import float32_precision
@@ -45,9 +45,7 @@ def under_transforms() -> bool:
 
 def is_batch_of_gradients(*gradients: Tensor) -> bool:
     """Whether one of the upstream gradients stands for several."""
-    if under_transforms():
-        return True
-    return not all_addressable(*gradients) and any(map(is_legacy_batch, gradients))
+    return under_transforms() or any(map(is_legacy_batch, gradients))
 
 
 def encode(batch: Batch, operation: Operation) -> tuple[Any, ...]:

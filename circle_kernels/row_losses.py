@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from circle_kernels.autograd import (
     forward_and_keep,
@@ -22,7 +23,6 @@ from circle_kernels.autograd import (
 )
 from circle_kernels.backend_choice import resolve_backend
 from circle_kernels.backends import cpu
-from circle_kernels.backends.addressable import is_plain
 from circle_kernels.operation import Batch, Operation
 
 REDUCTIONS = ("mean", "mean_all", "sum", "none")
@@ -46,7 +46,10 @@ def row_losses(
     reduction: str,
 ) -> tuple[Tensor, Tensor]:
     """The loss, and its derivative (N,) with respect to either log-sum-exp of each row."""
-    at_once = _row_losses_at_once(lse_pos, lse_neg, reduction) if is_plain(lse_pos) else None
+    # Who watches what is done to tensors has to see it.
+    at_once = None
+    if not is_in_torch_dispatch_mode():
+        at_once = _row_losses_at_once(lse_pos, lse_neg, reduction)
     if at_once is not None:
         return at_once
     exponents = lse_pos + lse_neg

@@ -64,7 +64,7 @@ def test_counting_without_autograds_engine_finds_what_its_engine_runs() -> None:
     case = Case(64, 16)
     counts = count_without_engine(VARIANTS["tiled"].work(case))
     with (
-        mock.patch.object(row_losses, "is_plain", return_value=True),
+        mock.patch.object(row_losses, "is_in_torch_dispatch_mode", return_value=False),
         mock.patch.object(row_losses, "is_traced", return_value=False),
     ):
         assert counts == count_with_engine(VARIANTS["tiled"].work(case))

@@ -14,7 +14,7 @@ _PLAIN_TYPES = (Tensor, Parameter)
 
 def is_plain(tensor: Tensor) -> bool:
     """Whether there are numbers behind a tensor, and nobody who watches what is done to them."""
-    return obstacle(tensor) is None and not is_in_torch_dispatch_mode()
+    return all_addressable(tensor) and not is_in_torch_dispatch_mode()
 
 
 def obstacle(tensor: Tensor) -> str | None:
