@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 import multiprocessing
+import resource
+import signal
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,10 +24,14 @@ import torch
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 # What takes long to import; fake tensors import the compiler.
-_CONTEXT.set_forkserver_preload(["circle_kernels", "pytest", "torch._dynamo"])
+_CONTEXT.set_forkserver_preload(
+    ["circle_kernels", "pytest", "torch._dynamo", "pytorch_metric_learning.losses"]
+)
 
-# A process that says nothing for so long hangs: a thousand times what the slowest answer takes.
-_SILENCE = 240.0
+# Of a processor, that one answer may take: what takes more runs for ever. It is counted in the
+# process, so that a busy machine changes nothing. Only one that waits for ever takes the silence.
+_SECONDS = 20
+_SILENCE = 500.0
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ def answers(function: Callable[..., None], *arguments: Any) -> Iterator[Any]:
         process.join()
         if process.exitcode != 0:
             code = process.exitcode or 0
-            yield Ended(f"signal {-code}" if code < 0 else f"exit code {code}")
+            yield Ended(signal.Signals(-code).name if code < 0 else f"exit code {code}")
     finally:
         process.kill()
         process.join()
@@ -59,7 +67,18 @@ def answers(function: Callable[..., None], *arguments: Any) -> Iterator[Any]:
 
 def _run(sender: Connection, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
-    function(sender.send, *arguments)
+
+    def send(answer: Any) -> None:
+        sender.send(answer)
+        _allow_seconds()
+
+    _allow_seconds()
+    function(send, *arguments)
+
+
+def _allow_seconds() -> None:
+    spent = math.ceil(time.process_time())
+    resource.setrlimit(resource.RLIMIT_CPU, (spent + _SECONDS, resource.RLIM_INFINITY))
 
 
 def apart(test: Callable[..., None]) -> Callable[..., None]:
