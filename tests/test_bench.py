@@ -366,6 +366,8 @@ def test_every_option_but_where_to_run_and_write_makes_a_run_partial(command) ->
 def committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A results folder of its own with results of whole runs."""
     monkeypatch.setattr(results, "FOLDER", tmp_path)
+    for command in (kernels, launches):  # nor are documents to be written
+        monkeypatch.setattr(command, "_DOCUMENT", tmp_path / "no-such-page.md")
     for name in ("loss-cpu", "class-cpu", "kernels", "launches"):
         (tmp_path / f"{name}.json").write_text("whole")
     return tmp_path
