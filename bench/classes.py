@@ -26,7 +26,7 @@ from bench.class_heads import (
 )
 from bench.class_tiles import surviving_shares
 from bench.progress import progress_bar
-from bench.results import save, start_results
+from bench.results import destination, is_whole, save, start_results
 from bench.timing import CpuClock, Effort, time_interleaved, warm_up
 
 HELP = "time the loss with class labels beside the eager head, on the CPU"
@@ -38,13 +38,18 @@ _QUICK_EFFORT = Effort(seconds=0.5, min_rounds=3, max_rounds=5)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this subcommand."""
     parser.add_argument("--quick", action="store_true", help="a thousandth of the classes")
-    parser.add_argument("--out", type=Path, help="results file (default bench/results/class-cpu)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="results file (default bench/results/class-cpu.json, if quick class-cpu-partial.json)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure, write the results file after every part, and print."""
     quick = arguments.quick
-    path = arguments.out or default_path(quick)
+    whole = is_whole(arguments, add_arguments)
+    where = destination("class-cpu.json", arguments.out, whole=whole)
     effort = _QUICK_EFFORT if quick else _EFFORT
     settings = {"m": M, "gamma": GAMMA, "skip_below": SKIP_BELOW, "sample_rate": SAMPLE_RATE}
     results = start_results("class", "cpu", {**settings, "effort": asdict(effort)})
@@ -59,17 +64,12 @@ def run(arguments: argparse.Namespace) -> None:
             progress.set_description(f"{kind}: {case}")
             for row in _measure(kind, case, effort):
                 results.rows.append({"kind": kind, **case.as_dict(), **row})
-            save(results, path)
+            save(results, where.path)
             progress.update()
+    path = where.finish()
     for table in report.tables(results):
         report.print_table(table)
     print(f"wrote {path}")
-
-
-def default_path(quick: bool) -> Path:
-    """Where results go; a quick run does not overwrite a real one."""
-    name = f"class-cpu{'-quick' if quick else ''}.json"
-    return Path(__file__).resolve().parent / "results" / name
 
 
 def timed_cases(quick: bool) -> list[HeadCase]:

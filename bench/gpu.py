@@ -22,7 +22,7 @@ from bench.gpu_tables import gpu_tables, summary
 from bench.gpu_tasks import Task, all_tasks, quick_tasks
 from bench.gpu_tests import BAD_OUTCOMES, run_tests
 from bench.gpu_worker import run_tasks
-from bench.results import Results, save, start_results
+from bench.results import Results, destination, is_whole, save, start_results
 from bench.tables import environment, print_table
 from bench.variants import GAMMA, M
 
@@ -32,13 +32,15 @@ HELP = "test and measure on a CUDA device, in under nine minutes"
 DEFAULT_SECONDS = 510.0
 # Of that at most, for the tests; what they leave goes to the measurements.
 _SHARE_OF_TESTS = 0.45
-_RESULTS_FOLDER = Path(__file__).resolve().parent / "results"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this subcommand."""
     parser.add_argument(
-        "--out", type=Path, help="folder for gpu.json and gpu.md (default bench/results/gpu-DEVICE)"
+        "--out",
+        type=Path,
+        help="folder for gpu.json and gpu.md (default bench/results/gpu-DEVICE, "
+        "gpu-DEVICE-partial if any other option is given)",
     )
     parser.add_argument(
         "--seconds",
@@ -66,7 +68,13 @@ def run(arguments: argparse.Namespace) -> None:
             f"PyTorch {torch.__version__} sees none here"
         )
     device = "cuda"
-    folder = arguments.out or _RESULTS_FOLDER / f"gpu-{slug(torch.cuda.get_device_name())}"
+    where = destination(
+        f"gpu-{slug(torch.cuda.get_device_name())}",
+        arguments.out,
+        whole=is_whole(arguments, add_arguments),
+    )
+    # Not at the end only: a run that somebody interrupts lists what it did not come to.
+    folder = where.replaces or where.path
     tasks = quick_tasks(device) if arguments.quick else all_tasks(device)
     selection = None if arguments.no_tests else ("-m", "gpu", "tests")
     test_and_measure(folder, arguments.seconds, tasks, selection, device)

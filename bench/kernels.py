@@ -21,7 +21,7 @@ from bench import markers, report
 from bench.errors import UserError
 from bench.kernel_tables import cycle_ratio
 from bench.progress import progress_bar
-from bench.results import load, save, start_results
+from bench.results import FOLDER, destination, is_whole, load, save, start_results
 from circle_kernels import CircleFormula
 
 HELP = "registers, spills, instructions per pair and cycles per tile of the Triton kernels, no GPU"
@@ -50,7 +50,7 @@ PROBLEMS = (
     Problem(512, 128, 1_000_000, classes=True),
 )
 
-_RESULTS = Path(__file__).resolve().parent / "results" / "kernels.json"
+_RESULTS = FOLDER / "kernels.json"
 _DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "kernels.md"
 
 # What --check holds for tiles of 128x128 on sm_90, in bfloat16.
@@ -78,7 +78,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=lambda text: text.split(","),
         help="of sm_80,sm_86,sm_89,sm_90,sm_100,sm_120,gfx942 (default all)",
     )
-    parser.add_argument("--out", type=Path, help=f"results file (default {_RESULTS.name} there)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help=f"results file (default bench/results/{_RESULTS.name}, with --targets "
+        f"{_RESULTS.stem}-partial.json)",
+    )
     parser.add_argument(
         "--check",
         action="store_true",
@@ -90,6 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Compile, print, and write docs/kernels.md, or check against what is committed."""
     targets = arguments.targets
+    where = destination(_RESULTS.name, arguments.out, whole=is_whole(arguments, add_arguments))
     rows = compile_all(targets)
     if arguments.check:
         committed = load(_RESULTS)
@@ -100,11 +106,10 @@ def run(arguments: argparse.Namespace) -> None:
         return
     results = start_results("kernels", "cuda", {"depths": list(DEPTHS), "targets": targets})
     results.rows = rows
-    path = arguments.out or _RESULTS
-    save(results, path)
+    save(results, where.path)
     report.show(results)
-    print(f"wrote {path}")
-    if arguments.out is None and targets is None:
+    print(f"wrote {where.finish()}")
+    if where.replaces is not None:
         written = markers.rewrite(_DOCUMENT, report.blocks(results))
         print(f"wrote {', '.join(written)} in {_DOCUMENT}")
     problems = exceeded_budgets(rows)

@@ -18,7 +18,7 @@ from bench import markers, report
 from bench.cases import Case
 from bench.errors import UserError
 from bench.launch_counts import TARGET, count_triton, count_with_engine, profile_kernels
-from bench.results import save, start_results
+from bench.results import destination, is_whole, save, start_results
 from bench.variants import VARIANTS
 
 HELP = "launches, host calls and host waits of small batches beside eager and PML, no GPU"
@@ -37,27 +37,32 @@ MOST_LAUNCHES = {"forward": 4, "backward": 6}
 # What finding the unit of float16's upstream gradients takes beyond.
 FLOAT16_LAUNCHES = {"forward": 0, "backward": 1}
 
-_RESULTS = Path(__file__).resolve().parent / "results" / "launches.json"
 _DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "cuda-graphs.md"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this subcommand."""
-    parser.add_argument("--out", type=Path, help=f"results file (default {_RESULTS.name} there)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="results file (default bench/results/launches.json; launches-partial.json where a "
+        "variant is not installed)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Count, print, and write docs/cuda-graphs.md where the results go to their usual place."""
     missing = {name: VARIANTS[name].missing(CASES[0]) for name in VARIANT_NAMES if name != OURS}
     left_out = {name: reason for name, reason in missing.items() if reason is not None}
+    whole = is_whole(arguments, add_arguments) and not left_out
+    where = destination("launches.json", arguments.out, whole=whole)
     results = start_results("launches", "cuda", {"target": TARGET, "left_out": left_out})
     counted = [name for name in VARIANT_NAMES if name not in left_out]
     results.rows = [count_case(name, case) for name in counted for case in CASES]
-    path = arguments.out or _RESULTS
-    save(results, path)
+    save(results, where.path)
     report.show(results)
-    print(f"wrote {path}")
-    if arguments.out is None:
+    print(f"wrote {where.finish()}")
+    if where.replaces is not None:
         written = markers.rewrite(_DOCUMENT, report.blocks(results))
         print(f"wrote {', '.join(written)} in {_DOCUMENT}")
     problems = exceeded_budgets(results.rows)

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from bench import report
-from bench.cases import parse_choices, parse_dtypes, parse_regimes, parse_sizes
+from bench.cases import Case, parse_choices, parse_dtypes, parse_regimes, parse_sizes
 from bench.data import REGIMES, describe_data
 from bench.errors import UserError
 from bench.memory import default_limit
-from bench.results import save, start_results
+from bench.results import Destination, destination, is_whole, save, start_results
 from bench.sweep import Method, Plan, measure
 from bench.timing import Effort
 from bench.variants import GAMMA, VARIANTS, M
@@ -52,18 +52,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quick", action="store_true", help="small sizes, few rounds, no torch.compile"
     )
     parser.add_argument(
-        "--out", type=Path, help="results file (default bench/results/loss-DEVICE[-quick].json)"
+        "--out",
+        type=Path,
+        help="results file (default bench/results/loss-DEVICE.json, of which the tables are made; "
+        "loss-DEVICE-partial.json if any other option but --device is given)",
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure, and after every case write the results file; at the end print and plot."""
     plan = make_plan(arguments)
-    path = arguments.out or default_path(arguments)
+    where = find_destination(arguments)
     results = start_results("loss", plan.device, _settings(plan))
     for rows in measure(plan):
         results.rows.extend(rows)
-        save(results, path)
+        save(results, where.path)
+    path = where.finish()
     report.show(results)
     picture = path.with_suffix(".png")
     report.draw(results, picture)
@@ -110,10 +114,12 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
     )
 
 
-def default_path(arguments: argparse.Namespace) -> Path:
-    """Where results go; a quick run does not overwrite a real one."""
-    name = f"loss-{torch.device(arguments.device).type}{'-quick' if arguments.quick else ''}.json"
-    return Path(__file__).resolve().parent / "results" / name
+def find_destination(arguments: argparse.Namespace) -> Destination:
+    """Where results go. Without a peer that could be installed a run is not whole."""
+    device = torch.device(arguments.device).type
+    complete = VARIANTS["pml"].missing(Case(2, 2, device=device)) is None
+    whole = complete and is_whole(arguments, add_arguments)
+    return destination(f"loss-{device}.json", arguments.out, whole=whole)
 
 
 def _effort(rounds: int | None, seconds: float) -> Effort:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import datetime
 import importlib.metadata
@@ -9,6 +10,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import circle_kernels
 from bench.errors import UserError
 
 SCHEMA = 1
+FOLDER = Path(__file__).resolve().parent / "results"
 
 # Paths from the top of the repository; a results file written before this run changes nothing.
 _CODE = (":/circle_kernels", ":/csrc", ":/bench", ":(exclude,top)bench/results")
@@ -105,6 +108,62 @@ def describe_git(folder: Path) -> dict[str, Any]:
         }
     except (OSError, subprocess.CalledProcessError):
         return {}
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where a run writes, so that tables are never made from a part of what they are to show.
+
+    Args:
+        path: what to write while the run goes on.
+        replaces: what a whole run replaces once it has come to its end; None for a partial run.
+    """
+
+    path: Path
+    replaces: Path | None = None
+
+    def finish(self) -> Path:
+        """The run has ended: where its results are from now on."""
+        if self.replaces is None:
+            return self.path
+        return self.path.replace(self.replaces)
+
+
+def destination(name: str, out: Path | None, *, whole: bool) -> Destination:
+    """The file or folder ``name`` among the results for a whole run, and one beside it until then.
+
+    Args:
+        name: of what whole runs of this command leave in ``FOLDER``.
+        out: what the user wants written in its place.
+        whole: nothing of what the command measures is left out; see :func:`is_whole`.
+
+    Raises:
+        UserError: a partial run is to be written over the results of whole ones.
+    """
+    usual = FOLDER / name
+    if out is not None and out.resolve() != usual.resolve():
+        return Destination(out)
+    if out is not None and not whole:
+        raise UserError(f"--out {out} is for whole runs, which this is not: name another file")
+    partial = usual.with_name(f"{usual.stem}-partial{usual.suffix}")
+    return Destination(partial, usual) if whole else Destination(partial)
+
+
+def is_whole(
+    arguments: argparse.Namespace, add_arguments: Callable[[argparse.ArgumentParser], None]
+) -> bool:
+    """Whether a command was given none of its options but where to run and to write.
+
+    Every other option leaves something out, or measures it with other effort.
+    """
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    defaults = vars(parser.parse_args([]))
+    return all(
+        getattr(arguments, option) == default
+        for option, default in defaults.items()
+        if option not in ("device", "out")
+    )
 
 
 def save(results: Results, path: Path) -> None:

@@ -23,7 +23,7 @@ from bench.cases import parse_choices
 from bench.errors import UserError
 from bench.gpu import slug
 from bench.progress import progress_bar
-from bench.results import Results, start_results
+from bench.results import Results, destination, is_whole, start_results
 from bench.tables import MISSING, Table, environment, number, print_table
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 HELP = "find launch settings of the Triton kernels on a CUDA or ROCm device"
 
 DTYPES = ("bfloat16", "float16", "float32")
-_RESULTS_FOLDER = Path(__file__).resolve().parent / "results"
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,10 @@ class Plan:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this subcommand."""
     parser.add_argument(
-        "--out", type=Path, help="file to write (default bench/results/tune-DEVICE.json)"
+        "--out",
+        type=Path,
+        help="file to write (default bench/results/tune-DEVICE.json, tune-DEVICE-partial.json if "
+        "any other option is given)",
     )
     parser.add_argument(
         "--quick",
@@ -101,10 +103,14 @@ def run(arguments: argparse.Namespace) -> None:
     plan = make_plan(arguments, "cuda")
     from bench.tune_worker import Worker
 
-    path = arguments.out or _RESULTS_FOLDER / f"tune-{slug(torch.cuda.get_device_name())}.json"
+    where = destination(
+        f"tune-{slug(torch.cuda.get_device_name())}.json",
+        arguments.out,
+        whole=is_whole(arguments, add_arguments),
+    )
     hardware = find_hardware(plan)
     with Worker(hardware, plan.quick) as worker:
-        tune(plan, hardware, path, worker.choose)
+        tune(plan, hardware, where.replaces or where.path, worker.choose)
 
 
 def make_plan(arguments: argparse.Namespace, device: str) -> Plan:

@@ -12,6 +12,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -239,14 +240,42 @@ def breaks_at_some(
             if settings == BASE:
                 os.abort()
             if settings == FAST:
-                time.sleep(60)
+                time.sleep(1e6)
     trying(None)
     if job.depth == 1:
         raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
     return FASTER, {"broken": broken, "process": os.getpid()}
 
 
-def test_settings_that_end_the_process_are_left_out() -> None:
+class _Impatient:
+    """Waits for what hangs not at all, and for everything else as long as it takes."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection, self.close = connection, connection.close
+        self.hangs, self.hanging = False, False
+
+    def send(self, message: tuple[Job, dict]) -> None:
+        job, broken = message
+        self.hanging = job.depth == 64 and FAST not in broken
+        self.connection.send(message)
+
+    def poll(self, patience: float) -> bool:
+        return not self.hangs and self.connection.poll(None)
+
+    def recv(self) -> Any:
+        message = self.connection.recv()
+        self.hangs = self.hanging and message == ("trying", FAST)
+        return message
+
+
+def test_settings_that_end_the_process_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = tune_worker.Worker._start
+
+    def start_impatiently(worker: tune_worker.Worker) -> Any:
+        worker._connection = _Impatient(start(worker))
+        return worker._connection
+
+    monkeypatch.setattr(tune_worker.Worker, "_start", start_impatiently)
     jobs = [Job("triangle", "sm_90", torch.float32, depth, "cpu") for depth in (64, 128, 1)]
     tried = []
     with tune_worker.Worker(H100, True, breaks_at_some, patience=1.0) as worker:

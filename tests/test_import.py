@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 
@@ -49,11 +48,35 @@ def test_use_on_the_cpu_does_not_load_triton() -> None:
     assert run(code).strip() == "False"
 
 
-def test_import_takes_less_than_50_ms_more_than_torch() -> None:
+def test_import_loads_nothing_but_the_package_beside_torch() -> None:
     code = (
-        "import time, torch; start = time.perf_counter()\n"
+        "import json, sys, torch; before = set(sys.modules)\n"
         "import circle_kernels\n"
-        "print(time.perf_counter() - start)"
+        "print(json.dumps(sorted(set(sys.modules) - before)))"
     )
-    seconds = statistics.median(float(run(code)) for _ in range(5))
-    assert seconds < 0.050, f"import circle_kernels takes {seconds * 1e3:.0f} ms beside torch"
+    known = {"circle_kernels", "torch", *sys.stdlib_module_names}
+    assert [name for name in json.loads(run(code)) if name.partition(".")[0] not in known] == []
+
+
+# Counted after the modules were compiled once. Today it is 102,000: what a few milliseconds hold.
+MOST_INSTRUCTIONS = 250_000
+
+
+def test_import_executes_few_instructions_beside_torch() -> None:
+    """Instructions of Python's, which are the same however busy the machine is."""
+    code = (
+        "import sys, torch\n"
+        "executed = 0\n"
+        "def trace(frame, event, _):\n"
+        "    global executed\n"
+        "    frame.f_trace_opcodes, frame.f_trace_lines = True, False\n"
+        "    executed += event == 'opcode'\n"
+        "    return trace\n"
+        "sys.settrace(trace)\n"
+        "import circle_kernels\n"
+        "sys.settrace(None)\n"
+        "print(executed)"
+    )
+    run("import circle_kernels")
+    executed = int(run(code))
+    assert 10_000 < executed < MOST_INSTRUCTIONS
