@@ -9,13 +9,15 @@ Miners, reducers, regularizers, ``CrossBatchMemory``, ``SelfSupervisedLoss``,
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from circle_kernels.arguments import FLOATING_DTYPES, label_numbers
+from circle_kernels.arguments import FLOATING_DTYPES, check_kinds, label_numbers, one_dtype
 from circle_kernels.autograd import pair_logsumexp
+from circle_kernels.backends.addressable import all_addressable, materialized
 from circle_kernels.formula import CircleFormula
 from circle_kernels.listed_pairs import (
     PairIndices,
@@ -86,6 +88,20 @@ class CircleLoss(losses.CircleLoss):
         """What the library asks of a loss: the rows' losses, for the reducer."""
         c_f.labels_or_indices_tuple_required(labels, indices_tuple)
         self.distance.check_shapes(embeddings, ref_emb)
+        listed_pairs = () if indices_tuple is None else tuple(indices_tuple)
+        if not all_addressable(embeddings, labels, ref_emb, ref_labels, *listed_pairs):
+            names = {f"indices_tuple[{place}]": each for place, each in enumerate(listed_pairs)}
+            check_kinds(
+                embeddings=embeddings,
+                labels=labels,
+                ref_emb=ref_emb,
+                ref_labels=ref_labels,
+                **names,
+            )
+            # Whether two of them are one tensor says what is compared with what.
+            embeddings, labels, ref_emb, ref_labels = _each_once(
+                materialized, embeddings, labels, ref_emb, ref_labels
+            )
         arguments = (embeddings, labels, indices_tuple, ref_emb, ref_labels)
         obstacle = self._obstacle(embeddings, indices_tuple, ref_emb, ref_labels)
         if obstacle is not None:
@@ -101,7 +117,7 @@ class CircleLoss(losses.CircleLoss):
             listed = lmu.convert_to_pairs(indices_tuple, labels)
             if all(len(each) <= 1 for each in listed):
                 return self.zero_losses()
-            listed = tuple(torch.as_tensor(each) for each in listed)
+            listed = tuple(torch.as_tensor(each, device=embeddings.device) for each in listed)
             if not _are_indices(*listed):
                 reason = "a miner's tuple holds other things than vectors of int32 or int64"
                 return self._by_the_library("indices", reason, *arguments)
@@ -184,7 +200,7 @@ class CircleLoss(losses.CircleLoss):
         self, embeddings: Tensor, ref_emb: Tensor, listed: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor] | None:
         """Both log-sum-exps over listed pairs; None where a pair is positive and negative."""
-        indices = PairIndices(*(each.to(embeddings.device, torch.int64) for each in listed))
+        indices = PairIndices(*(each.to(torch.int64) for each in listed))
         rows, columns = len(embeddings), len(ref_emb)
         self_mode = ref_emb is embeddings
         if indices.is_short(rows, columns):
@@ -239,12 +255,14 @@ class CircleLoss(losses.CircleLoss):
             )
 
 
+def _each_once(change: Callable[[Tensor], Tensor], *tensors: Any) -> list[Any]:
+    """Tensors that are changed, and one tensor again where they were one; others as they are."""
+    changed = {id(each): change(each) for each in tensors if isinstance(each, Tensor)}
+    return [changed.get(id(each), each) for each in tensors]
+
+
 def _one_dtype(embeddings: Tensor, ref_emb: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Both sides in the wider of their dtypes: under autocast they may differ."""
-    if ref_emb is None or ref_emb.dtype == embeddings.dtype:
-        return embeddings, ref_emb
-    dtype = torch.promote_types(embeddings.dtype, ref_emb.dtype)
-    return embeddings.to(dtype), ref_emb.to(dtype)
+    return (embeddings, None) if ref_emb is None else one_dtype(embeddings, ref_emb)
 
 
 def _are_indices(
