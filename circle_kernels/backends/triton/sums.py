@@ -119,6 +119,7 @@ def add_tile_exactly(
     SELF_MODE: tl.constexpr,
     KEEP: tl.constexpr,
     FORMULA: tl.constexpr,
+    NORMALIZED: tl.constexpr,  # else products may overflow
     INPUT_PRECISION: tl.constexpr,
     EVEN_DEPTH: tl.constexpr,
     BLOCK_ANCHORS: tl.constexpr,
@@ -143,6 +144,7 @@ def add_tile_exactly(
             num_others,
             other_stride,
             depth,
+            NORMALIZED,
             INPUT_PRECISION,
             EVEN_DEPTH,
             BLOCK_ANCHORS,
