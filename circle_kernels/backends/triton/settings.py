@@ -84,12 +84,12 @@ def dot_precision(architecture: str, dtype: torch.dtype) -> str:
     instructions take float32 as it is. The interpreter multiplies with numpy, which adds up in an
     order that depends on the tile's shape, so that forward and backward would see different
     similarities of one pair, as they do not on a device; in float64 the order does not show.
-    Half types ignore the answer.
+    On a device half types ignore the answer.
     """
-    if dtype != torch.float32 or _is_amd(architecture):
-        return "ieee"
     if architecture == INTERPRETER:
         return "float64" if _INTERPRETS_FLOAT64_DOT else "ieee"
+    if dtype != torch.float32 or _is_amd(architecture):
+        return "ieee"
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
