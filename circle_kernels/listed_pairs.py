@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from circle_kernels.arguments import check_kinds
 from circle_kernels.autograd import is_traced, logsumexps, once, owned
 from circle_kernels.backend_choice import without_autocast
 from circle_kernels.backends import cpu, gathered
-from circle_kernels.backends.addressable import is_plain
+from circle_kernels.backends.addressable import all_addressable, is_plain, materialized
 from circle_kernels.backends.gathered import GatheredProblem
 from circle_kernels.backends.interface import (
     COLUMN_NEGATIVE,
@@ -131,6 +132,7 @@ def matrix_logsumexp(
     normalize: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """:func:`circle_kernels.pair_logsumexp` over the pairs of a :func:`pair_matrix`."""
+    embeddings, ref_emb = _readable(embeddings, ref_emb)
     both_ways = _both_ways(kinds) if ref_emb is None else None
     if both_ways is None:
         # Where a pair is positive for one of its rows and negative for the other, the transposed
@@ -139,6 +141,18 @@ def matrix_logsumexp(
     else:
         kinds = both_ways
     return logsumexps(_listed_batch(embeddings, ref_emb, kinds), Operation(formula, normalize))
+
+
+def _readable(embeddings: Tensor, ref_emb: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Both sides as kernels can read them.
+
+    Raises:
+        TypeError, ValueError: one of them does not have its own numbers.
+    """
+    if all_addressable(embeddings, ref_emb):
+        return embeddings, ref_emb
+    check_kinds(embeddings=embeddings, ref_emb=ref_emb)
+    return materialized(embeddings), None if ref_emb is None else materialized(ref_emb)
 
 
 def _listed_batch(embeddings: Tensor, ref_emb: Tensor | None, kinds: Tensor) -> Batch:
@@ -202,6 +216,7 @@ def gathered_logsumexp(
     normalize: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """:func:`circle_kernels.pair_logsumexp` over a few pairs."""
+    embeddings, ref_emb = _readable(embeddings, ref_emb)
     if is_traced(Batch(embeddings, pairs[0], ref_emb)):
         kinds = _matrix_of(pairs, embeddings, ref_emb)
         return matrix_logsumexp(embeddings, ref_emb, kinds, formula=formula, normalize=normalize)

@@ -6,9 +6,16 @@ import math
 
 import pytest
 import torch
-from cases import Case, Target, for_every_backend, gradients
+from cases import INTERPRETED, Case, Target, for_every_backend, gradients
 
-from circle_kernels import CircleFormula, UnifiedFormula, circle_loss, pair_logsumexp, unified_loss
+from circle_kernels import (
+    CircleFormula,
+    UnifiedFormula,
+    available_backends,
+    circle_loss,
+    pair_logsumexp,
+    unified_loss,
+)
 
 pytestmark = pytest.mark.backends
 
@@ -106,6 +113,201 @@ def test_bad_numbers_make_every_loss_that_saw_them_nan(
             assert rows[4].isnan()
             assert rows[torch.arange(12) != 4].isfinite().all()
             assert loss(clean.detach(), ref_labels, embeddings, labels, **options).isnan().all()
+
+
+@for_every_backend
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("bad", [1.0, math.nan, math.inf])
+@pytest.mark.parametrize(("n", "m"), [(1, None), (2, None), (40, None), (12, 1), (12, 40)])
+def test_set_without_pairs_is_empty_whatever_its_row_holds(
+    target: Target, n: int, m: int | None, bad: float, normalize: bool
+) -> None:
+    for dtype in target.dtypes:
+        embeddings, _ = batch(target, n=n, dtype=dtype)
+        embeddings = embeddings.detach().clone()
+        labels = torch.zeros(n, dtype=torch.int64, device=target.device)
+        rows = sorted({0, n // 2, n - 1})
+        for row in rows:
+            embeddings[row, 0] = bad
+            labels[row] = 1 + row  # in a class of its own
+        references: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
+        if m is not None:
+            references = (batch(target, n=m, dtype=dtype)[0].detach(), labels.new_zeros(m))
+        lse_pos, lse_neg = pair_logsumexp(
+            embeddings,
+            labels,
+            *references,
+            formula=CircleFormula(),
+            normalize=normalize,
+            backend=target.backend,
+        )
+        assert (lse_pos[rows] == -math.inf).all()
+        without_negatives = torch.ones_like(labels, dtype=torch.bool)
+        without_negatives[rows] = False
+        if m is None:
+            without_negatives[:] = n == 1
+        assert torch.equal(lse_neg == -math.inf, without_negatives)
+        losses = circle_loss(
+            embeddings,
+            labels,
+            *references,
+            normalize=normalize,
+            reduction="none",
+            backend=target.backend,
+        )
+        if n == 1:
+            assert (losses == 0).all()
+        else:
+            # Nothing plus what saw a bad number is not nothing.
+            assert torch.equal(losses[rows].isnan(), torch.full_like(losses[rows], bad != 1) == 1)
+
+
+def scaled_by_powers(values: torch.Tensor, powers: torch.Tensor) -> torch.Tensor:
+    """Rows times powers of two, in two steps since a power may be beyond the dtype."""
+    first = powers // 2
+    for half in (2.0 ** first.double(), 2.0 ** (powers - first).double()):
+        values = values * half.to(values.dtype)[:, None]
+    return values
+
+
+@for_every_backend
+@pytest.mark.parametrize("sides", ["batch", "embeddings", "references", "both"])
+@pytest.mark.parametrize("highest", [0.49, 0.7, 0.97, 1])  # of the exponents there are
+@pytest.mark.parametrize("d", [5, 16])  # copied by the Triton kernels, and not
+def test_power_of_two_in_a_row_only_divides_its_gradient(
+    target: Target, d: int, highest: float, sides: str, request: pytest.FixtureRequest
+) -> None:
+    """Also where squares overflow and, at the end of the exponents, where the norm does."""
+    if highest == 1 and target.backend == "cpu":
+        reason = "the C++ kernel takes a norm beyond its type, and squares beyond float64, for inf"
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+    for dtype in target.dtypes:
+        if dtype == torch.float16 or (dtype == torch.float64 and highest < 1):
+            continue  # norms of float16 are far from the end of float32
+        largest = int(highest * math.frexp(torch.finfo(dtype).max)[1])
+        with_references = sides != "batch"
+        inputs = Case("random", n=24, m=20 if with_references else None, d=d).tensors(
+            dtype, target.device
+        )
+        powers, results = [], []
+        for place in (0, 2):
+            if inputs[place] is None:
+                continue
+            values = inputs[place].detach()
+            # Entries below 1, the largest of each row at least a half.
+            values = scaled_by_powers(values, -values.abs().amax(1).float().frexp().exponent)
+            power = torch.zeros(len(values), device=target.device)
+            if sides in ("batch", "both", ("embeddings", "references")[place // 2]):
+                power[::2] = largest
+                power[1::4] = largest // 2
+                power[3::8] = -20
+            inputs[place] = values
+            powers.append(power.to(torch.int32))
+        for scaled in (False, True):
+            leaves, arguments = [], list(inputs)
+            for place, power in zip((0, 2), powers, strict=False):
+                values = inputs[place]
+                leaves.append(
+                    (scaled_by_powers(values, power) if scaled else values).requires_grad_()
+                )
+                assert leaves[-1].isfinite().all()
+                arguments[place] = leaves[-1]
+            losses = circle_loss(*arguments, reduction="none", backend=target.backend)
+            assert losses.isfinite().all()
+            results.append((losses, torch.autograd.grad(losses.sum(), leaves)))
+        (losses, grads), (scaled_losses, scaled_grads) = results
+        assert torch.equal(scaled_losses, losses)
+        for grad, scaled_grad, power in zip(grads, scaled_grads, powers, strict=True):
+            expected = scaled_by_powers(grad.double(), -power)
+            smallest = torch.finfo(dtype).smallest_normal
+            # What lies well above the subnormal numbers is the same to the last bit.
+            normal = expected.abs() >= 2.0**24 * smallest
+            assert normal.any()
+            assert torch.equal(scaled_grad[normal].double(), expected[normal])
+            # Near them sums were rounded like subnormal numbers before the projection.
+            eps = torch.finfo(dtype).eps
+            allowed = eps * (64 * smallest + expected.abs().amax(1, keepdim=True))
+            assert ((scaled_grad.double() - expected).abs() <= allowed).all()
+
+
+@for_every_backend
+@pytest.mark.parametrize("formula", [CircleFormula(), UnifiedFormula(m=0.2)], ids=lambda f: f.name)
+def test_unnormalised_rows_may_be_as_large_as_their_products_allow(
+    target: Target, formula: CircleFormula | UnifiedFormula
+) -> None:
+    for dtype in target.dtypes:
+        if torch.finfo(dtype).max < 2.0**100:
+            continue
+        case = Case("random", n=24, m=20, d=16, formula=formula, normalize=False)
+        embeddings, labels, references, ref_labels = case.tensors(dtype, target.device)
+        results = [
+            pair_logsumexp(
+                embeddings.detach() * factor,
+                labels,
+                references.detach() / factor,
+                ref_labels,
+                formula=formula,
+                normalize=False,
+                backend=target.backend,
+            )
+            for factor in (1.0, 2.0**-80, 2.0**80)
+        ]
+        for result in results[1:]:
+            for statistic, expected in zip(result, results[0], strict=True):
+                assert torch.equal(statistic, expected)
+
+
+@for_every_backend
+def test_product_beyond_the_dtype_is_no_finite_loss(target: Target) -> None:
+    """Its sign may be that of a partial sum: clamped it would pass as a good pair."""
+    for dtype in target.dtypes:
+        if dtype == torch.float16:
+            continue
+        half = 2.0 ** (math.frexp(torch.finfo(dtype).max)[1] - 1)
+        embeddings = torch.tensor([[half, -half, -half, -half]], dtype=dtype, device=target.device)
+        for sign in (1, -1):
+            references = torch.tensor([[2, 1, 1.5, 1], [0, 0, 1, 0]], dtype=dtype)
+            losses = circle_loss(
+                embeddings * sign,
+                torch.zeros(1, dtype=torch.int64, device=target.device),
+                references.to(target.device),
+                torch.tensor([0 if sign == 1 else 1, 1 if sign == 1 else 0], device=target.device),
+                normalize=False,
+                reduction="none",
+                backend=target.backend,
+            )
+            assert not losses.isfinite().any()
+
+
+@for_every_backend
+@pytest.mark.parametrize("m", [None, 40])
+@pytest.mark.parametrize("gamma", [80.0, 512.0])
+@pytest.mark.parametrize("octaves", [-100, -40, 33, 40, 100])
+def test_gradient_is_as_large_as_what_arrives_from_above(
+    target: Target, octaves: int, gamma: float, m: int | None
+) -> None:
+    for dtype in target.dtypes:
+        if dtype == torch.float16:
+            continue  # test_loss_scaling_does_not_overflow
+        case = Case("random", n=150, m=m, d=16, formula=CircleFormula(m=0.25, gamma=gamma))
+        inputs = case.tensors(dtype, target.device)
+        statistics = pair_logsumexp(*inputs, formula=case.formula, backend=target.backend)
+        wanted = [value for value in inputs[::2] if value is not None]
+        upstream = [torch.linspace(-0.3, 0.7, 150, dtype=s.dtype).to(s.device) for s in statistics]
+        expected, scaled = (
+            torch.autograd.grad(
+                statistics, wanted, [value * factor for value in upstream], retain_graph=True
+            )
+            for factor in (1.0, 2.0**octaves)
+        )
+        for one, other in zip(expected, scaled, strict=True):
+            size = one.abs().max().item()
+            torch.testing.assert_close(
+                other.double() * 2.0**-octaves,
+                one.double(),
+                rtol=0,
+                atol=torch.finfo(dtype).eps * (16 + 2 * gamma) * size,
+            )
 
 
 @for_every_backend
@@ -267,3 +469,14 @@ def test_labels_of_any_integer_dtype(target: Target) -> None:
         assert torch.equal(
             circle_loss(embeddings, labels.to(dtype), backend=target.backend), expected
         )
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
+def test_bfloat16_is_not_interpreted_and_the_error_says_what_is() -> None:
+    embeddings, labels = torch.randn(12, 8, dtype=torch.bfloat16), torch.arange(12) % 3
+    with pytest.raises(RuntimeError, match=r"'triton' cannot serve torch\.bfloat16 .* float16"):
+        circle_loss(embeddings, labels, backend="triton")
+    assert "float32 and float16" in available_backends()["triton"]
+    expected = circle_loss(embeddings.double(), labels, backend="reference")
+    loss = circle_loss(embeddings, labels)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)

@@ -150,6 +150,52 @@ class TestInterpreted:
         assert lse_pos.isnan().nonzero().flatten().tolist() == [100, 101]
         assert lse_neg.isnan().sum() == 269  # all but the bad row's only positive
 
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+    def test_last_row_alone_in_its_class_has_no_positives_even_if_it_is_bad(
+        self, monkeypatch: pytest.MonkeyPatch, bad: float
+    ) -> None:
+        """Tiles are padded with it: in label order, too."""
+        monkeypatch.setattr(plan, "SORTED_TILES", 0)
+        embeddings, *_ = Case("random", n=270).tensors(torch.float32)
+        embeddings = embeddings.detach()
+        embeddings[-1, 3] = bad
+        labels = torch.arange(270) // 4
+        labels[-1] = 1000
+        lse_pos, _ = pair_logsumexp(embeddings, labels, formula=CircleFormula(), backend="triton")
+        assert lse_pos[-1] == -torch.inf
+        assert lse_pos[:-2].isfinite().all()
+
+    @pytest.mark.parametrize("n", [2, 270])
+    def test_infinite_product_is_clamped_to_no_finite_logit(self, n: int) -> None:
+        """Devices add up in float32, so its sign may be that of a part of the sum."""
+        embeddings, *_ = Case("random", n=n, normalize=False).tensors(torch.float32)
+        embeddings = embeddings.detach()
+        embeddings[:2] = 2.0**65  # products with each other that no float32 holds, and no others
+        labels = torch.arange(n) // 2
+        lse_pos, _ = pair_logsumexp(
+            embeddings, labels, formula=CircleFormula(), normalize=False, backend="triton"
+        )
+        assert lse_pos[:2].isnan().all()
+        assert lse_pos[2:].isfinite().all()
+
+    @pytest.mark.parametrize("m", [None, 200])
+    def test_rows_whose_squares_overflow_are_sorted_like_any(
+        self, monkeypatch: pytest.MonkeyPatch, m: int | None
+    ) -> None:
+        monkeypatch.setattr(plan, "SORTED_TILES", 0)
+        inputs = Case("random", n=270, m=m).tensors(torch.float32)
+        results = []
+        for power in (1.0, 2.0**100):
+            scaled = [value.detach().clone() if value is not None else None for value in inputs]
+            scaled[0][::3] *= power
+            scaled[0].requires_grad_()
+            statistics = pair_logsumexp(*scaled, formula=CircleFormula(), backend="triton")
+            (gradient,) = torch.autograd.grad(sum(statistics).sum(), scaled[0])
+            gradient[::3] *= power
+            results.append((*statistics, gradient))
+        for ours, expected in zip(*results, strict=True):
+            assert torch.equal(ours, expected)
+
     @pytest.mark.parametrize("sorted_tiles", [0, 24])
     @pytest.mark.parametrize("last", [False, True])
     def test_a_gradient_that_no_fixed_shift_holds_reaches_every_tile(

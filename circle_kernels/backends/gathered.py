@@ -12,13 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from circle_kernels.backends.interface import divisors, result_dtype, through_normalization
+from circle_kernels.backends.interface import UnitRows, result_dtype, unit_rows
 from circle_kernels.formula import PairFormula
 
 _CHUNK = 2**20  # numbers gathered at a time from each side
-
-
-_Side = tuple[Tensor, Tensor]  # (N, D) and (N,)
 
 
 @dataclass(frozen=True)
@@ -43,21 +40,18 @@ class GatheredProblem:
         size = max(_CHUNK // self.embeddings.shape[1], 1)
         return [slice(begin, begin + size) for begin in range(0, len(self.rows), size)]
 
-    def unit_rows(self) -> tuple[_Side, _Side]:
-        """Embeddings and references over their divisors, and these; the same side twice without."""
-
-        def side(values: Tensor) -> _Side:
-            divisor = divisors(values, self.normalize)
-            return values.to(divisor.dtype) / divisor[:, None], divisor
-
-        embeddings = side(self.embeddings)
-        return embeddings, embeddings if self.ref_emb is None else side(self.ref_emb)
+    def sides(self) -> tuple[UnitRows, UnitRows]:
+        """Embeddings and references over their divisors; the same side twice without references."""
+        embeddings = unit_rows(self.embeddings, self.normalize)
+        if self.ref_emb is None:
+            return embeddings, embeddings
+        return embeddings, unit_rows(self.ref_emb, self.normalize)
 
 
 def forward(problem: GatheredProblem) -> tuple[Tensor, Tensor, Tensor]:
     """Both log-sum-exps (N,), and the pairs' similarities (P,) for the backward pass."""
     dtype = result_dtype(problem.embeddings.dtype)
-    (embeddings, _), (references, _) = problem.unit_rows()
+    embeddings, references = (side.rows for side in problem.sides())
     similarities = torch.cat(
         [
             (embeddings[problem.rows[chunk]] * references[problem.columns[chunk]]).sum(1)
@@ -88,7 +82,8 @@ def backward(
     logits = problem.formula.pair_logits(similarities, problem.positive)
     slopes = problem.formula.pair_slopes(similarities, problem.positive)
     weights = (logits - lse[sets]).exp() * grad_lse[sets] * slopes
-    (embeddings, embedding_divisors), (references, reference_divisors) = problem.unit_rows()
+    embedding_side, reference_side = problem.sides()
+    embeddings, references = embedding_side.rows, reference_side.rows
     grad_embeddings = torch.zeros_like(embeddings) if needs_embeddings else None
     if problem.ref_emb is None:
         grad_references = grad_embeddings
@@ -100,12 +95,9 @@ def backward(
             _add_at(grad_embeddings, rows, references[columns] * weight)
         if grad_references is not None:
             _add_at(grad_references, columns, embeddings[rows] * weight)
-    given = (problem.normalize, problem.embeddings.dtype)
     return (
-        through_normalization(grad_embeddings, embeddings, embedding_divisors, *given)
-        if grad_embeddings is not None
-        else None,
-        through_normalization(grad_references, references, reference_divisors, *given)
+        embedding_side.input_gradient(grad_embeddings) if grad_embeddings is not None else None,
+        reference_side.input_gradient(grad_references)
         if grad_references is not None and problem.ref_emb is not None
         else None,
     )

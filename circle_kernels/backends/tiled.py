@@ -21,8 +21,7 @@ from circle_kernels.backends.interface import (
     ROW_NEGATIVE,
     ROW_POSITIVE,
     PairProblem,
-    divisors,
-    through_normalization,
+    unit_rows,
 )
 from circle_kernels.formula import PairFormula
 from circle_kernels.logsumexp import masked_logsumexp
@@ -62,15 +61,12 @@ class _Tiles:
     """The tiles of a problem: similarities and masks, recomputed whenever they are asked for."""
 
     def __init__(self, problem: PairProblem) -> None:
-        dtype = problem.result_dtype
         self.problem = problem
-        self.row_divisors = divisors(problem.embeddings, problem.normalize)
-        self.rows = problem.embeddings.contiguous().to(dtype) / self.row_divisors[:, None]
-        if problem.self_mode:
-            self.column_divisors, self.columns = self.row_divisors, self.rows
-        else:
-            self.column_divisors = divisors(problem.columns, problem.normalize)
-            self.columns = problem.columns.contiguous().to(dtype) / self.column_divisors[:, None]
+        self.row_side = unit_rows(problem.embeddings, problem.normalize)
+        self.column_side = (
+            self.row_side if problem.self_mode else unit_rows(problem.columns, problem.normalize)
+        )
+        self.rows, self.columns = self.row_side.rows, self.column_side.rows
         self.edge = _CPU_TILE if problem.embeddings.device.type == "cpu" else _ACCELERATOR_TILE
 
     def counted(self, rows: slice, columns: slice, dim: int) -> Tensor | None:
@@ -184,12 +180,9 @@ def backward(
         if grad_columns is not None and not tiles.on_diagonal(rows, columns):
             grad_columns[columns].addmm_(gradient.T, tiles.rows[rows])
 
-    given = (problem.normalize, problem.embeddings.dtype)
     return (
-        through_normalization(grad_rows, tiles.rows, tiles.row_divisors, *given)
-        if grad_rows is not None
-        else None,
-        through_normalization(grad_columns, tiles.columns, tiles.column_divisors, *given)
+        tiles.row_side.input_gradient(grad_rows) if grad_rows is not None else None,
+        tiles.column_side.input_gradient(grad_columns)
         if grad_columns is not None and not problem.self_mode
         else None,
     )

@@ -9,7 +9,6 @@ Miners, reducers, regularizers, ``CrossBatchMemory``, ``SelfSupervisedLoss``,
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from circle_kernels.arguments import FLOATING_DTYPES, check_kinds, label_numbers, one_dtype
 from circle_kernels.autograd import pair_logsumexp
-from circle_kernels.backends.addressable import all_addressable, materialized
+from circle_kernels.backends.addressable import all_addressable
 from circle_kernels.formula import CircleFormula
 from circle_kernels.listed_pairs import (
     PairIndices,
@@ -88,19 +87,14 @@ class CircleLoss(losses.CircleLoss):
         """What the library asks of a loss: the rows' losses, for the reducer."""
         c_f.labels_or_indices_tuple_required(labels, indices_tuple)
         self.distance.check_shapes(embeddings, ref_emb)
-        listed_pairs = () if indices_tuple is None else tuple(indices_tuple)
-        if not all_addressable(embeddings, labels, ref_emb, ref_labels, *listed_pairs):
-            names = {f"indices_tuple[{place}]": each for place, each in enumerate(listed_pairs)}
+        indices = {f"indices_tuple[{at}]": each for at, each in enumerate(indices_tuple or ())}
+        if not all_addressable(embeddings, labels, ref_emb, ref_labels, *indices.values()):
             check_kinds(
                 embeddings=embeddings,
                 labels=labels,
                 ref_emb=ref_emb,
                 ref_labels=ref_labels,
-                **names,
-            )
-            # Whether two of them are one tensor says what is compared with what.
-            embeddings, labels, ref_emb, ref_labels = _each_once(
-                materialized, embeddings, labels, ref_emb, ref_labels
+                **indices,
             )
         arguments = (embeddings, labels, indices_tuple, ref_emb, ref_labels)
         obstacle = self._obstacle(embeddings, indices_tuple, ref_emb, ref_labels)
@@ -253,12 +247,6 @@ class CircleLoss(losses.CircleLoss):
                 self.distance.maybe_normalize(embeddings),
                 self.distance.maybe_normalize(ref_emb),
             )
-
-
-def _each_once(change: Callable[[Tensor], Tensor], *tensors: Any) -> list[Any]:
-    """Tensors that are changed, and one tensor again where they were one; others as they are."""
-    changed = {id(each): change(each) for each in tensors if isinstance(each, Tensor)}
-    return [changed.get(id(each), each) for each in tensors]
 
 
 def _one_dtype(embeddings: Tensor, ref_emb: Tensor | None) -> tuple[Tensor, Tensor | None]:

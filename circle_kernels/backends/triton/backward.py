@@ -134,6 +134,7 @@ def _multiply_chunks(
         "KEPT": kept,
         "FORMULA": problem.formula.name,
         "DETACH_WEIGHTS": problem.formula.detach_weights,
+        "NORMALIZED": problem.normalize,
         "INPUT_PRECISION": dot_precision(family, dtype, problem.precision),
     }
     workspace = rows.operand.new_empty(chunks.rows, chunks.columns)

@@ -49,6 +49,7 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
         formula = formula_arguments(problem.formula)
         constants = {
             "FORMULA": problem.formula.name,
+            "NORMALIZED": problem.normalize,
             "INPUT_PRECISION": dot_precision(
                 device_family(device), rows.operand.dtype, problem.precision
             ),

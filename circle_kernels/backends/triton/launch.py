@@ -24,7 +24,10 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 def status() -> str:
     """Whether Triton can be used in this process, as one sentence."""
     if INTERPRETED:
-        return "usable: in Triton's interpreter on CPU tensors (TRITON_INTERPRET is set)"
+        return (
+            "usable: in Triton's interpreter on float32 and float16 CPU tensors "
+            "(TRITON_INTERPRET is set)"
+        )
     if not torch.cuda.is_available():
         return "not usable: PyTorch sees no CUDA or ROCm device"
     reason = unusable_reason(torch.device("cuda"), torch.float32)
@@ -38,6 +41,12 @@ def unusable_reason(device: torch.device, dtype: torch.dtype) -> str | None:
     if INTERPRETED:
         if device.type != "cpu":
             return "TRITON_INTERPRET is set, and the interpreter takes CPU tensors"
+        if dtype == torch.bfloat16:
+            # Some versions, 3.9 among them, multiply the 16 bits of each number as an integer.
+            return (
+                "TRITON_INTERPRET is set, and the interpreter's bfloat16 products are wrong; it "
+                "takes float32 and float16, and backend='cpu' or 'tiled' takes bfloat16"
+            )
         return None
     if device.type != "cuda":
         return (

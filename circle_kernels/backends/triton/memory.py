@@ -69,13 +69,12 @@ def planned_memory(
         multiprocessors,
         classes=classes,
     )
-    copied = self_mode or walk.by_label or dtype == torch.float16 or padded_depth != depth
-    operands = 0
+    all_copied = self_mode or walk.by_label or dtype == torch.float16 or padded_depth != depth
+    copied = sides if all_copied else [min(sides)]
+    operands = sum(length * (padded_depth * dtype.itemsize + 4) for length in copied)
     for length in sides:
         padded = triton.cdiv(length, ROW_PADDING) * ROW_PADDING
         operands += 12 * padded + 4 * length  # scales, labels, norms
-        if copied:
-            operands += length * (padded_depth * dtype.itemsize + 4)
     kept = 16 * num_rows  # log-sum-exps, of exponents and natural
     kept += sum(8 * length for length in sides) if walk.by_label else 0
     kept += 4 * math.prod(walk.kept)

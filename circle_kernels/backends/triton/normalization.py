@@ -9,7 +9,7 @@ from torch import Tensor
 
 from circle_kernels.backends.interface import NORM_EPS
 from circle_kernels.backends.triton.launch import launch_kernel
-from circle_kernels.backends.triton.operands import ROW_BLOCK, Side
+from circle_kernels.backends.triton.operands import NORM_UNIT, ROW_BLOCK, Side
 from circle_kernels.backends.triton.primitives import load_tile
 
 
@@ -17,8 +17,8 @@ from circle_kernels.backends.triton.primitives import load_tile
 def finish_gradient_kernel(
     sums_ptr,  # (R, padded depth) float32: with respect to normalised rows, over operand_norms
     operand_ptr,  # (R, padded depth)
-    operand_norms_ptr,  # (R,) float32
-    norms_ptr,  # (R,) float32
+    operand_norms_ptr,  # (R,) float32, in NORM_UNIT
+    norms_ptr,  # (R,) float32, in NORM_UNIT
     unit_ptr,  # (1,) float32: what the upstream gradients were divided by, if HAS_UNIT
     order_ptr,  # (R,) int64: where the caller has each row, if SORTED
     gradient_ptr,  # (R, D), if SORTED (N, D); contiguous, the dtype of the embeddings
@@ -40,8 +40,8 @@ def finish_gradient_kernel(
     given = rows.to(tl.int64)
     if SORTED:
         given = tl.load(order_ptr + rows, mask=inside, other=0)
-    operand_norms = tl.load(operand_norms_ptr + rows, mask=inside, other=1.0)
-    norms = tl.load(norms_ptr + rows, mask=inside, other=1.0)
+    operand_norms, operand_unit, inverse_operand_unit = load_norms(operand_norms_ptr, rows, inside)
+    norms, _, inverse_unit = load_norms(norms_ptr, rows, inside)
     along = tl.zeros((BLOCK_ROWS,), tl.float32)
     # At or below eps the divisor is the constant eps.
     at_zero = norms <= norm_eps
@@ -49,9 +49,9 @@ def finish_gradient_kernel(
         for start in range(0, depth, BLOCK_DEPTH):
             depths = start + tl.arange(0, BLOCK_DEPTH)
             sums = load_tile(sums_ptr, rows, num_rows, padded_depth, depths, padded_depth)
-            sums *= operand_norms[:, None]
+            sums = sums * operand_norms[:, None] * operand_unit[:, None]
             chunk = load_tile(operand_ptr, rows, num_rows, row_stride, depths, padded_depth)
-            along += tl.sum(sums * unit_rows(chunk, operand_norms), axis=1)
+            along += tl.sum(sums * unit_rows(chunk, operand_norms, inverse_operand_unit), axis=1)
         along = tl.where(at_zero, 0.0, along)
     unit = 1.0
     if HAS_UNIT:
@@ -59,11 +59,11 @@ def finish_gradient_kernel(
     for start in range(0, depth, BLOCK_DEPTH):
         depths = start + tl.arange(0, BLOCK_DEPTH)
         sums = load_tile(sums_ptr, rows, num_rows, padded_depth, depths, padded_depth)
-        sums *= operand_norms[:, None]
+        sums = sums * operand_norms[:, None] * operand_unit[:, None]
         if NORMALIZE:
             chunk = load_tile(operand_ptr, rows, num_rows, row_stride, depths, padded_depth)
-            sums -= along[:, None] * unit_rows(chunk, operand_norms)
-        gradient = sums / norms[:, None] * unit
+            sums -= along[:, None] * unit_rows(chunk, operand_norms, inverse_operand_unit)
+        gradient = sums / norms[:, None] * inverse_unit[:, None] * unit
         # A zero vector's gradient is of the order of 1 / eps, more than float16 can hold. NaN
         # fails both comparisons and stays.
         gradient = tl.where(at_zero[:, None] & (gradient > largest), largest, gradient)
@@ -77,15 +77,33 @@ def finish_gradient_kernel(
 
 
 @triton.jit
+def load_norms(
+    norms_ptr,  # (R,) float32, in NORM_UNIT
+    rows,  # (R,)
+    inside,  # (R,)
+):
+    """Load norms as products of two factors, and the inverse of the second, a power of two.
+
+    That is 1 but for norms that may be beyond float32.
+    """
+    norms = tl.load(norms_ptr + rows, mask=inside, other=1.0)
+    huge = norms >= 2.0**64
+    unit, inverse_unit = tl.where(huge, NORM_UNIT, 1.0), tl.where(huge, 1.0 / NORM_UNIT, 1.0)
+    return tl.where(huge, norms, norms * NORM_UNIT), unit, inverse_unit
+
+
+@triton.jit
 def unit_rows(
     operand,  # (R, K)
     operand_norms,  # (R,)
+    inverse_operand_unit,  # (R,)
 ):
     """Normalise exactly as the naive path does: divide, rounded once.
 
     Where a gradient points along its row, what the projection leaves is the rounding here.
     """
-    return tl.div_rn(operand.to(tl.float32), tl.broadcast_to(operand_norms[:, None], operand.shape))
+    rows = operand.to(tl.float32) * inverse_operand_unit[:, None]
+    return tl.div_rn(rows, tl.broadcast_to(operand_norms[:, None], operand.shape))
 
 
 def finish_gradient(

@@ -24,6 +24,13 @@ MAX_STRIDE = 2**22
 ROW_PADDING = STATISTICS_BLOCK.value
 # Strides and depths in multiples of this let Triton load 16 bytes at a time in every dtype.
 _ALIGNMENT = 16
+# Norms are kept in units of this: those of rows of float32's largest entries are beyond float32.
+NORM_UNIT = tl.constexpr(2.0**16)
+# Rows whose squares overflow float32 are multiplied by this, exactly. Their norm stays above eps.
+_SMALLER = tl.constexpr(2.0**-80)
+# Beside a side that is used as it is, the other one is divided by this much more than its norms:
+# products with the largest rows stay in range, and weights, which hold both sides' scales, too.
+_BALANCE = 2.0**16
 
 
 @triton.jit
@@ -39,7 +46,7 @@ def prepare_operand_kernel(
     rows_ptr,  # (N, D), any strides
     labels_ptr,  # (N,) int64, if HAS_LABELS
     order_ptr,  # (N,) int64: which of the rows comes where, if SORTED
-    norms_ptr,  # (N,) float32: max(|x|, eps), or 1; NaN for a non-finite row
+    norms_ptr,  # (N,) float32, in NORM_UNIT: max(|x|, eps), or 1; NaN for a non-finite row
     operand_norms_ptr,  # (N,) float32: the same for the rows of the operand, if WRITE_OPERAND
     scales_ptr,  # (padded N,) float32: root_scale over the norms of the operand
     padded_labels_ptr,  # (padded N,) int64
@@ -51,6 +58,7 @@ def prepare_operand_kernel(
     depth_stride,
     norm_eps,
     root_scale,
+    lowest_norm,  # a power of two
     HAS_LABELS: tl.constexpr,  # else a row's label is its place
     NORMALIZE: tl.constexpr,
     SORTED: tl.constexpr,
@@ -62,9 +70,10 @@ def prepare_operand_kernel(
 
     Scales and labels go on beyond the last row with its own, so that tiles load them unmasked.
 
-    A copy to be normalised is brought to norms in [1, 2). Dividing by a power of two is exact (down
-    to subnormals beside a norm of 1) and puts the scales in (0.5, 1] times root_scale, so that
-    neither products nor weights, which hold the scales of both sides, overflow or vanish.
+    A copy to be normalised is brought to norms from ``lowest_norm`` to twice that. Dividing by a
+    power of two is exact (down to subnormals beside such a norm) and puts the scales of all rows
+    within a factor of 2, so that neither products nor weights, which hold the scales of both sides,
+    overflow or vanish.
     """
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     inside = rows < num_rows
@@ -76,24 +85,37 @@ def prepare_operand_kernel(
         labels = tl.load(labels_ptr + given)
     tl.store(padded_labels_ptr + rows, labels)
     squares = tl.zeros((BLOCK_ROWS, BLOCK_DEPTH), tl.float32)
+    small_squares = tl.zeros((BLOCK_ROWS, BLOCK_DEPTH), tl.float32)
     for start in range(0, depth, BLOCK_DEPTH):
         depths = start + tl.arange(0, BLOCK_DEPTH)
         chunk = load_any_layout(rows_ptr, given, num_rows, row_stride, depths, depth, depth_stride)
         squares += chunk * chunk
+        small = chunk * _SMALLER
+        small_squares += small * small
     norms = tl.sqrt_rn(tl.sum(squares, axis=1))
+    small_norms = tl.sqrt_rn(tl.sum(small_squares, axis=1))
+    fits = norms < float("inf")
     # False for NaN and for infinity, which make every similarity of the row NaN.
-    finite = norms < float("inf")
-    divisors = tl.maximum(norms, norm_eps) if NORMALIZE else tl.full(norms.shape, 1.0, tl.float32)
+    finite = small_norms < float("inf")
+    divisors = tl.full(norms.shape, 1.0, tl.float32)
+    smaller = divisors
+    if NORMALIZE:
+        # Of rows times ``smaller``.
+        divisors = tl.where(fits, tl.maximum(norms, norm_eps), small_norms)
+        smaller = tl.where(fits, 1.0, _SMALLER)
     divisors = tl.where(finite, divisors, float("nan"))
-    tl.store(norms_ptr + rows, divisors, mask=inside)
+    units = tl.where(smaller < 1.0, 1.0 / (NORM_UNIT * _SMALLER), 1.0 / NORM_UNIT)
+    tl.store(norms_ptr + rows, divisors * units, mask=inside)
     powers = tl.full(norms.shape, 1.0, tl.float32)
     if NORMALIZE and WRITE_OPERAND:
         # Keeping only the exponent bits rounds down to a power of two; NaN gives infinity, and
         # its row NaN all the same.
         powers = (divisors.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
-        divisors = divisors / powers
-        tl.store(operand_norms_ptr + rows, divisors, mask=inside)
-    scales = tl.div_rn(tl.full(divisors.shape, 1.0, tl.float32) * root_scale, divisors)
+        divisors = divisors / powers * lowest_norm
+        tl.store(operand_norms_ptr + rows, divisors * (1.0 / NORM_UNIT), mask=inside)
+        scales = tl.div_rn(tl.full(divisors.shape, 1.0, tl.float32) * root_scale, divisors)
+    else:
+        scales = tl.div_rn(smaller * root_scale, divisors)
     tl.store(scales_ptr + rows, scales)
     if WRITE_OPERAND:
         for start in range(0, padded_depth, BLOCK_DEPTH):
@@ -102,7 +124,7 @@ def prepare_operand_kernel(
                 rows_ptr, given, num_rows, row_stride, depths, depth, depth_stride
             )
             if NORMALIZE:
-                chunk = chunk / powers[:, None]
+                chunk = chunk * smaller[:, None] / powers[:, None] * lowest_norm
             offsets = rows.to(tl.int64)[:, None] * padded_depth + depths[None, :]
             tl.store(
                 operand_ptr + offsets,
@@ -116,13 +138,13 @@ class Side:
     """The embeddings or the references, ready for the kernels.
 
     ``operand / operand_norms`` are the normalised rows. The operand is the input itself or, as
-    :func:`_new_side` decides, a copy, the depth padded by zeros.
+    :func:`new_sides` decides, a copy, the depth padded by zeros.
     """
 
     operand: Tensor  # (N, padded depth), unit stride along the depth
-    scales: Tensor  # (padded N,) float32, root_scale / operand_norms
-    operand_norms: Tensor  # (N,) float32
-    norms: Tensor  # (N,) float32, of the input
+    scales: Tensor  # (padded N,) float32, root_scale / operand_norms but for _BALANCE
+    operand_norms: Tensor  # (N,) float32, in NORM_UNIT
+    norms: Tensor  # (N,) float32, of the input, in NORM_UNIT
     labels: Tensor  # (padded N,) int64
     order: Tensor | None  # (N,) int64: the input's rows in this side's order; None if the same
     normalize: bool
@@ -168,16 +190,36 @@ def new_sides(
 
     ``allocate(*shape, dtype=dtype)`` makes their tensors.
     """
-    rows = _new_side(problem, problem.embeddings, row_order, allocate)
+    row_copy = _needs_copy(problem, problem.embeddings, row_order)
     if problem.self_mode:
+        rows = _new_side(problem, problem.embeddings, row_order, row_copy, allocate)
         return rows, rows
-    return rows, _new_side(problem, problem.columns, column_order, allocate)
+    column_copy = _needs_copy(problem, problem.columns, column_order)
+    if problem.normalize and not row_copy and not column_copy:
+        # Products of two large rows as they are would overflow. The smaller side is copied.
+        row_copy = problem.embeddings.shape[0] <= problem.columns.shape[0]
+        column_copy = not row_copy
+    return (
+        _new_side(problem, problem.embeddings, row_order, row_copy, allocate),
+        _new_side(problem, problem.columns, column_order, column_copy, allocate),
+    )
+
+
+def _needs_copy(problem: PairProblem, embeddings: Tensor, order: Tensor | None) -> bool:
+    # A batch compared with itself is small beside its pairs, and its weights hold scales twice.
+    return (
+        order is not None
+        or problem.self_mode
+        or embeddings.dtype == torch.float16
+        or not _loads_wide(embeddings)
+    )
 
 
 def _new_side(
     problem: PairProblem,
     embeddings: Tensor,
     order: Tensor | None,
+    copy: bool,
     allocate: Callable[..., Tensor],
 ) -> Side:
     num_rows, depth = embeddings.shape
@@ -188,13 +230,7 @@ def _new_side(
     scales = allocate(padded_rows, dtype=torch.float32)
     labels = allocate(padded_rows, dtype=torch.int64)
     operand, operand_norms = embeddings, norms
-    # A batch compared with itself is small beside its pairs, and its weights hold scales twice.
-    if (
-        order is not None
-        or problem.self_mode
-        or dtype == torch.float16
-        or not _loads_wide(embeddings)
-    ):
+    if copy:
         operand = allocate(num_rows, padded_depth, dtype=operand_dtype)
         if problem.normalize:
             operand_norms = allocate(num_rows, dtype=torch.float32)
@@ -218,13 +254,23 @@ def prepare_sides(
 
 def fill_sides(problem: PairProblem, rows: Side, columns: Side) -> None:
     """Norms, scales, labels and copies of both sides."""
-    _fill_side(problem, problem.embeddings, problem.labels, rows)
+    copies = (rows.operand is not problem.embeddings, columns.operand is not problem.columns)
+    balance = 1.0 if all(copies) or not problem.normalize else _BALANCE
+    _fill_side(problem, problem.embeddings, problem.labels, rows, copies[0], balance)
     if not problem.self_mode:
         labels = None if problem.classes else problem.column_labels
-        _fill_side(problem, problem.columns, labels, columns)
+        _fill_side(problem, problem.columns, labels, columns, copies[1], balance)
 
 
-def _fill_side(problem: PairProblem, embeddings: Tensor, labels: Tensor | None, side: Side) -> None:
+def _fill_side(
+    problem: PairProblem,
+    embeddings: Tensor,
+    labels: Tensor | None,
+    side: Side,
+    copy: bool,
+    balance: float,
+) -> None:
+    root_scale = math.sqrt(coordinate_scale(problem.formula))
     launch_kernel(
         prepare_operand_kernel,
         len(side.scales) // ROW_BLOCK["BLOCK_ROWS"],
@@ -244,13 +290,15 @@ def _fill_side(problem: PairProblem, embeddings: Tensor, labels: Tensor | None, 
             "row_stride": embeddings.stride(0),
             "depth_stride": embeddings.stride(1),
             "norm_eps": NORM_EPS,
-            "root_scale": math.sqrt(coordinate_scale(problem.formula)),
+            # Scales of both sides are of the size of the root, however small the copy is made.
+            "root_scale": root_scale / balance if copy else root_scale * balance,
+            "lowest_norm": 1 / balance,
         },
         {
             "HAS_LABELS": labels is not None,
             "NORMALIZE": problem.normalize,
             "SORTED": side.order is not None,
-            "WRITE_OPERAND": side.operand is not embeddings,
+            "WRITE_OPERAND": copy,
             **ROW_BLOCK,
         },
         num_warps=4,

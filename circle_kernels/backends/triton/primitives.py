@@ -152,6 +152,7 @@ def tile_products(
     num_columns,
     column_stride,
     depth,
+    NORMALIZED: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
     EVEN_DEPTH: tl.constexpr,  # depth is a multiple of BLOCK_DEPTH
     BLOCK_ROWS: tl.constexpr,
@@ -184,6 +185,10 @@ def tile_products(
         products = multiply_add(row_chunk, tl.trans(column_chunk), products, INPUT_PRECISION)
         row_ptrs += BLOCK_DEPTH
         column_ptrs += BLOCK_DEPTH
+    if not NORMALIZED:
+        # An infinite one becomes NaN: a clamp would make a finite logit of it, whatever the sign
+        # that a sum beyond float32 should have had.
+        products = tl.fma(products, tl.zeros_like(products), products)
     return products
 
 

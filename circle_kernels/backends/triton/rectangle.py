@@ -65,6 +65,7 @@ def sum_rows_kernel(
     LABELS: tl.constexpr,  # plan.Labels
     KEEP: tl.constexpr,  # products, for the backward pass
     FORMULA: tl.constexpr,
+    NORMALIZED: tl.constexpr,  # else products may overflow
     INPUT_PRECISION: tl.constexpr,
     EVEN_DEPTH: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -114,6 +115,7 @@ def sum_rows_kernel(
                 num_columns,
                 column_stride,
                 depth,
+                NORMALIZED,
                 INPUT_PRECISION,
                 EVEN_DEPTH,
                 BLOCK_ROWS,
@@ -185,6 +187,7 @@ def sum_rows_kernel(
                 SELF_MODE,
                 KEEP,
                 FORMULA,
+                NORMALIZED,
                 INPUT_PRECISION,
                 EVEN_DEPTH,
                 BLOCK_ROWS,

@@ -119,6 +119,7 @@ def add_tile_exactly(
     SELF_MODE: tl.constexpr,
     KEEP: tl.constexpr,
     FORMULA: tl.constexpr,
+    NORMALIZED: tl.constexpr,  # else products may overflow
     INPUT_PRECISION: tl.constexpr,
     EVEN_DEPTH: tl.constexpr,
     BLOCK_ANCHORS: tl.constexpr,
@@ -143,6 +144,7 @@ def add_tile_exactly(
             num_others,
             other_stride,
             depth,
+            NORMALIZED,
             INPUT_PRECISION,
             EVEN_DEPTH,
             BLOCK_ANCHORS,
@@ -155,7 +157,10 @@ def add_tile_exactly(
         same = labels[:, None] == load_block(other_labels_ptr, start, PART)[None, :]
         positive = same
         if SELF_MODE:
-            positive = same & (anchors[:, None] != others[None, :])
+            # Padding is the last row again. To itself, too, it is neither positive nor negative:
+            # excluded by an infinity it would bring a NaN of its own to a set that may be empty.
+            given = tl.minimum(others, num_others - 1)
+            positive = same & (anchors[:, None] != given[None, :])
         exclusions = tl.where(others < num_others, 0.0, float("inf"))
         # One kind after the other: together they would take twice the registers.
         shift_pos, sum_pos = add_pairs_exactly(

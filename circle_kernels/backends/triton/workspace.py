@@ -91,6 +91,7 @@ def write_weights_kernel(
     KEPT: tl.constexpr,  # whether the forward pass kept the products
     FORMULA: tl.constexpr,
     DETACH_WEIGHTS: tl.constexpr,
+    NORMALIZED: tl.constexpr,  # else products may overflow
     INPUT_PRECISION: tl.constexpr,
     EVEN_DEPTH: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -151,6 +152,7 @@ def write_weights_kernel(
                     num_columns,
                     column_stride,
                     depth,
+                    NORMALIZED,
                     INPUT_PRECISION,
                     EVEN_DEPTH,
                     BLOCK_ROWS,
@@ -204,6 +206,7 @@ def write_weights_kernel(
                         num_columns,
                         column_stride,
                         depth,
+                        NORMALIZED,
                         INPUT_PRECISION,
                         EVEN_DEPTH,
                         BLOCK_ROWS,
