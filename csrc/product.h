@@ -61,6 +61,9 @@ struct Ignore {
 
 // c(r, v) [+]= sum_k a(r, k) b(k, v)   for `rows` rows and `vectors` vectors of columns
 //
+// The product's sums begin with 0 and c's old value is added to them in the end: beginning with it
+// would make one chain of roundings of all the products that a number of c is the sum of.
+//
 // a(r, k) lies at a[r * row_stride + k * depth_stride], or with `indices` at
 // a[r * row_stride + indices[k]]; b and c have rows of PANEL. Depth counts elements.
 template <class E, int rows, int vectors, int row_stride, int depth_stride, bool indexed,
@@ -76,7 +79,7 @@ CIRCLE_INLINE void multiply_registers(const E* a, const int32_t* indices, const 
   for (int row = 0; row < rows; ++row) {
     CIRCLE_UNROLL
     for (int vector = 0; vector < vectors; ++vector) {
-      sums[row][vector] = accumulate ? load(c + row * PANEL + vector * LANES<T>) : Vec<T>{};
+      sums[row][vector] = Vec<T>{};
     }
   }
   for (int64_t k = 0; k < depth; ++k) {
@@ -104,8 +107,10 @@ CIRCLE_INLINE void multiply_registers(const E* a, const int32_t* indices, const 
   for (int row = 0; row < rows; ++row) {
     CIRCLE_UNROLL
     for (int vector = 0; vector < vectors; ++vector) {
+      T* to = c + row * PANEL + vector * LANES<T>;
+      if (accumulate) sums[row][vector] += load(to);
       look(sums[row][vector]);
-      store(c + row * PANEL + vector * LANES<T>, sums[row][vector]);
+      store(to, sums[row][vector]);
     }
   }
 }
