@@ -62,15 +62,19 @@ void pack(const Problem& problem, const Embeddings& side, int64_t index, int64_t
 
 template <class T>
 void unpack(const Problem& problem, const Panels<T>& panels, int64_t index, int64_t row,
-            T* gradient, void* output) {
+            T* gradient, double unit, void* output) {
   if constexpr (sizeof(T) == sizeof(double)) {
-    unpack_gradient(panels, problem.normalize, index, row, gradient, static_cast<double*>(output));
+    unpack_gradient(panels, problem.normalize, index, row, gradient, unit,
+                    static_cast<double*>(output));
   } else if (problem.scalar == Scalar::float32) {
-    unpack_gradient(panels, problem.normalize, index, row, gradient, static_cast<float*>(output));
+    unpack_gradient(panels, problem.normalize, index, row, gradient, unit,
+                    static_cast<float*>(output));
   } else if (problem.scalar == Scalar::float16) {
-    unpack_gradient(panels, problem.normalize, index, row, gradient, static_cast<Half*>(output));
+    unpack_gradient(panels, problem.normalize, index, row, gradient, unit,
+                    static_cast<Half*>(output));
   } else {
-    unpack_gradient(panels, problem.normalize, index, row, gradient, static_cast<BFloat*>(output));
+    unpack_gradient(panels, problem.normalize, index, row, gradient, unit,
+                    static_cast<BFloat*>(output));
   }
 }
 

@@ -153,13 +153,13 @@ void pack_rows(const Embeddings& side, bool normalize, int64_t index, int64_t be
 }
 
 // The gradient with respect to LANES embeddings as given, from that with respect to the normalised
-// ones: dx = (g - x <x, g>) / |x|.
+// ones: dx = (g - x <x, g>) / |x|, where g is in units of `unit`.
 template <class T>
 class Projection {
  public:
   // Panels at the first of the embeddings.
-  Projection(const T* values, const T* gradient, const T* divisors, int64_t dim)
-      : values_(values), gradient_(gradient) {
+  Projection(const T* values, const T* gradient, const T* divisors, int64_t dim, double unit)
+      : values_(values), gradient_(gradient), unit_(unit) {
     // In double, and over <x, x>, which rounding has made only nearly 1: so what is left has no
     // part along x, also where it is small against what is taken away.
     Doubled<T> along{}, square{};
@@ -188,8 +188,8 @@ class Projection {
     Doubled<T> slope = Doubled<T>::load(gradient_ + d * PANEL);
     CIRCLE_UNROLL
     for (int part = 0; part < Doubled<T>::PARTS; ++part) {
-      slope.parts[part] =
-          (slope.parts[part] - value.parts[part] * along_.parts[part]) * inverse_.parts[part];
+      slope.parts[part] = (slope.parts[part] - value.parts[part] * along_.parts[part]) *
+                          inverse_.parts[part] * unit_;
     }
     slope.store(result);
   }
@@ -199,14 +199,16 @@ class Projection {
   static constexpr int64_t AHEAD = 16;
 
   const T *values_, *gradient_;
+  const double unit_;
   Doubled<T> along_, inverse_;
 };
 
 // PACKED_ROWS rows of a panel of the gradient, as the caller wants them.
 template <class T, class S>
 void unpack_gradient(const Panels<T>& panels, bool normalize, int64_t index, int64_t begin_row,
-                     const T* gradient,  // (dim, PANEL)
-                     S* output) {        // (count, dim), contiguous
+                     const T* gradient,  // (dim, PANEL), in units of `unit`, a power of two
+                     double unit,
+                     S* output) {  // (count, dim), contiguous
   const int64_t dim = panels.dim, live = panels.live(index);
   const T* panel = panels.panel(index);
   const T* divisors = panels.divisors + index * PANEL;
@@ -214,8 +216,8 @@ void unpack_gradient(const Panels<T>& panels, bool normalize, int64_t index, int
 
   T block[LANES<T>][LANES<T>] = {}, strip[LANES<T>][STRIP];
   for (int64_t row = begin_row; row < live && row < end_row; row += LANES<T>) {
-    const Projection<T> projection(panel + row, gradient + row, divisors + row,
-                                   normalize ? dim : 0);
+    const Projection<T> projection(panel + row, gradient + row, divisors + row, normalize ? dim : 0,
+                                   unit);
     for (int64_t begin = 0; begin < dim; begin += STRIP) {
       const int64_t count = dim - begin < STRIP ? dim - begin : STRIP;
       for (int64_t first = 0; first < count; first += LANES<T>) {
@@ -223,7 +225,9 @@ void unpack_gradient(const Panels<T>& panels, bool normalize, int64_t index, int
           if (normalize) {
             projection.at(begin + d, block[d - first]);
           } else {
-            store(block[d - first], load(gradient + (begin + d) * PANEL + row));
+            Doubled<T> slope = Doubled<T>::load(gradient + (begin + d) * PANEL + row);
+            for (Vec<double>& part : slope.parts) part *= unit;
+            slope.store(block[d - first]);
           }
         }
         // The rest of the block is not looked at.
