@@ -19,13 +19,17 @@ namespace {
 template <class T>
 struct RowStatistics {
   T* lse;       // (panels, PANEL) base 2
-  T* gradient;  // (panels, PANEL) upstream gradient times gamma; 0 for an empty set and for padding
+  T* gradient;  // (panels, PANEL) upstream gradient times gamma, over Statistics::unit; 0 for an
+                // empty set and for padding
   T* lowest;    // (panels,) smallest lse among rows with a gradient; +inf if there are none
 };
 
 template <class T>
 struct Statistics {
   RowStatistics<T> positive, negative;
+  // A power of two near the largest of the gradients, which factors 2^(shift - lse) would otherwise
+  // carry out of the exponent's range; gradients of embeddings get it back at the very end.
+  double unit;
 
   // Whether any row of the panel has a gradient.
   bool active(int64_t panel) const {

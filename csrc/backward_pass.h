@@ -25,33 +25,73 @@ int64_t backward_columns(const Problem& problem) {
   return columns < BACKWARD_CHUNK ? BACKWARD_CHUNK : columns;
 }
 
-// One kind of pair's statistics, in panel order, from vectors in the order given.
+// One kind of pair's statistics, in panel order, from vectors in the order given; gradients as they
+// came from upstream.
 template <class T>
-RowStatistics<T> row_statistics(const Panels<T>& rows, T* lse, const T* gradient, double gamma,
-                                Arena& arena) {
+RowStatistics<T> row_statistics(const Panels<T>& rows, T* lse, const T* gradient, Arena& arena) {
   RowStatistics<T> statistics{lse, allocate<T>(arena, rows.panels() * PANEL),
                               allocate<T>(arena, rows.panels())};
-  for (int64_t panel = 0; panel < rows.panels(); ++panel) {
-    T lowest = INFINITE<T>;
-    for (int64_t row = panel * PANEL; row < (panel + 1) * PANEL; ++row) {
-      const bool empty = row >= rows.count || lse[row] == -INFINITE<T>;
-      statistics.gradient[row] =
-          empty ? T(0) : static_cast<T>(gradient[rows.given(row)] * static_cast<T>(gamma));
-      if (statistics.gradient[row] == 0) continue;
-      // NaN: nothing is known of the distance, and the exact body carries it on.
-      const T known = lse[row] == lse[row] ? lse[row] : -INFINITE<T>;
-      if (known < lowest) lowest = known;
-    }
-    statistics.lowest[panel] = lowest;
+  for (int64_t row = 0; row < rows.panels() * PANEL; ++row) {
+    const bool empty = row >= rows.count || lse[row] == -INFINITE<T>;
+    statistics.gradient[row] = empty ? T(0) : gradient[rows.given(row)];
   }
   return statistics;
 }
 
+// The largest finite magnitude among upstream gradients.
 template <class T>
-bool has_nan(const RowStatistics<T>& statistics, int64_t rows) {
+T largest_gradient(const RowStatistics<T>& statistics, int64_t rows) {
+  T largest = 0;
+  for (int64_t row = 0; row < rows; ++row) {
+    const T magnitude = std::abs(statistics.gradient[row]);
+    if (magnitude > largest && magnitude < INFINITE<T>) largest = magnitude;
+  }
+  return largest;
+}
+
+// Multiplies the upstream gradients by gamma, over `unit`, and fills in `lowest`.
+template <class T>
+void scale_gradients(RowStatistics<T>& statistics, int64_t panels, double gamma, double unit) {
+  for (int64_t panel = 0; panel < panels; ++panel) {
+    T lowest = INFINITE<T>;
+    for (int64_t row = panel * PANEL; row < (panel + 1) * PANEL; ++row) {
+      T& gradient = statistics.gradient[row];
+      gradient = static_cast<T>(gradient / unit * gamma);
+      if (gradient == 0) continue;
+      // NaN: nothing is known of the distance, and the exact body carries it on.
+      const T lse = statistics.lse[row], known = lse == lse ? lse : -INFINITE<T>;
+      if (known < lowest) lowest = known;
+    }
+    statistics.lowest[panel] = lowest;
+  }
+}
+
+template <class T>
+Statistics<T> make_statistics(const Panels<T>& rows, const Saved<T>& saved,
+                              const BackwardInput& input, double gamma, Arena& arena) {
+  Statistics<T> statistics{
+      row_statistics(rows, saved.lse_pos, static_cast<const T*>(input.grad_lse_pos), arena),
+      row_statistics(rows, saved.lse_neg, static_cast<const T*>(input.grad_lse_neg), arena), 1};
+  const T positive = largest_gradient(statistics.positive, rows.count);
+  const T negative = largest_gradient(statistics.negative, rows.count);
+  int exponent = 0, exponent_of_gamma = 0;
+  std::frexp(positive > negative ? positive : negative, &exponent);
+  std::frexp(gamma, &exponent_of_gamma);
+  // Of double, which has room for what is then left, and for the inverse of the smallest divisor.
+  constexpr int MOST = 960;
+  exponent += exponent_of_gamma;
+  statistics.unit = std::ldexp(1.0, exponent < -MOST ? -MOST : exponent > MOST ? MOST : exponent);
+  scale_gradients(statistics.positive, rows.panels(), gamma, statistics.unit);
+  scale_gradients(statistics.negative, rows.panels(), gamma, statistics.unit);
+  return statistics;
+}
+
+// Whether a row with a gradient has one or a log-sum-exp that is not finite.
+template <class T>
+bool has_nonfinite(const RowStatistics<T>& statistics, int64_t rows) {
   for (int64_t row = 0; row < rows; ++row) {
     const T value = statistics.gradient[row], lse = statistics.lse[row];
-    if (value != value || (value != 0 && lse != lse)) return true;
+    if (value != 0 && (value - value != 0 || lse - lse != 0)) return true;
   }
   return false;
 }
@@ -70,15 +110,12 @@ class BackwardPass {
         columns_(operands_.columns),
         saved_(problem, static_cast<T*>(const_cast<void*>(input.saved))),
         logits_(logits),
-        statistics_{row_statistics(rows_, saved_.lse_pos, static_cast<const T*>(input.grad_lse_pos),
-                                   problem.formula.gamma, arena),
-                    row_statistics(rows_, saved_.lse_neg, static_cast<const T*>(input.grad_lse_neg),
-                                   problem.formula.gamma, arena)},
+        statistics_(make_statistics(rows_, saved_, input, problem.formula.gamma, arena)),
         gradients_(gradients),
         panel_size_(operands_.gradient_dim() * PANEL) {
     // Each pair may be dropped that has less than its equal part of what a row may lose.
-    skipping_ = problem.skip_below > 0 && !has_nan(statistics_.positive, rows_.count) &&
-                !has_nan(statistics_.negative, rows_.count);
+    skipping_ = problem.skip_below > 0 && !has_nonfinite(statistics_.positive, rows_.count) &&
+                !has_nonfinite(statistics_.negative, rows_.count);
     if (skipping_) {
       negligible_ = static_cast<T>(problem.skip_below / columns_.count);
       log_negligible_ = std::log2(negligible_);
@@ -126,10 +163,11 @@ class BackwardPass {
     if (operands_.deep) {  // this chunk is the only one
       if (saved_.kept_tiles < tiles()) deep_products_.multiply();
       compute_tiles(chunk);
-      deep_products_.unpack(gradients_, [&](const Operands<T>& operands, Side side, T* gradient) {
-        const int64_t outputs = (side == Side::rows ? rows_ : columns_).panels();
-        accumulate_panels(chunk, operands, side, 0, outputs, {0, WINDOW}, gradient);
-      });
+      deep_products_.unpack(
+          gradients_, statistics_.unit, [&](const Operands<T>& operands, Side side, T* gradient) {
+            const int64_t outputs = (side == Side::rows ? rows_ : columns_).panels();
+            accumulate_panels(chunk, operands, side, 0, outputs, {0, WINDOW}, gradient);
+          });
       return;
     }
     const bool for_columns = column_gradient_ != nullptr;
@@ -304,7 +342,7 @@ class BackwardPass {
       const int64_t panel = task / PARTS, row = task % PARTS * PACKED_ROWS;
       with_scalar<T>(problem_, [&](auto zero) {
         unpack_gradient(side, problem_.normalize, panel, row,
-                        gradient + (panel - begin) * panel_size_,
+                        gradient + (panel - begin) * panel_size_, statistics_.unit,
                         static_cast<decltype(zero)*>(output));
       });
     }

@@ -4,13 +4,15 @@
 // which the backward pass folds into the factor of a row.
 #pragma once
 
+#include <limits>
+
 #include "problem.h"
 #include "simd.h"
 
 namespace circle_kernels {
 namespace {
 
-constexpr double LOG2_E = 1.4426950408889634074;
+constexpr double LOG2_E = 1.4426950408889634074, LN_2 = 0.69314718055994530942;
 
 // z_p = -gamma [O_p - s]_+ (s - Delta_p),  z_n = gamma [s - O_n]_+ (s - Delta_n)   (Eq. 5 and 6)
 template <class T, bool detach_weights>
@@ -60,6 +62,14 @@ struct UnifiedLogits {
   CIRCLE_INLINE Vec<T> positive_slope(Vec<T>) const { return splat<T>(-1); }
   CIRCLE_INLINE Vec<T> negative_slope(Vec<T>) const { return splat<T>(1); }
 };
+
+// What a logit of 1 is in natural logarithms: ln 2, but for the rounding of gamma in base 2.
+template <class Logits>
+double natural_unit(const Logits& logits, const Formula& formula) {
+  const double gamma_base2 = logits.gamma_base2;
+  const bool normal = gamma_base2 > 0 && gamma_base2 < std::numeric_limits<double>::infinity();
+  return normal ? formula.gamma / gamma_base2 : LN_2;
+}
 
 }  // namespace
 }  // namespace circle_kernels

@@ -252,14 +252,21 @@ void merge(const PartialSums<T>& partial, PartialSums<T>& total) {
   }
 }
 
-// Base-2 log-sum-exps; -inf for an empty sum. In double: near 0 they are a difference of two
-// numbers of the size of the shift.
+// A panel's log-sum-exps, -inf for an empty sum: in base 2 for the backward pass, in panel order,
+// and natural ones as the caller wants them, in the order given; `unit` is natural_unit().
+//
+// In double: near 0 they are a difference of two numbers of the size of the shift.
 template <class T>
-void finish(const PartialSums<T>& total, int64_t live, T* lse) {
+void finish(const PartialSums<T>& total, const Panels<T>& rows, int64_t panel, double unit,
+            T* base_2,     // (PANEL,)
+            T* natural) {  // (rows.count,)
   for (int64_t row = 0; row < PANEL; ++row) {
-    lse[row] = row < live && total.sum[row] != 0
-                   ? static_cast<T>(total.shift[row] + std::log2(double{total.sum[row]}))
-                   : -INFINITE<T>;
+    const bool live = row < rows.live(panel), empty = !live || total.sum[row] == 0;
+    const double shift = total.shift[row], sum = std::log2(double{total.sum[row]});
+    base_2[row] = empty ? -INFINITE<T> : static_cast<T>(shift + sum);
+    if (!live) continue;
+    natural[rows.given(panel * PANEL + row)] =
+        empty ? -INFINITE<T> : static_cast<T>(shift * unit + sum * LN_2);
   }
 }
 

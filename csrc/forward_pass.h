@@ -117,6 +117,8 @@ bool forward_with(const Problem& problem, const Classes& classes, const BFloatPr
       self_mode ? allocate<TilePartial<T>>(arena, chunk_rows * chunk_columns) : nullptr;
   auto* totals = allocate<TilePartial<T>>(arena, row_panels);
   T* scratch = allocate<T>(arena, problem.threads * PANEL * PANEL);
+  T *lse_pos = static_cast<T*>(result.lse_pos), *lse_neg = static_cast<T*>(result.lse_neg);
+  const double unit = natural_unit(logits, problem.formula);
 
 #pragma omp parallel num_threads(problem.threads)
   {
@@ -189,19 +191,19 @@ bool forward_with(const Problem& problem, const Classes& classes, const BFloatPr
     operands.end();
 #pragma omp for schedule(static)
     for (int64_t panel = 0; panel < row_panels; ++panel) {
-      const int64_t live = operands.rows.live(panel);
-      finish(totals[panel].positive, live, saved.lse_pos + panel * PANEL);
-      finish(totals[panel].negative, live, saved.lse_neg + panel * PANEL);
+      finish(totals[panel].positive, operands.rows, panel, unit, saved.lse_pos + panel * PANEL,
+             lse_pos);
+      finish(totals[panel].negative, operands.rows, panel, unit, saved.lse_neg + panel * PANEL,
+             lse_neg);
     }
   }
 
   if (operands.end_wanted()) return false;
   poison(operands, arena, saved.lse_pos, saved.lse_neg);
-  constexpr T LN_2 = T(0.69314718055994530942);
   for (int64_t row = 0; row < operands.rows.count; ++row) {
     const int64_t given = operands.rows.given(row);
-    static_cast<T*>(result.lse_pos)[given] = saved.lse_pos[row] * LN_2;
-    static_cast<T*>(result.lse_neg)[given] = saved.lse_neg[row] * LN_2;
+    if (saved.lse_pos[row] != saved.lse_pos[row]) lse_pos[given] = saved.lse_pos[row];
+    if (saved.lse_neg[row] != saved.lse_neg[row]) lse_neg[given] = saved.lse_neg[row];
   }
   return true;
 }

@@ -61,6 +61,9 @@ struct Ignore {
 
 // c(r, v) [+]= sum_k a(r, k) b(k, v)   for `rows` rows and `vectors` vectors of columns
 //
+// The product's sums begin with 0 and c's old value is added to them in the end: beginning with it
+// would make one chain of roundings of all the products that a number of c is the sum of.
+//
 // a(r, k) lies at a[r * row_stride + k * depth_stride], or with `indices` at
 // a[r * row_stride + indices[k]]; b and c have rows of PANEL. Depth counts elements.
 template <class E, int rows, int vectors, int row_stride, int depth_stride, bool indexed,
@@ -76,7 +79,7 @@ CIRCLE_INLINE void multiply_registers(const E* a, const int32_t* indices, const 
   for (int row = 0; row < rows; ++row) {
     CIRCLE_UNROLL
     for (int vector = 0; vector < vectors; ++vector) {
-      sums[row][vector] = accumulate ? load(c + row * PANEL + vector * LANES<T>) : Vec<T>{};
+      sums[row][vector] = Vec<T>{};
     }
   }
   for (int64_t k = 0; k < depth; ++k) {
@@ -104,8 +107,10 @@ CIRCLE_INLINE void multiply_registers(const E* a, const int32_t* indices, const 
   for (int row = 0; row < rows; ++row) {
     CIRCLE_UNROLL
     for (int vector = 0; vector < vectors; ++vector) {
+      T* to = c + row * PANEL + vector * LANES<T>;
+      if (accumulate) sums[row][vector] += load(to);
       look(sums[row][vector]);
-      store(c + row * PANEL + vector * LANES<T>, sums[row][vector]);
+      store(to, sums[row][vector]);
     }
   }
 }
@@ -142,9 +147,12 @@ void similarity_tile(const E* rows,     // (depth, PANEL)
                      int64_t depth, int64_t live_rows, int64_t live_columns, bool symmetric,
                      Sum<E>* tile,  // (PANEL, PANEL)
                      Look&& look = {}) {
-  // A strip of the columns' panel this deep stays in the first- or second-level cache while all
-  // rows pass.
-  constexpr int64_t DEPTH = 512;
+  // Strips of about equal depth. One of the columns' panel this deep stays in the first-level cache
+  // while all rows pass, and its sums are no longer chains of roundings than those of other
+  // libraries' products.
+  constexpr int64_t DEEPEST = 192;
+  const int64_t strips = (depth + DEEPEST - 1) / DEEPEST;
+  const int64_t deep = (depth + strips - 1) / strips;
   // What the loops below leave out.
   const int64_t rows_done = (live_rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
   const int64_t columns_done = (live_columns + LANES<E> - 1) / LANES<E> * LANES<E>;
@@ -152,9 +160,9 @@ void similarity_tile(const E* rows,     // (depth, PANEL)
     std::memset(tile + row * PANEL + columns_done, 0, (PANEL - columns_done) * sizeof *tile);
   }
   std::memset(tile + rows_done * PANEL, 0, (PANEL - rows_done) * PANEL * sizeof *tile);
-  for (int64_t begin = 0; begin < depth; begin += DEPTH) {
-    const bool last = depth - begin <= DEPTH;
-    const int64_t strip = last ? depth - begin : DEPTH;
+  for (int64_t begin = 0; begin < depth; begin += deep) {
+    const bool last = depth - begin <= deep;
+    const int64_t strip = last ? depth - begin : deep;
     for_each_part<E>(live_columns, [&](int64_t column, auto width) {
       constexpr int VECTORS = decltype(width)::value;
       const int64_t last_row = symmetric ? column + VECTORS * LANES<E> : live_rows;

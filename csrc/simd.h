@@ -120,9 +120,10 @@ inline void finish_streaming() {
 #endif
 }
 
+// x - 0 is x for every x, and compilers leave it out; 0 + x, where x is -0, they must compute.
 template <class T>
 CIRCLE_INLINE Vec<T> splat(T value) {
-  return Vec<T>{} + value;
+  return value - Vec<T>{};
 }
 
 // Where a comparison of scalars or vectors holds `yes`, elsewhere `no`.

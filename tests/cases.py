@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Callable
@@ -125,7 +126,26 @@ def _unlike_norms(n: int, d: int, generator: torch.Generator) -> tuple[Tensor, T
     return embeddings * torch.logspace(-3, 3, n, dtype=torch.float64)[:, None], labels
 
 
-REGIMES: dict[str, Callable[[int, int, torch.Generator], tuple[Tensor, Tensor]]] = {
+def _non_negative(n: int, d: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Features behind a ReLU: every similarity is a sum of terms of one sign."""
+    embeddings, labels = _random(n, d, generator)
+    return embeddings.relu(), labels
+
+
+def _one_direction(
+    noise: float, n: int, d: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """One vector and a little noise: what a network's last layer gives before it is trained.
+
+    Gradients are what little is left of long sums after their part along the vector is taken away.
+    """
+    embeddings, labels = _random(n, d, generator)
+    return embeddings[:1] + noise * embeddings.roll(1, 0), labels
+
+
+Regime = Callable[[int, int, torch.Generator], tuple[Tensor, Tensor]]
+
+REGIMES: dict[str, Regime] = {
     regime.__name__.removeprefix("_"): regime
     for regime in (
         _random,
@@ -138,7 +158,12 @@ REGIMES: dict[str, Callable[[int, int, torch.Generator], tuple[Tensor, Tensor]]]
         _sorted_labels,
         _extreme_labels,
         _unlike_norms,
+        _non_negative,
     )
+}
+REGIMES |= {
+    f"one_direction_{noise:g}": functools.partial(_one_direction, noise)
+    for noise in (3e-2, 1e-2, 1e-4, 1e-5)
 }
 
 
@@ -226,6 +251,20 @@ def _cases() -> list[Case]:
 CASES = _cases()
 for_every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
+# Sums over so many pairs, or values of d, that roundings which do not cancel are seen.
+LARGE_CASES = [
+    Case("non_negative", n=1500, d=32, formula=CircleFormula(gamma=1.0)),
+    Case("one_direction_0.01", n=1500, d=32),
+    Case("one_direction_1e-05", n=1200, d=16),
+    Case("one_direction_0.01", n=100, m=8192, d=32),
+    Case("one_direction_0.01", n=100, m=8192, formula=UnifiedFormula(m=0.35), classes=True),
+    Case("non_negative", n=100, m=8192, normalize=False),
+    Case("non_negative", n=200, d=4096),
+    Case("clusters", n=200, d=4096, formula=CircleFormula(m=0.25, gamma=256.0)),
+    Case("clusters", n=200, d=512, formula=CircleFormula(m=0.25, gamma=256.0)),
+]
+for_every_large_case = pytest.mark.parametrize("case", LARGE_CASES, ids=str)
+
 
 def gradients(lse_pos: Tensor, lse_neg: Tensor, inputs: list[Tensor | None]) -> list[Tensor]:
     """Gradients with respect to each of the inputs that require one.
@@ -269,7 +308,23 @@ class Yardstick:
         assert math.isfinite(error)
         assert error <= allowed, f"error {error:.3g}, allowed {allowed:.3g}, scale {scale:.3g}"
 
+    def assert_as_exact_as_eager(self, ours: Tensor) -> None:
+        """Fail where ``ours`` is more than twice as wrong as eager in the root mean square.
 
+        Nothing is allowed beside: of many numbers, each rounded as often as eager rounds it.
+        """
+        result = ours.detach().cpu().double()
+        finite = self.truth.isfinite()
+        assert torch.equal(result[~finite], self.truth[~finite])
+        error, allowed = (
+            (value.double() - self.truth)[finite].square().mean().sqrt().item()
+            for value in (result, self.eager)
+        )
+        assert error <= 2 * allowed, f"error {error:.3g}, eager's {allowed:.3g}"
+
+
+# Tests run through the backends for one case after the other.
+@functools.lru_cache(maxsize=4)
 def yardsticks(
     case: Case, dtype: torch.dtype, device: str = "cpu"
 ) -> tuple[list[Yardstick], list[Yardstick]]:

@@ -462,6 +462,68 @@ def test_loss_scaling_does_not_overflow(target: Target) -> None:
 
 
 @for_every_backend
+@pytest.mark.parametrize("m", [None, 40])
+@pytest.mark.parametrize(
+    ("regime", "gamma"), [("random", 16.0), ("clusters", 80.0), ("clusters", 512.0)]
+)
+@pytest.mark.parametrize("exponent", [-100, 33, 45, 100])
+def test_gradients_are_in_proportion_to_upstream_gradients_of_any_size(
+    target: Target, m: int | None, regime: str, gamma: float, exponent: int
+) -> None:
+    """Neither out of the exponent's range on the way, nor into nothing."""
+    formula = CircleFormula(m=0.25, gamma=gamma)
+    for dtype in target.dtypes:
+        if dtype == torch.float16:
+            continue  # has no such gradients
+        # Spread out: a tile's exponentials then fill the exponent's range.
+        inputs = Case(regime, n=130, m=m, d=12).tensors(dtype, target.device)
+        statistics = pair_logsumexp(*inputs, formula=formula, backend=target.backend)
+        wanted = [value for value in inputs[::2] if value is not None]
+        upstream = torch.linspace(-0.5, 1, 2 * 130, dtype=statistics[0].dtype, device=target.device)
+        ones, scaled = (
+            torch.autograd.grad(
+                statistics, wanted, tuple(factor * upstream.view(2, -1)), retain_graph=True
+            )
+            for factor in (1.0, 2.0**exponent)
+        )
+        for value, of_ones in zip(scaled, ones, strict=True):
+            eps, expected = torch.finfo(dtype).eps, of_ones.double()
+            torch.testing.assert_close(
+                value.double() * 2.0**-exponent,
+                expected,
+                rtol=2 * eps,
+                atol=(16 + 2 * gamma) * eps * expected.abs().max().item(),  # as cases.Yardstick
+            )
+
+
+@for_every_backend
+@pytest.mark.parametrize("skip_below", [0.0, 0.5])
+@pytest.mark.parametrize("m", [None, 40])
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_upstream_gradients_that_are_not_finite_reach_whoever_they_reach_in_eager(
+    target: Target, bad: float, m: int | None, skip_below: float
+) -> None:
+    formula = CircleFormula(m=0.25, gamma=256)
+    for dtype in target.dtypes:
+        for kind in (0, 1):
+            broken = []
+            for backend, skipped in (("reference", 0.0), (target.backend, skip_below)):
+                inputs = Case("random", n=130, m=m, d=12).tensors(dtype, target.device)
+                statistics = pair_logsumexp(
+                    *inputs, formula=formula, skip_below=skipped, backend=backend
+                )
+                upstream = torch.ones(2, 130, dtype=statistics[0].dtype, device=target.device)
+                row = int((statistics[0] + statistics[1]).isfinite().nonzero()[0])
+                upstream[kind, row] = bad
+                wanted = [value for value in inputs[::2] if value is not None]
+                grads = torch.autograd.grad(statistics, wanted, tuple(upstream))
+                broken.append([~grad.isfinite().all(1) for grad in grads])
+            for ours, eager in zip(broken[1], broken[0], strict=True):
+                assert eager.any()
+                assert torch.equal(ours, eager)
+
+
+@for_every_backend
 def test_labels_of_any_integer_dtype(target: Target) -> None:
     embeddings, labels = batch(target)
     expected = circle_loss(embeddings, labels, backend=target.backend)

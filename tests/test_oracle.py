@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import Case, Target, for_every_backend, for_every_case, gradients, yardsticks
+from cases import (
+    INTERPRETED,
+    Case,
+    Target,
+    for_every_backend,
+    for_every_case,
+    for_every_large_case,
+    gradients,
+    yardsticks,
+)
 
 from circle_kernels import pair_logsumexp
 
@@ -34,3 +43,21 @@ def test_logsumexps_and_gradients_are_as_exact_as_eager(target: Target, case: Ca
         for ours, yardstick in zip(grads, grad_yardsticks, strict=True):
             assert ours.dtype == dtype
             yardstick.assert_close(ours, torch.finfo(dtype).eps, case.formula.gamma, scale=floor)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter would take minutes")
+@for_every_backend
+@for_every_large_case
+def test_long_sums_of_correlated_terms_are_as_exact_as_eager(target: Target, case: Case) -> None:
+    """Without an allowance, which would hide roundings that all lie on one side."""
+    if target.tile is not None:
+        pytest.skip("thousands of tiny tiles")
+    for dtype in {torch.float32}.intersection(target.dtypes) or target.dtypes:
+        inputs = case.tensors(dtype, target.device)
+        statistics = pair_logsumexp(
+            *inputs, formula=case.formula, normalize=case.normalize, backend=target.backend
+        )
+        results = (*statistics, *gradients(*statistics, inputs))
+        lse_yardsticks, grad_yardsticks = yardsticks(case, dtype)
+        for ours, yardstick in zip(results, (*lse_yardsticks, *grad_yardsticks), strict=True):
+            yardstick.assert_as_exact_as_eager(ours)

@@ -127,7 +127,8 @@ std::string describe(const Case& asked) {
          (circle && !formula.detach_weights ? " not detached" : "") + ", gamma " +
          std::to_string(formula.gamma) + (asked.normalize ? ", normalized" : ", as given") +
          ", skip below " + std::to_string(asked.skip_below) + ", gradients " +
-         upstreams[static_cast<int>(asked.upstream)];
+         upstreams[static_cast<int>(asked.upstream)] + ", times " +
+         std::to_string(asked.upstream_scale);
 }
 
 Embeddings Side::view() const {
@@ -149,7 +150,7 @@ Inputs make_inputs(const Case& asked) {
   const Scalar computed = result_scalar(asked.scalar);
   Inputs inputs{asked, std::move(rows), std::move(columns), Buffer(computed, asked.rows),
                 Buffer(computed, asked.rows)};
-  const double mean = 1.0 / static_cast<double>(asked.rows);
+  const double mean = asked.upstream_scale / static_cast<double>(asked.rows);
   for (int64_t row = 0; row < asked.rows; ++row) {
     const bool active = asked.upstream != Upstream::few_rows || row % 41 == 0;
     const bool negative_too = asked.upstream != Upstream::positives_only;

@@ -35,6 +35,7 @@ struct Case {
   bool normalize = true;
   double skip_below = 0;
   Upstream upstream = Upstream::everywhere;
+  double upstream_scale = 1;
 
   bool self_mode() const { return columns == 0; }
 };

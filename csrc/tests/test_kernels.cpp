@@ -156,6 +156,29 @@ void test_few_deep_rows(const Level& level) {
   }
 }
 
+// Neither out of the exponent's range on the way to a gradient inside it, nor into nothing.
+void test_upstream_sizes(const Level& level) {
+  for (const double upstream_scale : {0x1p-90, 0x1p45, 0x1p95}) {
+    for (const Scalar scalar : {Scalar::bfloat16, Scalar::float32, Scalar::float64}) {
+      for (const int64_t columns : {0, 140}) {
+        for (const bool normalize : {false, true}) {
+          for (const Formula& formula : ALL_FORMULAS) {
+            Case asked;
+            asked.scalar = scalar;
+            asked.rows = 200;
+            asked.columns = columns;
+            asked.labels = Labels::pairs;
+            asked.formula = formula;
+            asked.normalize = normalize;
+            asked.upstream_scale = upstream_scale;
+            check_case(level, asked, {columns == 0 ? 3 : 0, 1});
+          }
+        }
+      }
+    }
+  }
+}
+
 // Nothing is left for a backward pass; scratch memory has to do.
 void test_forward_only(const Level& level) {
   for (const int64_t columns : {0, 140}) {
@@ -187,6 +210,7 @@ int main(int count, char** arguments) {
   test_formulas_and_labels(*level);
   test_many_tiles(*level);
   test_few_deep_rows(*level);
+  test_upstream_sizes(*level);
   test_forward_only(*level);
   std::printf("%s: largest error %.2f of what may be\n", level->name, worst);
   return summary();
