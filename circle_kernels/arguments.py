@@ -160,6 +160,11 @@ def _check_dense(name: str, value: Tensor) -> None:
             f"{name} must be a dense tensor, got {_describe(value)} with the layout {layout}; "
             "use .to_dense(), or torch.nested.to_padded_tensor for nested ones"
         )
+    check_undistributed(name, value)
+
+
+def check_undistributed(name: str, value: Tensor) -> None:
+    """Require a tensor that is all here."""
     distributed = sys.modules.get("torch.distributed.tensor")
     if distributed is not None and isinstance(value, distributed.DTensor):
         raise TypeError(

@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from circle_kernels.arguments import check_real_or_fake
+from circle_kernels.arguments import check_real_or_fake, check_undistributed
 from circle_kernels.backend_choice import (
     resolve_backend,
     run_backward,
@@ -187,7 +186,8 @@ def once(
     and the derivative of a penalty on the gradient would be silently 0.
     """
     for gradient in upstream:
-        if isinstance(gradient, FakeTensor):
+        if type(gradient) is not Tensor:
+            check_undistributed("the upstream gradient", gradient)
             check_real_or_fake({"embeddings": saved[0], "the upstream gradient": gradient})
     with torch.no_grad():
         gradients = compute(saved, upstream)

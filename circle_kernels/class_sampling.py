@@ -26,9 +26,7 @@ def sample_classes(
     generator: torch.Generator | None = None,
 ) -> Tensor:  # (size,) int64, ascending
     """The classes of the batch and as many others, drawn without replacement, as make ``size``."""
-    scores = torch.rand(
-        num_classes + 1, generator=generator, dtype=torch.float32, device=labels.device
-    )
+    scores = labels.new_empty(num_classes + 1, dtype=torch.float32).uniform_(generator=generator)
     # Rows without a class write to the last place, which is then left out.
     places = labels.masked_fill(labels == NO_CLASS, num_classes)
     scores = scores.index_fill(0, places, 2.0)[:num_classes]

@@ -566,7 +566,9 @@ def _values_and_gradients(
             for index, each in enumerate(outputs)
         ]
         wanted = [tensors[name] for name in leaves]
-        results += torch.autograd.grad(outputs, wanted, upstream, allow_unused=True)
+        # torch would make a subclass of a sparse gradient, which it cannot.
+        with torch._C.DisableTorchFunctionSubclass():
+            results += torch.autograd.grad(outputs, wanted, upstream, allow_unused=True)
     return results
 
 

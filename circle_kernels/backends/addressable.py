@@ -49,7 +49,7 @@ def all_addressable(*tensors: Any) -> bool:
     """Whether kernels may read all of these, None aside, and each has its memory.
 
     What :func:`obstacle` and :func:`lacks_memory` say, in a fraction of their time, since every
-    step asks it: kinds without an address of their own have the address 0, or none to ask for.
+    step asks it: storages of kinds without memory have the address 0, or none to ask for.
     """
     try:
         for tensor in tensors:
@@ -57,8 +57,9 @@ def all_addressable(*tensors: Any) -> bool:
                 continue
             if type(tensor) not in _PLAIN_TYPES or tensor.is_neg() or tensor.is_nested:
                 return False
-            held = tensor.untyped_storage().nbytes() - tensor.storage_offset() * tensor.itemsize
-            if tensor.data_ptr() != 0 and held >= tensor.nbytes and tensor.is_contiguous():
+            storage = tensor.untyped_storage()
+            held = storage.nbytes() - tensor.storage_offset() * tensor.itemsize
+            if storage.data_ptr() != 0 and held >= tensor.nbytes and tensor.is_contiguous():
                 continue
             if obstacle(tensor) is not None or lacks_memory(tensor):
                 return False

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from circle_kernels.arguments import FLOATING_DTYPES, check_kinds, label_numbers, one_dtype
 from circle_kernels.autograd import pair_logsumexp
-from circle_kernels.backends.addressable import all_addressable
+from circle_kernels.backends.addressable import all_addressable, materialized, obstacle
 from circle_kernels.formula import CircleFormula
 from circle_kernels.listed_pairs import (
     PairIndices,
@@ -87,15 +87,12 @@ class CircleLoss(losses.CircleLoss):
         """What the library asks of a loss: the rows' losses, for the reducer."""
         c_f.labels_or_indices_tuple_required(labels, indices_tuple)
         self.distance.check_shapes(embeddings, ref_emb)
-        indices = {f"indices_tuple[{at}]": each for at, each in enumerate(indices_tuple or ())}
-        if not all_addressable(embeddings, labels, ref_emb, ref_labels, *indices.values()):
+        if not all_addressable(embeddings, labels, ref_emb, ref_labels, *(indices_tuple or ())):
             check_kinds(
-                embeddings=embeddings,
-                labels=labels,
-                ref_emb=ref_emb,
-                ref_labels=ref_labels,
-                **indices,
+                embeddings=embeddings, labels=labels, ref_emb=ref_emb, ref_labels=ref_labels
             )
+            if indices_tuple is not None:
+                indices_tuple = readable_indices(indices_tuple)
         arguments = (embeddings, labels, indices_tuple, ref_emb, ref_labels)
         obstacle = self._obstacle(embeddings, indices_tuple, ref_emb, ref_labels)
         if obstacle is not None:
@@ -247,6 +244,24 @@ class CircleLoss(losses.CircleLoss):
                 self.distance.maybe_normalize(embeddings),
                 self.distance.maybe_normalize(ref_emb),
             )
+
+
+def readable_indices(indices_tuple: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A miner's tuple as it can be looked into, which torch's own indexing may die of.
+
+    Raises:
+        TypeError: one of its tensors has no numbers of its own.
+    """
+    readable = tuple(
+        materialized(each) if isinstance(each, Tensor) else each for each in indices_tuple
+    )
+    for place, each in enumerate(readable):
+        if isinstance(each, Tensor) and not all_addressable(each):
+            raise TypeError(
+                f"indices_tuple[{place}] must be an ordinary tensor of indices, got a "
+                f"{type(each).__name__} of shape {tuple(each.shape)}: {obstacle(each)}"
+            )
+    return readable
 
 
 def _one_dtype(embeddings: Tensor, ref_emb: Tensor | None) -> tuple[Tensor, Tensor | None]:
