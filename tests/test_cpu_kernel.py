@@ -277,6 +277,45 @@ def test_saved_memory_may_be_moved() -> None:
         assert_equal(results(inputs), expected)
 
 
+def test_nothing_is_kept_where_no_backward_pass_can_follow(monkeypatch) -> None:
+    """For a leaf that requires a gradient, too."""
+    sizes = []
+    new_saved = cpu._new_saved
+    monkeypatch.setattr(
+        cpu, "_new_saved", lambda extension, size: sizes.append(size) or new_saved(extension, size)
+    )
+    embeddings, labels = batch(300, 8)
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            circle_loss(embeddings, labels)
+            circle_loss(embeddings, labels, scope="batch")
+            circle_loss(embeddings, labels, embeddings, labels)
+    circle_loss(embeddings.detach(), labels)
+    assert sizes == [0] * 7
+    circle_loss(embeddings, labels)
+    assert sizes[-1] > 300 * 300 * 4 / 2
+
+
+@pytest.mark.parametrize("gamma", [80.0, 1024.0])
+def test_hooks_that_compress_what_is_saved_leave_gradients_finite(gamma: float) -> None:
+    """Kept weights use the whole of float32's exponents, of which half precision has few."""
+
+    def halved(saved: Tensor) -> Tensor:
+        return saved.half() if saved.is_floating_point() else saved
+
+    def widened(saved: Tensor) -> Tensor:
+        return saved.float() if saved.is_floating_point() else saved
+
+    for references in ([], batch(99, 8, seed=1)):
+        embeddings, *rest = batch(300, 8) + references
+        with torch.autograd.graph.saved_tensors_hooks(halved, widened):
+            loss = circle_loss(embeddings, *rest, gamma=gamma)
+        loss.backward()
+        assert embeddings.grad is not None
+        assert embeddings.grad.isfinite().all()
+        assert embeddings.grad.abs().max() > 0
+
+
 @pytest.mark.parametrize("shape", [(2, 2**58), (2, 2**60), (3, 2**54), (2, 2**40)])
 @pytest.mark.parametrize("references", [False, True])
 @pytest.mark.parametrize("gradient", [False, True])
