@@ -208,6 +208,17 @@ def run_backward(
             _refuse_passed(name, f"{dtype} of shape {tuple(rows)}", value)
     if saved.dtype != torch.uint8:
         _refuse_passed("saved", "bytes", saved)
+    for name, labels, side in (
+        ("labels", problem.labels, embeddings),
+        ("ref_labels", problem.ref_labels, ref_emb),
+    ):
+        if labels is None or side is None:
+            continue
+        if labels.shape != side.shape[:1] or labels.dtype != torch.int64:
+            _refuse_passed(name, f"int64 of shape {tuple(side.shape[:1])}", labels)
+        if side.dtype != embeddings.dtype or side.shape[1:] != embeddings.shape[1:]:
+            wanted = f"{embeddings.dtype} of {embeddings.shape[1]} columns"
+            _refuse_passed("ref_emb", wanted, side)
     implementation = _who_saved(saved, problem, backend)
     if not readable:
         tensors = {**problem.tensors, **dict(zip(names, vectors, strict=True)), "saved": saved}

@@ -16,7 +16,7 @@ from circle_kernels.arguments import (
     check_pair_inputs,
     check_skip_below,
 )
-from circle_kernels.backends.interface import BACKENDS, LISTED_MULTIPLE, PairProblem
+from circle_kernels.backends.interface import BACKENDS, PairProblem
 from circle_kernels.formula import FORMULAS, PairFormula
 
 
@@ -140,18 +140,4 @@ def check_layout(batch: Batch) -> None:
             raise ValueError(
                 f"{name} must be {dtype} of shape {shape} on {embeddings.device}, got "
                 f"{tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
-            )
-    if listed is not None:
-        padded_rows, padded_columns = (
-            -(-size // LISTED_MULTIPLE) * LISTED_MULTIPLE for size in (rows, columns)
-        )
-        held = listed.untyped_storage().nbytes() - listed.storage_offset()
-        if (
-            listed.stride(1) != 1
-            or listed.stride(0) < padded_columns
-            or held < (padded_rows - 1) * listed.stride(0) + padded_columns
-        ):
-            raise ValueError(
-                "listed must be the beginning of a matrix whose sides are padded to multiples of "
-                f"{LISTED_MULTIPLE}, got strides {listed.stride()} in {held} bytes"
             )

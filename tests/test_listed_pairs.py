@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from cases import INTERPRETED, TARGETS, Case, Target, Yardstick, gradients
@@ -234,6 +236,23 @@ def test_second_derivative_is_an_error() -> None:
     (gradient,) = torch.autograd.grad(total, embeddings, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiated twice"):
         gradient.sum().backward()
+
+
+@pytest.mark.parametrize("references", [True, False])
+def test_hooks_on_saved_tensors_may_lose_the_padding(references: bool) -> None:
+    """As copies do, to the CPU's memory for example."""
+    embeddings, ref_emb = torch.randn(2, 100, 8).requires_grad_().unbind()
+    formula = CircleFormula(gamma=8)
+    kinds = pair_matrix(as_indices(draw_kinds(100, 100, not references)), 100, 100)
+    gradients = []
+    for hooks in (contextlib.nullcontext(), torch.autograd.graph.save_on_cpu()):
+        with hooks:
+            statistics = matrix_logsumexp(
+                embeddings, ref_emb if references else None, kinds, formula=formula
+            )
+        total = sum(value[value.isfinite()].sum() for value in statistics)
+        gradients.append(torch.autograd.grad(total, embeddings)[0])
+    assert torch.equal(*gradients)
 
 
 def test_padding_is_a_panel_of_the_kernel() -> None:

@@ -8,6 +8,7 @@ run time; ``CIRCLE_KERNELS_CPU_LEVEL`` forces a lower one.
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circle_kernels.backends.interface import PairProblem
+from circle_kernels.backends.interface import PairProblem, with_padding
 from circle_kernels.formula import PairFormula
 
 LEVEL_VARIABLE = "CIRCLE_KERNELS_CPU_LEVEL"  # read by the extension, at every call
@@ -132,9 +133,16 @@ def _plan_saved(problem: PairProblem) -> tuple[int, int]:
     return kept, extension.SAVED_HEADER_BYTES + entries * itemsize
 
 
+def _complete(problem: PairProblem) -> PairProblem:
+    """The same problem with labels of class weights and with padding, which the extension wants."""
+    if problem.listed is not None:
+        return replace(problem, listed=with_padding(problem.listed))
+    return problem.with_column_labels()
+
+
 def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
     """Both log-sum-exps of every row, and what the backward pass can use."""
-    problem = problem.with_column_labels()
+    problem = _complete(problem)
     extension = _loaded()
     rows = problem.embeddings.shape[0]
     lse_pos, lse_neg = (
@@ -170,7 +178,7 @@ def backward(
     Raises:
         RuntimeError: ``saved`` is not what :func:`forward` returned for this problem.
     """
-    problem = problem.with_column_labels()
+    problem = _complete(problem)
     extension = _loaded()
     grad_embeddings = _empty_like(problem.embeddings) if needs_embeddings else None
     grad_references = (

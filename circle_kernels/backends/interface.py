@@ -161,3 +161,21 @@ def unit_rows(
     divisors.masked_fill_(~largest.isfinite(), math.nan)
     rows /= divisors[:, None]
     return UnitRows(rows, divisors, powers, normalize, embeddings.dtype)
+
+
+def with_padding(
+    listed: Tensor,  # (N, M) uint8
+) -> Tensor:  # (N, M) uint8, the beginning of a padded matrix
+    """:attr:`PairProblem.listed` as it is or, where its padding is lost, as a copy: what hooks on
+    saved tensors give back are the entries."""
+    rows, columns = listed.shape
+    sides = [-(-size // LISTED_MULTIPLE) * LISTED_MULTIPLE for size in (rows, columns)]
+    reach = listed.storage_offset() + (sides[0] - 1) * listed.stride(0) + sides[1]
+    if (
+        listed.stride(1) == 1
+        and listed.stride(0) >= sides[1]
+        and reach <= listed.untyped_storage().nbytes()
+    ):
+        return listed
+    padded = listed.new_zeros(sides)[:rows, :columns]
+    return padded.copy_(listed)
