@@ -214,10 +214,9 @@ def check_similarities(sp: Tensor, sn: Tensor) -> tuple[Tensor, Tensor]:
             raise TypeError(f"{name} must be a floating-point tensor, got {_describe(value)}")
         if value.dim() != 1:
             raise ValueError(f"{name} must have shape (pairs,), got {_describe(value)}")
-    if sn.dtype != sp.dtype:
-        raise TypeError(f"sn must have the dtype of sp: wanted {sp.dtype}, got {sn.dtype}")
     if sn.device != sp.device:
         raise ValueError(f"sn must be on the device of sp: wanted {sp.device}, got {sn.device}")
+    sp, sn = one_dtype(sp, sn)
     if sp.dtype in (torch.float16, torch.bfloat16):
         return sp.float(), sn.float()
     return sp, sn

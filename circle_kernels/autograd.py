@@ -22,7 +22,7 @@ from circle_kernels.backend_choice import (
     without_autocast,
 )
 from circle_kernels.backends.addressable import all_addressable
-from circle_kernels.backends.interface import result_dtype
+from circle_kernels.backends.interface import HOOKS, result_dtype
 from circle_kernels.formula import PairFormula
 from circle_kernels.operation import Batch, Operation, check_batch
 from circle_kernels.ops import (
@@ -132,8 +132,8 @@ def forward_and_keep(
             owned(batch.ref_emb),
             owned(batch.ref_labels, are_read),
             batch.listed,  # which no one else has
-            lse_pos,
-            lse_neg,
+            as_bytes(lse_pos),
+            as_bytes(lse_neg),
             saved,
         )
         ctx.operation, ctx.precision, ctx.needs = operation, precision, needs
@@ -150,6 +150,28 @@ def owned(tensor: Tensor | None, is_read: bool = True) -> Tensor | None:
     return tensor.data  # whose changes autograd does not count
 
 
+def as_bytes(vector: Tensor) -> Tensor:
+    """A vector as hooks on saved tensors leave it alone: those that compress floats would round a
+    log-sum-exp by far more than an exponent of the weights that are taken relative to it may be."""
+    return vector.view(torch.uint8)
+
+
+def from_bytes(saved: Tensor, dtype: torch.dtype) -> Tensor:
+    """The vector again.
+
+    Raises:
+        RuntimeError: something else came back.
+    """
+    if saved.dtype != torch.uint8 or saved.numel() % dtype.itemsize:
+        raise RuntimeError(
+            f"circle_kernels: the backward pass wants a log-sum-exp's bytes, got {saved.dtype} of "
+            f"shape {tuple(saved.shape)}; {HOOKS}"
+        )
+    if saved.storage_offset() % dtype.itemsize or not saved.is_contiguous():
+        saved = saved.clone(memory_format=torch.contiguous_format)
+    return saved.view(dtype)
+
+
 def input_gradients(
     ctx: Any, saved_tensors: tuple[Any, ...], grad_lse_pos: Tensor, grad_lse_neg: Tensor
 ) -> tuple[Tensor | None, None, Tensor | None, None, None]:
@@ -157,8 +179,10 @@ def input_gradients(
 
     The saved tensors come as an argument since checkpointing lets them be asked for only once.
     """
-    *tensors, lse_pos, lse_neg, saved = saved_tensors
+    *tensors, pos_bytes, neg_bytes, saved = saved_tensors
     batch, operation = Batch(*tensors), ctx.operation
+    dtype = result_dtype(batch.embeddings.dtype)
+    lse_pos, lse_neg = from_bytes(pos_bytes, dtype), from_bytes(neg_bytes, dtype)
     passed = (lse_pos, lse_neg, saved, grad_lse_pos, grad_lse_neg)
     readable = all_addressable(*tensors, *passed)
     if not readable and is_batch_of_gradients(grad_lse_pos, grad_lse_neg):

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
-from circle_kernels.arguments import check_embeddings, check_labels, label_numbers
+from circle_kernels.arguments import (
+    beside,
+    check_embeddings,
+    check_kinds,
+    check_labels,
+    label_numbers,
+)
+from circle_kernels.backends.addressable import materialized
 
 
 def valid_rows(
@@ -29,13 +37,15 @@ def valid_rows(
         >>> valid_rows(torch.tensor([0, 0, 1]))
         tensor([ True,  True, False])
     """
+    check_kinds(labels=labels, ref_labels=ref_labels)
     _check_vector("labels", labels)
     if ref_labels is None:
-        (numbers,) = label_numbers(labels)
+        (numbers,) = label_numbers(materialized(labels))
         references, itself = numbers, 1
     else:
         _check_vector("ref_labels", ref_labels)
-        numbers, references = label_numbers(labels, ref_labels.to(labels.device))
+        ref_labels = beside("ref_labels", materialized(ref_labels), labels)
+        numbers, references = label_numbers(materialized(labels), ref_labels)
         itself = 0
     ordered = references.sort().values
     # (N,): how many references have the row's label
@@ -59,7 +69,10 @@ def nonfinite_rows(embeddings: Tensor) -> Tensor:  # (K,) int64
         >>> nonfinite_rows(torch.tensor([[1.0, 2.0], [float("nan"), 0.0]]))
         tensor([1])
     """
+    check_kinds(embeddings=embeddings)
     check_embeddings("embeddings", embeddings)
+    if embeddings.is_meta or isinstance(embeddings, FakeTensor):
+        raise ValueError("embeddings must hold numbers, got a tensor that has none")
     smallest, largest = embeddings.detach().aminmax(dim=1)  # NaN where one is
     return (~(smallest.isfinite() & largest.isfinite())).nonzero().squeeze(1)
 

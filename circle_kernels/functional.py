@@ -146,7 +146,7 @@ def circle_loss_from_similarity(
 
     Args:
         sp: (P,) similarities of positive pairs, any floating dtype.
-        sn: (K,) similarities of negative pairs, same dtype and device.
+        sn: (K,) similarities of negative pairs, same device; of two dtypes the wider one counts.
         m, gamma, detach_weights: as for :func:`circle_loss`.
 
     Returns:

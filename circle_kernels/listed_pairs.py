@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from circle_kernels.arguments import check_kinds
-from circle_kernels.autograd import is_traced, logsumexps, once, owned
+from circle_kernels.autograd import (
+    as_bytes,
+    from_bytes,
+    is_traced,
+    logsumexps,
+    once,
+    owned,
+)
 from circle_kernels.backend_choice import without_autocast
 from circle_kernels.backends import cpu, gathered
 from circle_kernels.backends.addressable import all_addressable, is_plain, materialized
@@ -24,6 +31,7 @@ from circle_kernels.backends.interface import (
     LISTED_MULTIPLE,
     ROW_NEGATIVE,
     ROW_POSITIVE,
+    result_dtype,
 )
 from circle_kernels.formula import PairFormula
 from circle_kernels.operation import Batch, Operation
@@ -242,15 +250,19 @@ class _GatheredLogSumExp(torch.autograd.Function):
         if keep:
             ctx.settings, ctx.needs = arguments[-3:-1], ctx.needs_input_grad[:2]
             sides = (owned(side) for side in arguments[:2])
-            ctx.save_for_backward(*sides, *arguments[2:-3], lse_pos, lse_neg, similarities)
+            statistics = map(as_bytes, (lse_pos, lse_neg, similarities))
+            ctx.save_for_backward(*sides, *arguments[2:-3], *statistics)
         return lse_pos, lse_neg
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
         batched = is_batch_of_gradients(*upstream)
         compute = _batch_of_gradients if batched else _gathered_gradients
+        *tensors, lse_pos, lse_neg, similarities = ctx.saved_tensors
+        dtype = result_dtype(tensors[0].dtype)
+        statistics = (from_bytes(each, dtype) for each in (lse_pos, lse_neg, similarities))
         gradients = once(
-            ctx.saved_tensors,
+            (*tensors, *statistics),
             upstream,
             lambda saved, upstream: compute(saved, upstream, ctx.settings, ctx.needs),
         )

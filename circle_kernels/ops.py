@@ -25,7 +25,7 @@ from circle_kernels.precision import float32_precision
 # Raised when a backend saves something of another shape. torch keeps compiled graphs on disk by the
 # arguments of their ops: with this among them, none is found that an earlier version compiled. (Not
 # as a default, which torch leaves out.)
-SAVED_LAYOUT = 7
+SAVED_LAYOUT = 8
 
 # The arguments of both ops, once: a Batch, and an Operation as ops can carry it. The formula's
 # numbers are a tensor, since to ops every number is a constant, and a schedule of gamma would

@@ -113,3 +113,19 @@ def test_rows_with_nan_or_infinity_are_found(dtype: torch.dtype, device: str) ->
 def test_embeddings_that_are_none_are_named() -> None:
     with pytest.raises(ValueError, match="feature maps have to be pooled"):
         nonfinite_rows(torch.zeros(2, 3, 4, 4))
+
+
+def test_tensors_without_their_numbers_are_named() -> None:
+    freed = torch.zeros(4, dtype=torch.int64)
+    freed.untyped_storage().resize_(0)
+    labels = torch.arange(4)
+    for call, name in (
+        (lambda: valid_rows(freed), "labels"),
+        (lambda: valid_rows(labels, freed), "ref_labels"),
+        (lambda: valid_rows(labels, labels.to("meta")), "ref_labels"),
+        (lambda: valid_rows(labels.to_sparse()), "labels"),
+        (lambda: nonfinite_rows(torch.ones(4, 3).to_sparse()), "embeddings"),
+        (lambda: nonfinite_rows(torch.ones(4, 3, device="meta")), "embeddings"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"^{name} must"):
+            call()

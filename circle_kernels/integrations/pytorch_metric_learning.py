@@ -93,6 +93,11 @@ class CircleLoss(losses.CircleLoss):
             )
             if indices_tuple is not None:
                 indices_tuple = readable_indices(indices_tuple)
+        if ref_emb.device != embeddings.device:
+            raise ValueError(
+                f"ref_emb must be on the device of embeddings: wanted {embeddings.device}, got "
+                f"{ref_emb.device}"
+            )
         arguments = (embeddings, labels, indices_tuple, ref_emb, ref_labels)
         obstacle = self._obstacle(embeddings, indices_tuple, ref_emb, ref_labels)
         if obstacle is not None:
@@ -259,7 +264,7 @@ def readable_indices(indices_tuple: tuple[Any, ...]) -> tuple[Any, ...]:
         if isinstance(each, Tensor) and not all_addressable(each):
             raise TypeError(
                 f"indices_tuple[{place}] must be an ordinary tensor of indices, got a "
-                f"{type(each).__name__} of shape {tuple(each.shape)}: {obstacle(each)}"
+                f"{type(each).__name__}: {obstacle(each) or 'its storage was freed or resized'}"
             )
     return readable
 
