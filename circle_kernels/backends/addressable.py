@@ -33,6 +33,8 @@ def obstacle(tensor: Tensor) -> str | None:
         return "it is a view whose numbers are negated or conjugated when they are read"
     if tensor.is_meta or tensor._is_zerotensor() or torch._is_functional_tensor(tensor):
         return "it has no memory"
+    if (tensor.is_cpu or tensor.is_cuda) and tensor.data_ptr() % tensor.itemsize:
+        return "its address is not a multiple of its numbers' size"
     return None
 
 
@@ -59,7 +61,12 @@ def all_addressable(*tensors: Any) -> bool:
                 return False
             storage = tensor.untyped_storage()
             held = storage.nbytes() - tensor.storage_offset() * tensor.itemsize
-            if storage.data_ptr() != 0 and held >= tensor.nbytes and tensor.is_contiguous():
+            if (
+                storage.data_ptr() != 0
+                and tensor.data_ptr() % tensor.itemsize == 0
+                and held >= tensor.nbytes
+                and tensor.is_contiguous()
+            ):
                 continue
             if obstacle(tensor) is not None or lacks_memory(tensor):
                 return False
@@ -100,7 +107,8 @@ def materialized(tensor: Tensor) -> Tensor:
         tensor = tensor.to_dense()
     if tensor.is_conj() or tensor.is_neg():
         tensor = tensor.resolve_conj().resolve_neg()
-    return tensor.clone() if tensor._is_zerotensor() else tensor
+    misaligned = type(tensor) in _PLAIN_TYPES and tensor.is_cpu and obstacle(tensor) is not None
+    return tensor.clone() if tensor._is_zerotensor() or misaligned else tensor
 
 
 def _is_harmless(tensor_type: Any) -> bool:
