@@ -28,9 +28,9 @@ from circle_kernels.backends.gathered import GatheredProblem
 from circle_kernels.backends.interface import (
     COLUMN_NEGATIVE,
     COLUMN_POSITIVE,
-    LISTED_MULTIPLE,
     ROW_NEGATIVE,
     ROW_POSITIVE,
+    padded_sides,
     result_dtype,
 )
 from circle_kernels.formula import PairFormula
@@ -72,7 +72,7 @@ def pair_matrix(indices: PairIndices, rows: int, columns: int) -> Tensor:
         IndexError: an index out of range.
         ValueError: a list with more rows than columns, or the other way round.
     """
-    kinds = _padded(torch.uint8, rows, columns, indices.rows_pos.device)[:rows, :columns]
+    kinds = _no_pairs(rows, columns, indices.rows_pos.device)
     for row, column, kind in (
         (indices.rows_pos, indices.columns_pos, ROW_POSITIVE),
         (indices.rows_neg, indices.columns_neg, ROW_NEGATIVE),
@@ -92,17 +92,17 @@ def pair_matrix(indices: PairIndices, rows: int, columns: int) -> Tensor:
 
 def label_matrix(labels: Tensor, ref_labels: Tensor, *, with_diagonal: bool) -> Tensor:
     """The same from labels; without the diagonal the pair (i, i) is neither."""
-    kinds = _padded(torch.uint8, len(labels), len(ref_labels), labels.device)
-    inner = kinds[: len(labels), : len(ref_labels)]
-    inner.copy_((labels[:, None] != ref_labels[None, :]).view(torch.uint8).add_(ROW_POSITIVE))
+    kinds = _no_pairs(len(labels), len(ref_labels), labels.device)
+    kinds.copy_((labels[:, None] != ref_labels[None, :]).view(torch.uint8).add_(ROW_POSITIVE))
     if not with_diagonal:
-        inner.fill_diagonal_(0)
-    return inner
+        kinds.fill_diagonal_(0)
+    return kinds
 
 
-def _padded(dtype: torch.dtype, rows: int, columns: int, device: torch.device) -> Tensor:
-    shape = [-(-size // LISTED_MULTIPLE) * LISTED_MULTIPLE for size in (rows, columns)]
-    return torch.zeros(shape, dtype=dtype, device=device)
+def _no_pairs(rows: int, columns: int, device: torch.device) -> Tensor:
+    """A matrix without any pair, the beginning of one with padding."""
+    sides = padded_sides(rows, columns)
+    return torch.zeros(sides, dtype=torch.uint8, device=device)[:rows, :columns]
 
 
 def labels_of(kinds: Tensor, *, with_diagonal: bool) -> tuple[Tensor, Tensor] | None:
@@ -184,9 +184,8 @@ def _both_ways(kinds: Tensor) -> Tensor | None:
 
 def _whole(kinds: Tensor) -> Tensor:
     """The padded matrix that a :func:`pair_matrix` is the beginning of."""
-    stride = kinds.stride(0)
-    rows = -(-kinds.shape[0] // LISTED_MULTIPLE) * LISTED_MULTIPLE
-    return kinds.as_strided((rows, stride), (stride, 1))
+    rows, columns = padded_sides(*kinds.shape)
+    return kinds.as_strided((rows, columns), (columns, 1))
 
 
 def unique_pairs(

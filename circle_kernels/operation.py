@@ -83,8 +83,7 @@ def operation_of(formula_type: Any, m: Any, gamma: Any, *options: Any) -> Operat
     """The operation of a formula with the paper's constants; ``options`` are ``detach_weights`` and
     what :class:`Operation` takes after the formula.
 
-    Remembered, since nearly every step asks for the one of the step before, and to check it takes
-    as long as a fifth of a small batch's kernel.
+    Remembered, since nearly every step asks for the one of the step before.
     """
     if torch.compiler.is_compiling():  # which looks inside
         return _new_operation(formula_type, m, gamma, *options)

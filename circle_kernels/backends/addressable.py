@@ -10,6 +10,7 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 _PLAIN_TYPES = (Tensor, Parameter)
+_MISALIGNED = "its address is not a multiple of its numbers' size"
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -34,7 +35,7 @@ def obstacle(tensor: Tensor) -> str | None:
     if tensor.is_meta or tensor._is_zerotensor() or torch._is_functional_tensor(tensor):
         return "it has no memory"
     if (tensor.is_cpu or tensor.is_cuda) and tensor.data_ptr() % tensor.itemsize:
-        return "its address is not a multiple of its numbers' size"
+        return _MISALIGNED
     return None
 
 
@@ -97,8 +98,8 @@ def _bytes_reached(tensor: Tensor) -> int:
 
 
 def materialized(tensor: Tensor) -> Tensor:
-    """The same numbers as ordinary tensors have them, differentiably: dense, no view that is
-    negated when it is read, no zeros without memory, no subclass that only adds methods."""
+    """The same numbers as ordinary tensors have them, differentiably: dense, aligned, no view that
+    is negated when it is read, no zeros without memory, no subclass that only adds methods."""
     if obstacle(tensor) is None:
         return tensor
     if type(tensor) not in _PLAIN_TYPES and _is_harmless(type(tensor)):
@@ -107,8 +108,8 @@ def materialized(tensor: Tensor) -> Tensor:
         tensor = tensor.to_dense()
     if tensor.is_conj() or tensor.is_neg():
         tensor = tensor.resolve_conj().resolve_neg()
-    misaligned = type(tensor) in _PLAIN_TYPES and tensor.is_cpu and obstacle(tensor) is not None
-    return tensor.clone() if tensor._is_zerotensor() or misaligned else tensor
+    copied = tensor._is_zerotensor() or obstacle(tensor) == _MISALIGNED
+    return tensor.clone() if copied else tensor
 
 
 def _is_harmless(tensor_type: Any) -> bool:

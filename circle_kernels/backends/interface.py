@@ -163,13 +163,18 @@ def unit_rows(
     return UnitRows(rows, divisors, powers, normalize, embeddings.dtype)
 
 
+def padded_sides(rows: int, columns: int) -> list[int]:
+    """Both sides of the memory of :attr:`PairProblem.listed`."""
+    return [-(-size // LISTED_MULTIPLE) * LISTED_MULTIPLE for size in (rows, columns)]
+
+
 def with_padding(
     listed: Tensor,  # (N, M) uint8
 ) -> Tensor:  # (N, M) uint8, the beginning of a padded matrix
     """:attr:`PairProblem.listed` as it is or, where its padding is lost, as a copy: what hooks on
     saved tensors give back are the entries."""
     rows, columns = listed.shape
-    sides = [-(-size // LISTED_MULTIPLE) * LISTED_MULTIPLE for size in (rows, columns)]
+    sides = padded_sides(rows, columns)
     reach = listed.storage_offset() + (sides[0] - 1) * listed.stride(0) + sides[1]
     if (
         listed.stride(1) == 1
