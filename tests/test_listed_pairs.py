@@ -239,8 +239,18 @@ def test_second_derivative_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("references", [True, False])
-def test_hooks_on_saved_tensors_may_lose_the_padding(references: bool) -> None:
-    """As copies do, to the CPU's memory for example."""
+def test_hooks_on_saved_tensors_may_lose_the_padding(references: bool, monkeypatch) -> None:
+    """As copies do, to the CPU's memory for example. What the kernel would read behind them changes
+    no number, so what it is told is looked at."""
+    told = []
+    describe = cpu._describe
+    monkeypatch.setattr(
+        cpu,
+        "_describe",
+        lambda extension, problem, *kept: (
+            told.append(problem.listed) or describe(extension, problem, *kept)
+        ),
+    )
     embeddings, ref_emb = torch.randn(2, 100, 8).requires_grad_().unbind()
     formula = CircleFormula(gamma=8)
     kinds = pair_matrix(as_indices(draw_kinds(100, 100, not references)), 100, 100)
@@ -253,6 +263,10 @@ def test_hooks_on_saved_tensors_may_lose_the_padding(references: bool) -> None:
         total = sum(value[value.isfinite()].sum() for value in statistics)
         gradients.append(torch.autograd.grad(total, embeddings)[0])
     assert torch.equal(*gradients)
+    assert len(told) == 4
+    for listed in told:
+        assert listed.stride() == (192, 1)
+        assert listed.untyped_storage().nbytes() - listed.storage_offset() >= 192 * 192
 
 
 def test_padding_is_a_panel_of_the_kernel() -> None:

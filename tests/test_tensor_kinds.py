@@ -28,6 +28,7 @@ from cases import INTERPRETED
 from raw_ops import call_op
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from wrapper import Wrapper
 
 import circle_kernels
 from circle_kernels import (
@@ -54,25 +55,7 @@ class Plain(Tensor):
     """A subclass that changes nothing."""
 
 
-class Unwrapping(Tensor):
-    """Has no memory of its own; computes with the tensor that it wraps."""
-
-    @staticmethod
-    def __new__(cls, wrapped: Tensor) -> Unwrapping:
-        return Tensor._make_wrapper_subclass(cls, wrapped.shape, dtype=wrapped.dtype)
-
-    def __init__(self, wrapped: Tensor) -> None:
-        self.wrapped = wrapped
-
-    @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        args, kwargs = torch.utils._pytree.tree_map_only(
-            cls, lambda each: each.wrapped, (args, kwargs or {})
-        )
-        return func(*args, **kwargs)
-
-
-class Opaque(Unwrapping):
+class Opaque(Wrapper):
     """Implements nothing but what makes a leaf of it."""
 
     @classmethod
@@ -216,7 +199,7 @@ KINDS = {
     "meta": Kind(lambda value: value.to("meta"), _none, shapes_only=True),
     "replicated": Kind(lambda value: _distributed(value, sharded=False)),
     "sharded": Kind(lambda value: _distributed(value, sharded=True)),
-    "unwrapping": Kind(Unwrapping),
+    "unwrapping": Kind(Wrapper),
     "opaque": Kind(Opaque, own_refusal=True),
     "subclass": Kind(lambda value: value.as_subclass(Plain), works=True),
     "masked": Kind(

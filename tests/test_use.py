@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.functional import jacobian
 from torch.func import grad, vmap
 from torch.utils.flop_counter import FlopCounterMode
+from wrapper import Wrapper
 
 from circle_kernels import (
     CircleFormula,
@@ -106,24 +107,6 @@ def fake(value: Tensor) -> Tensor:
 
 def zeros(value: Tensor) -> Tensor:
     return torch._efficientzerotensor(value.shape, dtype=value.dtype)
-
-
-class Wrapper(Tensor):
-    """Has no memory of its own; computes with the tensor that it wraps."""
-
-    @staticmethod
-    def __new__(cls, wrapped: Tensor) -> Wrapper:
-        return Tensor._make_wrapper_subclass(cls, wrapped.shape, dtype=wrapped.dtype)
-
-    def __init__(self, wrapped: Tensor) -> None:
-        self.wrapped = wrapped
-
-    @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        args, kwargs = torch.utils._pytree.tree_map_only(
-            cls, lambda each: each.wrapped, (args, kwargs or {})
-        )
-        return func(*args, **kwargs)
 
 
 def wrap(value: Tensor) -> Tensor:
