@@ -255,7 +255,14 @@ def test_hooks_on_saved_tensors_may_lose_the_padding(references: bool, monkeypat
     formula = CircleFormula(gamma=8)
     kinds = pair_matrix(as_indices(draw_kinds(100, 100, not references)), 100, 100)
     gradients = []
-    for hooks in (contextlib.nullcontext(), torch.autograd.graph.save_on_cpu()):
+
+    def copied(saved: Tensor) -> Tensor:
+        return saved.clone(memory_format=torch.contiguous_format)
+
+    for hooks in (
+        contextlib.nullcontext(),
+        torch.autograd.graph.saved_tensors_hooks(copied, lambda saved: saved),
+    ):
         with hooks:
             statistics = matrix_logsumexp(
                 embeddings, ref_emb if references else None, kinds, formula=formula
