@@ -297,6 +297,43 @@ def test_nothing_is_kept_where_no_backward_pass_can_follow(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("backend", ["cpu", "tiled"])
+@pytest.mark.parametrize(
+    ("name", "rows", "change"),
+    [
+        ("labels", 300, lambda saved: saved[:1]),
+        ("labels", 300, Tensor.int),
+        ("ref_labels", 99, lambda saved: saved[:1]),
+        ("ref_labels", 99, Tensor.int),
+    ],
+)
+def test_hooks_that_change_labels_are_refused(name: str, rows: int, change, backend: str) -> None:
+    """The kernel would read behind their end."""
+
+    def changed(saved: Tensor) -> Tensor:
+        return change(saved) if saved.dtype == torch.int64 and len(saved) == rows else saved
+
+    inputs = batch(300, 8) + batch(99, 8, seed=1)
+    with torch.autograd.graph.saved_tensors_hooks(changed, lambda saved: saved):
+        loss = circle_loss(*inputs, backend=backend)
+    with pytest.raises(RuntimeError, match=f"wants {name} to be int64"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "tiled"])
+def test_hooks_that_narrow_one_side_are_refused(backend: str) -> None:
+    """The kernel reads both as numbers of one size."""
+
+    def narrowed(saved: Tensor) -> Tensor:
+        return saved.half() if saved.shape == (99, 8) else saved
+
+    inputs = batch(300, 8) + batch(99, 8, seed=1)
+    with torch.autograd.graph.saved_tensors_hooks(narrowed, lambda saved: saved):
+        loss = circle_loss(*inputs, backend=backend)
+    with pytest.raises(RuntimeError, match="wants ref_emb to be torch.float32 of 8 columns"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "tiled"])
 @pytest.mark.parametrize("gamma", [80.0, 1024.0])
 def test_hooks_that_compress_what_is_saved_leave_gradients_finite(
     gamma: float, backend: str
