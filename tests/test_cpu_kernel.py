@@ -329,7 +329,7 @@ def test_hooks_that_narrow_one_side_are_refused(backend: str) -> None:
     inputs = batch(300, 8) + batch(99, 8, seed=1)
     with torch.autograd.graph.saved_tensors_hooks(narrowed, lambda saved: saved):
         loss = circle_loss(*inputs, backend=backend)
-    with pytest.raises(RuntimeError, match="wants ref_emb to be torch.float32 of 8 columns"):
+    with pytest.raises(RuntimeError, match=r"wants ref_emb to be torch\.float32 of 8 columns"):
         loss.backward()
 
 
