@@ -1,14 +1,10 @@
-"""Argument checks of the public functions: each error names the argument and what is wanted."""
+"""Checks of tensors that users give: each error names the argument and what is wanted."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import operator
 import sys
-from collections.abc import Callable
-from numbers import Real
-from typing import Any, ParamSpec, SupportsFloat, SupportsIndex, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +19,7 @@ UNSIGNED_DTYPES = (torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.ui
 INTEGER_DTYPES = (*SIGNED_DTYPES, *UNSIGNED_DTYPES)
 INT64 = torch.iinfo(torch.int64)
 
-_MINERS = (
+MINERS = (
     "the tuples of pytorch-metric-learning's miners are taken by "
     "circle_kernels.integrations.pytorch_metric_learning.CircleLoss"
 )
@@ -33,7 +29,8 @@ _MINERS = (
 _MOST_ENTRIES = 2**58
 
 
-def _describe(value: object) -> str:
+def describe(value: object) -> str:
+    """What came, in words."""
     if isinstance(value, Tensor) and value.is_nested:
         return f"a nested {value.dtype} tensor on {value.device}"
     if isinstance(value, Tensor):
@@ -46,37 +43,35 @@ def _describe(value: object) -> str:
 def check_embeddings(name: str, value: Tensor) -> None:
     """Require a floating-point matrix with at least one column."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor of shape (rows, D), got {_describe(value)}")
+        raise TypeError(f"{name} must be a tensor of shape (rows, D), got {describe(value)}")
     if value.dtype not in FLOATING_DTYPES:
         raise TypeError(
-            f"{name} must be float16, bfloat16, float32 or float64, got {_describe(value)}"
+            f"{name} must be float16, bfloat16, float32 or float64, got {describe(value)}"
         )
     if value.dim() != 2 or value.shape[1] == 0:
         raise ValueError(
-            f"{name} must have shape (rows, D) with D >= 1, got {_describe(value)}"
+            f"{name} must have shape (rows, D) with D >= 1, got {describe(value)}"
             f"{_pooling_advice(value)}"
         )
     if (
         not torch.compiler.is_compiling()
         and max(value.shape[0], 256) * value.shape[1] > _MOST_ENTRIES
     ):
-        raise ValueError(f"{name} must fit in memory, got {_describe(value)}")
+        raise ValueError(f"{name} must fit in memory, got {describe(value)}")
 
 
 def check_labels(name: str, value: Tensor, rows: int, of: str) -> None:
     """Require one integer label per row of the matrix named ``of``."""
     if not isinstance(value, Tensor):
-        raise TypeError(
-            f"{name} must be an integer tensor of shape (rows,), got {_describe(value)}"
-        )
+        raise TypeError(f"{name} must be an integer tensor of shape (rows,), got {describe(value)}")
     if value.dtype not in INTEGER_DTYPES:
         raise TypeError(
-            f"{name} must be integers (one class number per row), got {_describe(value)}"
+            f"{name} must be integers (one class number per row), got {describe(value)}"
             f"{_label_advice(value)}"
         )
     if value.dim() != 1:
         raise ValueError(
-            f"{name} must have shape (rows,), got {_describe(value)}{_label_advice(value)}"
+            f"{name} must have shape (rows,), got {describe(value)}{_label_advice(value)}"
         )
     if value.shape[0] != rows:
         raise ValueError(
@@ -110,7 +105,7 @@ def check_pair_inputs(
     if isinstance(ref_emb, (tuple, list)):
         raise TypeError(
             f"ref_emb must be a tensor of shape (rows, D), got a {type(ref_emb).__name__} of "
-            f"{len(ref_emb)}; {_MINERS}"
+            f"{len(ref_emb)}; {MINERS}"
         )
     readable = torch.compiler.is_compiling() or all_addressable(
         embeddings, labels, ref_emb, ref_labels
@@ -151,13 +146,13 @@ def check_kinds(**tensors: Any) -> None:
 def _check_dense(name: str, value: Tensor) -> None:
     if lacks_memory(value):
         raise ValueError(
-            f"{name} must have memory for its entries, got {_describe(value)} whose storage was "
+            f"{name} must have memory for its entries, got {describe(value)} whose storage was "
             "freed or resized"
         )
     if value.is_nested or value.layout is not torch.strided:
         layout = "nested" if value.is_nested else str(value.layout)
         raise TypeError(
-            f"{name} must be a dense tensor, got {_describe(value)} with the layout {layout}; "
+            f"{name} must be a dense tensor, got {describe(value)} with the layout {layout}; "
             "use .to_dense(), or torch.nested.to_padded_tensor for nested ones"
         )
     check_undistributed(name, value)
@@ -168,7 +163,7 @@ def check_undistributed(name: str, value: Tensor) -> None:
     distributed = sys.modules.get("torch.distributed.tensor")
     if distributed is not None and isinstance(value, distributed.DTensor):
         raise TypeError(
-            f"{name} must be an ordinary tensor, got {_describe(value)} that is a DTensor; use "
+            f"{name} must be an ordinary tensor, got {describe(value)} that is a DTensor; use "
             f"{name}.full_tensor(), or of a sharded module call the module itself"
         )
 
@@ -187,7 +182,7 @@ def check_real_or_fake(tensors: dict[str, Tensor]) -> None:
 def beside(name: str, labels: Tensor, embeddings: Tensor) -> Tensor:
     """Checked labels on the device of the embeddings."""
     if labels.is_meta and not embeddings.is_meta:
-        raise ValueError(f"{name} must hold numbers, got {_describe(labels)}")
+        raise ValueError(f"{name} must hold numbers, got {describe(labels)}")
     return labels.to(embeddings.device)
 
 
@@ -199,96 +194,20 @@ def one_dtype(embeddings: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
     return embeddings.to(dtype), references.to(dtype)
 
 
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Require one of a few strings."""
-    if value not in choices:
-        wanted = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"{name} must be one of {wanted}; got {value!r}")
-
-
 def check_similarities(sp: Tensor, sn: Tensor) -> tuple[Tensor, Tensor]:
     """Check two vectors of similarities; half types come back as float32."""
     check_kinds(sp=sp, sn=sn)
     for name, value in (("sp", sp), ("sn", sn)):
         if not isinstance(value, Tensor) or value.dtype not in FLOATING_DTYPES:
-            raise TypeError(f"{name} must be a floating-point tensor, got {_describe(value)}")
+            raise TypeError(f"{name} must be a floating-point tensor, got {describe(value)}")
         if value.dim() != 1:
-            raise ValueError(f"{name} must have shape (pairs,), got {_describe(value)}")
+            raise ValueError(f"{name} must have shape (pairs,), got {describe(value)}")
     if sn.device != sp.device:
         raise ValueError(f"sn must be on the device of sp: wanted {sp.device}, got {sn.device}")
     sp, sn = one_dtype(sp, sn)
     if sp.dtype in (torch.float16, torch.bfloat16):
         return sp.float(), sn.float()
     return sp, sn
-
-
-def check_skip_below(skip_below: float) -> float:
-    """The share as a float; it has to be in [0, 1)."""
-    share = real_number("skip_below", skip_below)
-    if not 0 <= share < 1:
-        raise ValueError(f"skip_below must be in [0, 1), got {skip_below!r}")
-    return share
-
-
-def check_sample_rate(sample_rate: float) -> float:
-    """The share as a float; it has to be in (0, 1]."""
-    share = real_number("sample_rate", sample_rate)
-    if not 0 < share <= 1:
-        raise ValueError(f"sample_rate must be in (0, 1], got {sample_rate!r}")
-    return share
-
-
-def real_number(name: str, value: SupportsFloat) -> float:
-    """The value of a number, NumPy's too, or of a tensor with one that has no gradient to lose.
-
-    Raises:
-        TypeError: something else, among it booleans.
-        ValueError: an integer or fraction beyond the range of floats.
-    """
-    if type(value) is float:
-        return value
-    if isinstance(value, Tensor):
-        wanted = (*FLOATING_DTYPES, *SIGNED_DTYPES, *UNSIGNED_DTYPES[1:])
-        is_number = value.dim() == 0 and value.dtype in wanted and not value.requires_grad
-    else:
-        is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not is_number:
-        raise TypeError(f"{name} must be a real number, got {_describe(value)}")
-    try:
-        return float(value)
-    except OverflowError:
-        raise ValueError(f"{name} must be finite as a float, got {_describe(value)}") from None
-
-
-def check_integer(name: str, value: SupportsIndex, smallest: int = INT64.min) -> int:
-    """The value as an ``int`` from ``smallest`` to the largest of int64.
-
-    NumPy's integers and 0-d tensors of one are taken, too; booleans are not.
-    """
-    number = None
-    if type(value) is int:
-        number = value
-    elif not isinstance(value, bool) and not (
-        isinstance(value, Tensor) and (value.dtype == torch.bool or value.dim() > 0)
-    ):
-        with contextlib.suppress(TypeError):
-            number = operator.index(value)
-    if number is None:
-        raise TypeError(f"{name} must be an integer, got {_describe(value)}")
-    if not smallest <= number <= INT64.max:
-        wanted = f"at least {smallest}" if number < smallest else "at most 2**63 - 1"
-        raise ValueError(f"{name} must be {wanted}, got {_describe(number).removeprefix('int ')}")
-    return number
-
-
-def check_flag(name: str, value: bool) -> bool:
-    """The value of a boolean, NumPy's too. A string like ``"false"`` would count as true."""
-    if isinstance(value, bool):
-        return value
-    kind = type(value)
-    if kind.__module__ != "numpy" or kind.__name__ not in ("bool", "bool_"):
-        raise TypeError(f"{name} must be True or False, got {_describe(value)}")
-    return bool(value)
 
 
 def label_numbers(*labels: Tensor) -> tuple[Tensor, ...]:
@@ -306,11 +225,11 @@ def label_numbers(*labels: Tensor) -> tuple[Tensor, ...]:
     if not dtypes.isdisjoint(FLOATING_DTYPES) and dtypes.issubset(INTEGER_DTYPES + FLOATING_DTYPES):
         return _numbers_of_floats(*labels)
     if not dtypes.issubset(INTEGER_DTYPES):
-        raise TypeError(f"labels must be integers, got {', '.join(map(_describe, labels))}")
+        raise TypeError(f"labels must be integers, got {', '.join(map(describe, labels))}")
     if torch.uint64 in dtypes and not dtypes.isdisjoint(SIGNED_DTYPES):
         raise TypeError(
             "labels and ref_labels must both be signed or both unsigned where one is uint64, got "
-            f"{', '.join(map(_describe, labels))}"
+            f"{', '.join(map(describe, labels))}"
         )
     return tuple(
         each.view(torch.int64) if each.dtype == torch.uint64 else each.to(torch.int64)
@@ -340,8 +259,8 @@ def check_not_swapped(name: str, value: object, other_name: str, other: object) 
         and other.dtype in FLOATING_DTYPES
     ):
         raise TypeError(
-            f"{name} and {other_name} are swapped: got {_describe(value)} for {name} and "
-            f"{_describe(other)} for {other_name}"
+            f"{name} and {other_name} are swapped: got {describe(value)} for {name} and "
+            f"{describe(other)} for {other_name}"
         )
 
 
@@ -361,28 +280,3 @@ def _label_advice(labels: Tensor) -> str:
     if labels.is_floating_point():
         return "; class numbers that came as floats need .long()"
     return ""
-
-
-_Arguments = ParamSpec("_Arguments")
-_Result = TypeVar("_Result")
-
-
-def explain_other_names(
-    function: Callable[_Arguments, _Result],
-) -> Callable[_Arguments, _Result]:
-    """The function, with a TypeError that names the right argument for what others call it."""
-
-    @functools.wraps(function)
-    def explained(*args: _Arguments.args, **options: _Arguments.kwargs) -> _Result:
-        if "scale" in options or "margin" in options or "indices_tuple" in options:
-            name = function.__qualname__.removesuffix(".__init__")
-            for other, words in (
-                ("scale", "it is called gamma here"),
-                ("margin", "it is called m here"),
-                ("indices_tuple", _MINERS),
-            ):
-                if other in options:
-                    raise TypeError(f"{name}() takes no {other}: {words}")
-        return function(*args, **options)
-
-    return explained

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from circle_kernels.arguments import check_real_or_fake, check_undistributed
+from circle_kernels.arguments import (
+    check_real_or_fake,
+    check_undistributed,
+)
 from circle_kernels.backend_choice import (
     resolve_backend,
     run_backward,

@@ -9,16 +9,11 @@ from torch import Tensor
 
 from circle_kernels.arguments import (
     beside,
-    check_choice,
     check_embeddings,
-    check_flag,
-    check_integer,
     check_kinds,
     check_labels,
     check_not_swapped,
     check_references,
-    check_sample_rate,
-    explain_other_names,
     one_dtype,
 )
 from circle_kernels.autograd import logsumexps
@@ -34,6 +29,13 @@ from circle_kernels.class_sampling import (
 )
 from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
 from circle_kernels.operation import Batch, Operation, operation_of
+from circle_kernels.options import (
+    check_choice,
+    check_flag,
+    check_integer,
+    check_sample_rate,
+    explain_other_names,
+)
 from circle_kernels.reference import similarity_matrix
 from circle_kernels.row_losses import REDUCTIONS, reduce_exponents, reduced_row_losses
 

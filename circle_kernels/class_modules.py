@@ -7,14 +7,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from circle_kernels.arguments import (
-    check_choice,
-    check_flag,
-    check_integer,
-    check_sample_rate,
-    check_skip_below,
-    explain_other_names,
-)
 from circle_kernels.backends.interface import BACKENDS
 from circle_kernels.class_losses import (
     IGNORE_INDEX,
@@ -24,6 +16,14 @@ from circle_kernels.class_losses import (
 )
 from circle_kernels.distributed import refuse_ddp
 from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
+from circle_kernels.options import (
+    check_choice,
+    check_flag,
+    check_integer,
+    check_sample_rate,
+    check_skip_below,
+    explain_other_names,
+)
 from circle_kernels.row_losses import REDUCTIONS
 
 _INITIAL_STD = 0.01  # usual for face recognition: short weights turn quickly at first

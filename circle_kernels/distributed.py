@@ -21,7 +21,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from circle_kernels.arguments import FLOATING_DTYPES
+from circle_kernels.arguments import (
+    FLOATING_DTYPES,
+)
 from circle_kernels.groups import Group, resolve_group
 from circle_kernels.ops import under_transforms
 

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circle_kernels.arguments import check_kinds
+from circle_kernels.arguments import (
+    check_kinds,
+)
 from circle_kernels.autograd import (
     as_bytes,
     from_bytes,

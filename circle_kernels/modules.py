@@ -7,12 +7,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from circle_kernels.arguments import (
-    check_choice,
-    check_flag,
-    check_skip_below,
-    explain_other_names,
-)
 from circle_kernels.backends.interface import BACKENDS
 from circle_kernels.formula import CircleFormula
 from circle_kernels.functional import REDUCTIONS, SCOPES, circle_loss
@@ -22,6 +16,12 @@ from circle_kernels.groups import (
     check_group_reduction,
     describe_group,
     is_saveable,
+)
+from circle_kernels.options import (
+    check_choice,
+    check_flag,
+    check_skip_below,
+    explain_other_names,
 )
 
 

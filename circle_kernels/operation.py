@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 
 from circle_kernels.arguments import (
-    check_choice,
     check_embeddings,
-    check_flag,
     check_pair_inputs,
-    check_skip_below,
 )
 from circle_kernels.backends.interface import BACKENDS, PairProblem
 from circle_kernels.formula import FORMULAS, PairFormula
+from circle_kernels.options import (
+    check_choice,
+    check_flag,
+    check_skip_below,
+)
 
 
 class Batch(NamedTuple):

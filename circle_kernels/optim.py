@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circle_kernels.arguments import check_flag
 from circle_kernels.gradients import coalesced
+from circle_kernels.options import (
+    check_flag,
+)
 
 
 class SparseSGD(torch.optim.Optimizer):

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from bench.operators import CountOperators
 from circle_kernels import circle_loss, nonfinite_rows, pair_logsumexp, valid_rows
-from circle_kernels.arguments import INTEGER_DTYPES
+from circle_kernels.arguments import (
+    INTEGER_DTYPES,
+)
 from circle_kernels.formula import CircleFormula
 
 DEVICES = ["cpu", pytest.param("cuda", marks=ON_GPU)]

@@ -18,7 +18,9 @@ from circle_kernels import (
     class_circle_loss,
     class_unified_loss,
 )
-from circle_kernels.arguments import INTEGER_DTYPES
+from circle_kernels.arguments import (
+    INTEGER_DTYPES,
+)
 
 HEADS = (ClassCircleLoss, ClassUnifiedLoss)
 LOSSES = {

@@ -27,7 +27,10 @@ from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 
 from circle_kernels import backend_choice
-from circle_kernels.arguments import FLOATING_DTYPES, INTEGER_DTYPES
+from circle_kernels.arguments import (
+    FLOATING_DTYPES,
+    INTEGER_DTYPES,
+)
 from circle_kernels.backends import tiled
 from circle_kernels.integrations.pytorch_metric_learning import CircleLoss
 

@@ -43,7 +43,9 @@ from circle_kernels import (
     pair_logsumexp,
     unified_loss,
 )
-from circle_kernels.arguments import FLOATING_DTYPES
+from circle_kernels.arguments import (
+    FLOATING_DTYPES,
+)
 from circle_kernels.row_losses import softplus
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter lane is for kernels")

@@ -14,7 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circle_kernels.arguments import FLOATING_DTYPES, check_kinds, label_numbers, one_dtype
+from circle_kernels.arguments import (
+    FLOATING_DTYPES,
+    check_kinds,
+    label_numbers,
+    one_dtype,
+)
 from circle_kernels.autograd import pair_logsumexp
 from circle_kernels.backends.addressable import all_addressable, materialized, obstacle
 from circle_kernels.formula import CircleFormula

@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from circle_kernels import modules
-from circle_kernels.arguments import explain_other_names, label_numbers
+from circle_kernels.arguments import (
+    label_numbers,
+)
+from circle_kernels.options import (
+    explain_other_names,
+)
 
 try:
     from sentence_transformers import SentenceTransformer

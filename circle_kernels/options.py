@@ -1,0 +1,123 @@
+"""Checks of what users give beside tensors: each error names the argument and what is wanted."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import operator
+from collections.abc import Callable
+from numbers import Real
+from typing import ParamSpec, SupportsFloat, SupportsIndex, TypeVar
+
+import torch
+from torch import Tensor
+
+from circle_kernels.arguments import (
+    FLOATING_DTYPES,
+    INT64,
+    MINERS,
+    SIGNED_DTYPES,
+    UNSIGNED_DTYPES,
+    describe,
+)
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Require one of a few strings."""
+    if value not in choices:
+        wanted = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name} must be one of {wanted}; got {value!r}")
+
+
+def check_skip_below(skip_below: float) -> float:
+    """The share as a float; it has to be in [0, 1)."""
+    share = real_number("skip_below", skip_below)
+    if not 0 <= share < 1:
+        raise ValueError(f"skip_below must be in [0, 1), got {skip_below!r}")
+    return share
+
+
+def check_sample_rate(sample_rate: float) -> float:
+    """The share as a float; it has to be in (0, 1]."""
+    share = real_number("sample_rate", sample_rate)
+    if not 0 < share <= 1:
+        raise ValueError(f"sample_rate must be in (0, 1], got {sample_rate!r}")
+    return share
+
+
+def real_number(name: str, value: SupportsFloat) -> float:
+    """The value of a number, NumPy's too, or of a tensor with one that has no gradient to lose.
+
+    Raises:
+        TypeError: something else, among it booleans.
+        ValueError: an integer or fraction beyond the range of floats.
+    """
+    if type(value) is float:
+        return value
+    if isinstance(value, Tensor):
+        wanted = (*FLOATING_DTYPES, *SIGNED_DTYPES, *UNSIGNED_DTYPES[1:])
+        is_number = value.dim() == 0 and value.dtype in wanted and not value.requires_grad
+    else:
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number:
+        raise TypeError(f"{name} must be a real number, got {describe(value)}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be finite as a float, got {describe(value)}") from None
+
+
+def check_integer(name: str, value: SupportsIndex, smallest: int = INT64.min) -> int:
+    """The value as an ``int`` from ``smallest`` to the largest of int64.
+
+    NumPy's integers and 0-d tensors of one are taken, too; booleans are not.
+    """
+    number = None
+    if type(value) is int:
+        number = value
+    elif not isinstance(value, bool) and not (
+        isinstance(value, Tensor) and (value.dtype == torch.bool or value.dim() > 0)
+    ):
+        with contextlib.suppress(TypeError):
+            number = operator.index(value)
+    if number is None:
+        raise TypeError(f"{name} must be an integer, got {describe(value)}")
+    if not smallest <= number <= INT64.max:
+        wanted = f"at least {smallest}" if number < smallest else "at most 2**63 - 1"
+        raise ValueError(f"{name} must be {wanted}, got {describe(number).removeprefix('int ')}")
+    return number
+
+
+def check_flag(name: str, value: bool) -> bool:
+    """The value of a boolean, NumPy's too. A string like ``"false"`` would count as true."""
+    if isinstance(value, bool):
+        return value
+    kind = type(value)
+    if kind.__module__ != "numpy" or kind.__name__ not in ("bool", "bool_"):
+        raise TypeError(f"{name} must be True or False, got {describe(value)}")
+    return bool(value)
+
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def explain_other_names(
+    function: Callable[_Arguments, _Result],
+) -> Callable[_Arguments, _Result]:
+    """The function, with a TypeError that names the right argument for what others call it."""
+
+    @functools.wraps(function)
+    def explained(*args: _Arguments.args, **options: _Arguments.kwargs) -> _Result:
+        if "scale" in options or "margin" in options or "indices_tuple" in options:
+            name = function.__qualname__.removesuffix(".__init__")
+            for other, words in (
+                ("scale", "it is called gamma here"),
+                ("margin", "it is called m here"),
+                ("indices_tuple", MINERS),
+            ):
+                if other in options:
+                    raise TypeError(f"{name}() takes no {other}: {words}")
+        return function(*args, **options)
+
+    return explained
