@@ -9,33 +9,12 @@
 #include "exp2.h"
 #include "memory.h"
 #include "saved.h"
+#include "statistics.h"
 #include "tile_product.h"
 #include "tiles.h"
 
 namespace circle_kernels {
 namespace {
-
-// What the backward pass knows of each row of one kind of pair, in panel order.
-template <class T>
-struct RowStatistics {
-  T* lse;       // (panels, PANEL) base 2
-  T* gradient;  // (panels, PANEL) upstream gradient times gamma, over Statistics::unit; 0 for an
-                // empty set and for padding
-  T* lowest;    // (panels,) smallest lse among rows with a gradient; +inf if there are none
-};
-
-template <class T>
-struct Statistics {
-  RowStatistics<T> positive, negative;
-  // A power of two near the largest of the gradients, which factors 2^(shift - lse) would otherwise
-  // carry out of the exponent's range; gradients of embeddings get it back at the very end.
-  double unit;
-
-  // Whether any row of the panel has a gradient.
-  bool active(int64_t panel) const {
-    return positive.lowest[panel] != INFINITE<T> || negative.lowest[panel] != INFINITE<T>;
-  }
-};
 
 // 2^(shift - lse) times the upstream gradient, for the rows or the columns of a tile: what one
 // exponential 2^(z - shift) has to be multiplied by. And without the gradient: the pair's share.
