@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.data import COSINE_TO_CENTRE, at_cosine, confusable_centres
 from circle_kernels import CircleFormula, class_circle_loss
-from circle_kernels.class_losses import class_logits
+from circle_kernels.classes.losses import class_logits
 
 M = 0.25
 GAMMA = 256.0

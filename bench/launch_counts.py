@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from bench.cases import Case
 from bench.operators import CountOperators
 from bench.variants import VARIANTS, Work
-from circle_kernels import row_losses
+from circle_kernels.operation import row_losses
 
 TARGET = "sm_90"  # the device that is pretended; small batches take as many launches on every one
 PASSES = ("forward", "backward")

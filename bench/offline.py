@@ -26,9 +26,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bench.disassembly import Path, tile_paths
-from circle_kernels import backend_choice
+from circle_kernels.backends import choice
 from circle_kernels.backends import triton as triton_backend
-from circle_kernels.backends.interface import PairProblem
+from circle_kernels.backends.problem import PairProblem
 from circle_kernels.backends.triton import launch as launch_module
 from circle_kernels.formula import PairFormula
 
@@ -115,7 +115,7 @@ def pretend_device(device: Device) -> Iterator[list[Launch]]:
         mock.patch.object(torch.cuda, "get_device_properties", return_value=properties),
         mock.patch.object(torch.cuda, "device", return_value=contextlib.nullcontext()),
         # Launches are only recorded: fake tensors may come where kernels would read memory.
-        mock.patch.object(backend_choice, "all_addressable", return_value=True),
+        mock.patch.object(choice, "all_addressable", return_value=True),
         FakeTensorMode(),
     ):
         for cache in caches:

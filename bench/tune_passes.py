@@ -23,7 +23,7 @@ from bench.tune_grid import Size, is_backward
 from bench.variants import GAMMA, M
 from circle_kernels import CircleFormula, UnifiedFormula
 from circle_kernels.backends import triton as triton_backend
-from circle_kernels.backends.interface import PairProblem
+from circle_kernels.backends.problem import PairProblem
 from circle_kernels.backends.triton import launch as launch_module
 from circle_kernels.backends.triton import settings as settings_module
 from circle_kernels.backends.triton.operands import aligned_depth

@@ -15,8 +15,8 @@ from torch import Tensor
 import circle_kernels
 from bench.cases import Case
 from bench.data import make_data
-from circle_kernels.backend_choice import resolve_backend
-from circle_kernels.backends.interface import BACKENDS
+from circle_kernels.backends.choice import resolve_backend
+from circle_kernels.backends.problem import BACKENDS
 from circle_kernels.reference import pair_logsumexp_reference
 
 M = 0.4

@@ -3,16 +3,16 @@
 # First, since it says what to do where torch is missing.
 from circle_kernels import _requirements as _requirements
 from circle_kernels._version import __version__
-from circle_kernels.autograd import pair_logsumexp
-from circle_kernels.backend_choice import available_backends
-from circle_kernels.batches import nonfinite_rows, valid_rows
-from circle_kernels.class_losses import class_circle_loss, class_unified_loss
-from circle_kernels.class_modules import ClassCircleLoss, ClassUnifiedLoss
+from circle_kernels.backends.choice import available_backends
+from circle_kernels.classes.losses import class_circle_loss, class_unified_loss
+from circle_kernels.classes.modules import ClassCircleLoss, ClassUnifiedLoss
+from circle_kernels.classes.sparse_sgd import SparseSGD
+from circle_kernels.distributed.gradients import average_gradients, clip_grad_norm_
 from circle_kernels.formula import CircleFormula, UnifiedFormula
-from circle_kernels.functional import circle_loss, circle_loss_from_similarity, unified_loss
-from circle_kernels.gradients import average_gradients, clip_grad_norm_
-from circle_kernels.modules import CircleLoss
-from circle_kernels.optim import SparseSGD
+from circle_kernels.losses.batches import nonfinite_rows, valid_rows
+from circle_kernels.losses.functional import circle_loss, circle_loss_from_similarity, unified_loss
+from circle_kernels.losses.modules import CircleLoss
+from circle_kernels.operation.eager import pair_logsumexp
 
 __all__ = [
     "CircleFormula",

@@ -18,7 +18,7 @@ from circle_kernels import (
     class_circle_loss,
     pair_logsumexp,
 )
-from circle_kernels.class_sampling import sample_classes, sample_size
+from circle_kernels.classes.sampling import sample_classes, sample_size
 
 NUM_CLASSES = 60
 

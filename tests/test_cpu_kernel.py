@@ -23,12 +23,11 @@ from bench.memory import peak_of_child
 from circle_kernels import (
     CircleFormula,
     available_backends,
-    backend_choice,
     circle_loss,
     pair_logsumexp,
 )
-from circle_kernels.backends import cpu
-from circle_kernels.backends.interface import PairProblem
+from circle_kernels.backends import choice, cpu
+from circle_kernels.backends.problem import PairProblem
 
 LEVELS = cpu.supported_levels()
 pytestmark = [
@@ -474,9 +473,9 @@ def test_unknown_level_is_named_with_those_that_exist(monkeypatch) -> None:
 
 @pytest.fixture
 def _no_warning_yet():
-    backend_choice._warn_once.cache_clear()
+    choice._warn_once.cache_clear()
     yield
-    backend_choice._warn_once.cache_clear()
+    choice._warn_once.cache_clear()
 
 
 @pytest.mark.usefixtures("_no_warning_yet")

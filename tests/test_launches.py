@@ -31,7 +31,7 @@ from bench.operators import CountOperators
 from bench.report import blocks
 from bench.results import Results, describe_versions, load
 from bench.variants import VARIANTS
-from circle_kernels import row_losses
+from circle_kernels.operation import row_losses
 
 TOP = Path(launches.__file__).resolve().parents[1]
 COMMITTED = load(TOP / "bench" / "results" / "launches.json")

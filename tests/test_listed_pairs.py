@@ -9,9 +9,10 @@ import torch
 from cases import INTERPRETED, TARGETS, Case, Target, Yardstick, gradients
 from torch import Tensor
 
-from circle_kernels import CircleFormula, UnifiedFormula, backend_choice
-from circle_kernels.backends import cpu, gathered, interface
-from circle_kernels.listed_pairs import (
+from circle_kernels import CircleFormula, UnifiedFormula
+from circle_kernels.backends import choice, cpu, gathered, problem
+from circle_kernels.logsumexp import masked_logsumexp
+from circle_kernels.operation.listed_pairs import (
     PairIndices,
     gathered_logsumexp,
     label_matrix,
@@ -20,7 +21,6 @@ from circle_kernels.listed_pairs import (
     pair_matrix,
     unique_pairs,
 )
-from circle_kernels.logsumexp import masked_logsumexp
 from circle_kernels.reference import similarity_matrix
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the triton backend takes no listed pairs")
@@ -54,7 +54,7 @@ def draw_kinds(rows: int, columns: int, self_mode: bool) -> Tensor:
 def as_indices(kinds: Tensor) -> PairIndices:
     """All of a matrix's pairs, in no order, some of them twice."""
     listed = []
-    for kind in (interface.ROW_POSITIVE, interface.ROW_NEGATIVE):
+    for kind in (problem.ROW_POSITIVE, problem.ROW_NEGATIVE):
         pairs = (kinds == kind).nonzero()
         pairs = torch.cat([pairs, pairs[::3]])
         pairs = pairs[torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))]
@@ -111,7 +111,7 @@ def _tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("target", SMALL_TILES, ids=str)
 def test_matrix_of_pairs_gives_what_dense_masks_give(case, target, monkeypatch) -> None:
-    monkeypatch.setattr(backend_choice, "_BEST_BACKEND", {"cpu": target.backend})
+    monkeypatch.setattr(choice, "_BEST_BACKEND", {"cpu": target.backend})
     if target.backend == "tiled":
         without_extension(monkeypatch)
     kinds = draw_kinds(case.n, case.m or case.n, case.m is None)
@@ -153,7 +153,7 @@ def test_gathered_pairs_give_what_dense_masks_give(case, chunk, monkeypatch) -> 
 
 @pytest.mark.parametrize("target", ["cpu", "tiled"])
 def test_pair_that_its_rows_call_different_things(target, monkeypatch) -> None:
-    monkeypatch.setattr(backend_choice, "_BEST_BACKEND", {"cpu": target})
+    monkeypatch.setattr(choice, "_BEST_BACKEND", {"cpu": target})
     case = Case("random")
     kinds = draw_kinds(case.n, case.n, False)
     assert ((kinds == 1) & (kinds.T == 2)).any()
@@ -170,7 +170,7 @@ def test_pair_that_its_rows_call_different_things(target, monkeypatch) -> None:
 @pytest.mark.parametrize("target", ["cpu", "tiled"])
 @pytest.mark.parametrize("way", ["matrix", "gathered"])
 def test_nan_reaches_exactly_the_rows_that_list_it(target, way, monkeypatch) -> None:
-    monkeypatch.setattr(backend_choice, "_BEST_BACKEND", {"cpu": target})
+    monkeypatch.setattr(choice, "_BEST_BACKEND", {"cpu": target})
     embeddings = torch.randn(9, 4)
     embeddings[3, 1] = float("nan")
     indices = PairIndices(
@@ -278,4 +278,4 @@ def test_hooks_on_saved_tensors_may_lose_the_padding(references: bool, monkeypat
 
 def test_padding_is_a_panel_of_the_kernel() -> None:
     extension = pytest.importorskip("circle_kernels._cpu")
-    assert extension.PANEL == interface.LISTED_MULTIPLE
+    assert extension.PANEL == problem.LISTED_MULTIPLE

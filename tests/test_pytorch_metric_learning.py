@@ -26,12 +26,11 @@ from pytorch_metric_learning.utils import common_functions as c_f
 from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 
-from circle_kernels import backend_choice
 from circle_kernels.arguments import (
     FLOATING_DTYPES,
     INTEGER_DTYPES,
 )
-from circle_kernels.backends import tiled
+from circle_kernels.backends import choice, tiled
 from circle_kernels.integrations.pytorch_metric_learning import CircleLoss
 
 MINERS: dict[str, Callable[[], miners.BaseMiner]] = {
@@ -530,7 +529,7 @@ class LargestFloatTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("miner", MINERS)
 def test_no_matrix_of_floats(miner: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend_choice, "_BEST_BACKEND", {})
+    monkeypatch.setattr(choice, "_BEST_BACKEND", {})
     monkeypatch.setattr(tiled, "_CPU_TILE", 64)
     embeddings, labels = batch("random", 256)
     mine = MINERS[miner]()

@@ -34,14 +34,14 @@ from circle_kernels import (
     pair_logsumexp,
 )
 from circle_kernels.formula import PairFormula
-from circle_kernels.listed_pairs import (
+from circle_kernels.logsumexp import masked_logsumexp
+from circle_kernels.operation.listed_pairs import (
     PairIndices,
     gathered_logsumexp,
     matrix_logsumexp,
     pair_matrix,
     unique_pairs,
 )
-from circle_kernels.logsumexp import masked_logsumexp
 from circle_kernels.reference import pair_masks, similarity_matrix
 
 PROBLEMS = 6 if INTERPRETED else 120

@@ -46,7 +46,7 @@ from circle_kernels import (
 from circle_kernels.arguments import (
     FLOATING_DTYPES,
 )
-from circle_kernels.row_losses import softplus
+from circle_kernels.operation.row_losses import softplus
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter lane is for kernels")
 

@@ -10,8 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from circle_kernels import CircleFormula, CircleLoss, circle_loss, unified_loss
-from circle_kernels.operation import Batch, Operation
-from circle_kernels.ops import SAVED_LAYOUT, encode
+from circle_kernels.operation.batch import Batch, Operation
+from circle_kernels.operation.registered import SAVED_LAYOUT, encode
 
 
 def inputs(n: int, m: int | None = None) -> list[Tensor]:

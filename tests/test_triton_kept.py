@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 
 import pytest
@@ -13,15 +12,12 @@ from circle_kernels import CircleFormula, UnifiedFormula, pair_logsumexp
 
 pytest.importorskip("triton", minversion="3.3")
 
-from circle_kernels.backends.interface import PairProblem
-from circle_kernels.backends.triton import forward, plan
+from circle_kernels.backends.problem import PairProblem
+from circle_kernels.backends.triton import plan
 from circle_kernels.backends.triton import saved as saved_module
-
-# By their names the package has its functions.
-backward_module, forward_module = (
-    importlib.import_module(f"circle_kernels.backends.triton.{name}")
-    for name in ("backward", "forward")
-)
+from circle_kernels.backends.triton.backward_pass import backward as backward_module
+from circle_kernels.backends.triton.forward_pass import forward as forward_module
+from circle_kernels.backends.triton.forward_pass.forward import forward
 
 SIZES = ((150, None), (128, 200))
 CASES = [Case(regime, n=n, m=m) for regime in REGIMES for n, m in SIZES]

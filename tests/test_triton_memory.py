@@ -19,7 +19,7 @@ pytest.importorskip("triton", minversion="3.3")
 from bench.offline import DEVICES, pretend_device
 from circle_kernels import CircleFormula
 from circle_kernels.backends import triton as triton_backend
-from circle_kernels.backends.interface import PairProblem
+from circle_kernels.backends.problem import PairProblem
 from circle_kernels.backends.triton.memory import planned_memory
 
 

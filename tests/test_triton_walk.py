@@ -10,8 +10,8 @@ from cases import CASES as oracle_cases
 from cases import INTERPRETED, REGIMES, Case, gradients, yardsticks
 
 from circle_kernels import CircleFormula, UnifiedFormula, pair_logsumexp
-from circle_kernels.autograd import logsumexps
-from circle_kernels.operation import Batch, Operation
+from circle_kernels.operation.batch import Batch, Operation
+from circle_kernels.operation.eager import logsumexps
 
 pytest.importorskip("triton", minversion="3.3")
 

@@ -23,15 +23,14 @@ from circle_kernels import (
     CircleFormula,
     CircleLoss,
     ClassCircleLoss,
-    backend_choice,
     circle_loss,
     class_circle_loss,
     class_unified_loss,
     pair_logsumexp,
     unified_loss,
 )
-from circle_kernels.backends import cpu
-from circle_kernels.listed_pairs import (
+from circle_kernels.backends import choice, cpu
+from circle_kernels.operation.listed_pairs import (
     PairIndices,
     gathered_logsumexp,
     matrix_logsumexp,
@@ -340,9 +339,9 @@ def test_backward_takes_the_backend_that_the_forward_chose(
     loss: str, order: tuple[str, str]
 ) -> None:
     tensors = problem()
-    backend_choice._BEST_BACKEND["cpu"] = order[0]
+    choice._BEST_BACKEND["cpu"] = order[0]
     output = LOSSES[loss](*tensors)
-    backend_choice._BEST_BACKEND["cpu"] = order[1]
+    choice._BEST_BACKEND["cpu"] = order[1]
     assert_close(value_and_gradients(output, *tensors[::2]), truth(loss, tensors))
 
 
@@ -356,9 +355,9 @@ def test_backward_over_listed_pairs_takes_the_backend_that_the_forward_chose(
     x, _, references, _ = problem()
     wide = [each.detach().double().requires_grad_() for each in (x, references)]
     expected = value_and_gradients(torch.stack(listed_logsumexps(*wide, short)), *wide)
-    backend_choice._BEST_BACKEND["cpu"] = order[0]
+    choice._BEST_BACKEND["cpu"] = order[0]
     output = torch.stack(listed_logsumexps(x, references, short))
-    backend_choice._BEST_BACKEND["cpu"] = order[1]
+    choice._BEST_BACKEND["cpu"] = order[1]
     assert_close(value_and_gradients(output, x, references), expected)
 
 
@@ -398,12 +397,12 @@ def test_compiled_step_is_right_where_auto_resolves_differently_later(
 ) -> None:
     compiled = torch.compile(LOSSES["circle"], fullgraph=True, backend="aot_eager")
     expected = truth("circle", problem())
-    backend_choice._BEST_BACKEND["cpu"] = order[0]
+    choice._BEST_BACKEND["cpu"] = order[0]
     tensors = problem()
     output = compiled(*tensors)
     assert_close(value_and_gradients(output, *tensors[::2]), expected)
     output = compiled(*tensors)
-    backend_choice._BEST_BACKEND["cpu"] = order[1]
+    choice._BEST_BACKEND["cpu"] = order[1]
     assert_close(value_and_gradients(output, *tensors[::2]), expected)
     output = compiled(*tensors)
     assert_close(value_and_gradients(output, *tensors[::2]), expected)

@@ -1,1 +1,1 @@
-"""Implementations of the fused operation, one module or folder each; see interface.py."""
+"""Implementations of the fused operation, one module or folder each; see problem.py."""

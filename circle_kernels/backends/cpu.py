@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circle_kernels.backends.interface import PairProblem, with_padding
+from circle_kernels.backends.problem import PairProblem, with_padding
 from circle_kernels.formula import PairFormula
 
 LEVEL_VARIABLE = "CIRCLE_KERNELS_CPU_LEVEL"  # read by the extension, at every call

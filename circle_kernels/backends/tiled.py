@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from circle_kernels.backends.interface import (
+from circle_kernels.backends.problem import (
     COLUMN_NEGATIVE,
     COLUMN_POSITIVE,
     ROW_NEGATIVE,

@@ -20,10 +20,10 @@ from circle_kernels.arguments import (
     label_numbers,
     one_dtype,
 )
-from circle_kernels.autograd import pair_logsumexp
 from circle_kernels.backends.addressable import all_addressable, materialized, obstacle
 from circle_kernels.formula import CircleFormula
-from circle_kernels.listed_pairs import (
+from circle_kernels.operation.eager import pair_logsumexp
+from circle_kernels.operation.listed_pairs import (
     PairIndices,
     gathered_logsumexp,
     label_matrix,
@@ -32,7 +32,7 @@ from circle_kernels.listed_pairs import (
     pair_matrix,
     unique_pairs,
 )
-from circle_kernels.row_losses import softplus
+from circle_kernels.operation.row_losses import softplus
 
 try:
     from pytorch_metric_learning import distances, losses

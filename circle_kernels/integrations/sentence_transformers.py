@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from circle_kernels import modules
 from circle_kernels.arguments import (
     label_numbers,
 )
+from circle_kernels.losses import modules
 from circle_kernels.options import (
     explain_other_names,
 )
@@ -27,7 +27,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from circle_kernels.groups import Group
+    from circle_kernels.distributed.groups import Group
 
 
 class CircleLoss(nn.Module):

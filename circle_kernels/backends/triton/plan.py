@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 import triton
 
-from circle_kernels.backends.interface import PairProblem
+from circle_kernels.backends.problem import PairProblem
 from circle_kernels.backends.triton.launch import device_family, num_multiprocessors
 from circle_kernels.backends.triton.operands import ROW_PADDING, operand_layout
 from circle_kernels.backends.triton.settings import (

@@ -10,7 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
-from circle_kernels.backends.interface import HOOKS, PairProblem
+from circle_kernels.backends.problem import HOOKS, PairProblem
 from circle_kernels.backends.triton.operands import Side, new_sides, operand_layout
 from circle_kernels.backends.triton.plan import Layout, plan_layout
 

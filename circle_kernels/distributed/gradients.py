@@ -9,8 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from circle_kernels.distributed import check_same, gather_integers, gather_rows
-from circle_kernels.groups import Group, resolve_group
+from circle_kernels.distributed.gather import check_same, gather_integers, gather_rows
+from circle_kernels.distributed.groups import Group, resolve_group
 
 _NO_GRADIENT = -1  # in the place of a number of rows, as the next
 _DENSE = -2

@@ -5,20 +5,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from circle_kernels.backends.triton.primitives import (
-    load_block,
-    only_negatives,
-    pair_scales,
-    store_tile,
-    tile_products,
-)
-from circle_kernels.backends.triton.sums import (
+from circle_kernels.backends.triton.forward_pass.sums import (
     LARGEST_SUM,
     add_tile_exactly,
     empty_shifts,
     mixed_exponentials,
     negative_exponentials,
     store_sums,
+)
+from circle_kernels.backends.triton.primitives import (
+    load_block,
+    only_negatives,
+    pair_scales,
+    store_tile,
+    tile_products,
 )
 
 # Columns at a time of the tiles that are summed exactly, whose two kinds of logits take registers.

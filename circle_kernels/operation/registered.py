@@ -11,15 +11,15 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _python_dispatch
 
-from circle_kernels.backend_choice import (
+from circle_kernels.backends.addressable import is_legacy_batch
+from circle_kernels.backends.choice import (
     load_backend,
     new_saved,
     run_backward,
     run_forward,
 )
-from circle_kernels.backends.addressable import is_legacy_batch
 from circle_kernels.formula import formula_from_parameters
-from circle_kernels.operation import Batch, Operation, check_layout
+from circle_kernels.operation.batch import Batch, Operation, check_layout
 from circle_kernels.precision import float32_precision
 
 # Raised when a backend saves something of another shape. torch keeps compiled graphs on disk by the
@@ -163,7 +163,7 @@ def _gradient(ctx: Any, grad_lse_pos: Tensor, grad_lse_neg: Tensor, _: Any) -> t
 def traced_gradients(
     batch: Batch,
     operation: Operation,
-    passed: Sequence[Tensor],  # as for backend_choice.run_backward
+    passed: Sequence[Tensor],  # as for choice.run_backward
     needs: tuple[bool, bool],  # gradients of embeddings, of references
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of :func:`traced_logsumexps` as one op."""

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circle_kernels.class_labels import NO_CLASS, host_may_look
-from circle_kernels.ops import is_batch_of_gradients, under_transforms
+from circle_kernels.classes.labels import NO_CLASS, host_may_look
+from circle_kernels.operation.registered import is_batch_of_gradients, under_transforms
 
 
 def sample_size(num_rows: int, num_classes: int, sample_rate: float) -> int:

@@ -9,17 +9,17 @@ from torch import Tensor
 from circle_kernels.arguments import (
     check_similarities,
 )
-from circle_kernels.autograd import logsumexps
-from circle_kernels.distributed import gather_batch
+from circle_kernels.distributed.gather import gather_batch
+from circle_kernels.distributed.groups import Group, check_group_reduction
 from circle_kernels.formula import CircleFormula, UnifiedFormula
-from circle_kernels.groups import Group, check_group_reduction
 from circle_kernels.logsumexp import present_logsumexp
-from circle_kernels.operation import Batch, Operation, check_batch, operation_of
+from circle_kernels.operation.batch import Batch, Operation, check_batch, operation_of
+from circle_kernels.operation.eager import logsumexps
+from circle_kernels.operation.row_losses import REDUCTIONS, reduced_row_losses, softplus
 from circle_kernels.options import (
     check_choice,
     explain_other_names,
 )
-from circle_kernels.row_losses import REDUCTIONS, reduced_row_losses, softplus
 
 SCOPES = ("anchor", "batch")
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circle_kernels.gradients import coalesced
+from circle_kernels.distributed.gradients import coalesced
 from circle_kernels.options import (
     check_flag,
 )

@@ -13,7 +13,7 @@ from circle_kernels.arguments import (
     check_embeddings,
     check_pair_inputs,
 )
-from circle_kernels.backends.interface import BACKENDS, PairProblem
+from circle_kernels.backends.problem import BACKENDS, PairProblem
 from circle_kernels.formula import FORMULAS, PairFormula
 from circle_kernels.options import (
     check_choice,

@@ -20,7 +20,7 @@ from circle_kernels.backends.addressable import (
     materialized,
     obstacle,
 )
-from circle_kernels.backends.interface import HOOKS, PairProblem
+from circle_kernels.backends.problem import HOOKS, PairProblem
 
 _BEST_BACKEND = {"cuda": "triton", "cpu": "cpu"}  # by type of device
 

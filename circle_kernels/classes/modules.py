@@ -7,15 +7,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from circle_kernels.backends.interface import BACKENDS
-from circle_kernels.class_losses import (
+from circle_kernels.backends.problem import BACKENDS
+from circle_kernels.classes.losses import (
     IGNORE_INDEX,
     class_circle_loss,
     class_logits,
     class_unified_loss,
 )
-from circle_kernels.distributed import refuse_ddp
+from circle_kernels.distributed.gather import refuse_ddp
 from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
+from circle_kernels.operation.row_losses import REDUCTIONS
 from circle_kernels.options import (
     check_choice,
     check_flag,
@@ -24,7 +25,6 @@ from circle_kernels.options import (
     check_skip_below,
     explain_other_names,
 )
-from circle_kernels.row_losses import REDUCTIONS
 
 _INITIAL_STD = 0.01  # usual for face recognition: short weights turn quickly at first
 

@@ -16,19 +16,20 @@ from circle_kernels.arguments import (
     check_references,
     one_dtype,
 )
-from circle_kernels.autograd import logsumexps
-from circle_kernels.backend_choice import without_autocast
 from circle_kernels.backends.addressable import all_addressable, materialized
-from circle_kernels.backends.interface import result_dtype
-from circle_kernels.class_labels import resolve_labels
-from circle_kernels.class_sampling import (
+from circle_kernels.backends.choice import without_autocast
+from circle_kernels.backends.problem import result_dtype
+from circle_kernels.classes.labels import resolve_labels
+from circle_kernels.classes.sampling import (
     gather_rows,
     positions_among,
     sample_classes,
     sample_size,
 )
 from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
-from circle_kernels.operation import Batch, Operation, operation_of
+from circle_kernels.operation.batch import Batch, Operation, operation_of
+from circle_kernels.operation.eager import logsumexps
+from circle_kernels.operation.row_losses import REDUCTIONS, reduce_exponents, reduced_row_losses
 from circle_kernels.options import (
     check_choice,
     check_flag,
@@ -37,7 +38,6 @@ from circle_kernels.options import (
     explain_other_names,
 )
 from circle_kernels.reference import similarity_matrix
-from circle_kernels.row_losses import REDUCTIONS, reduce_exponents, reduced_row_losses
 
 IGNORE_INDEX = -100  # as torch.nn.functional.cross_entropy
 

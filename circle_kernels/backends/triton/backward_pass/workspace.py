@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from circle_kernels.backends.triton.gradients import (
+from circle_kernels.backends.triton.backward_pass.gradients import (
     exact_weights,
     fixed_shift_serves,
     weights_by_fixed_shift,

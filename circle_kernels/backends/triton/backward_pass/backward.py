@@ -12,7 +12,12 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from circle_kernels.backends.interface import PairProblem
+from circle_kernels.backends.problem import PairProblem
+from circle_kernels.backends.triton.backward_pass.statistics import (
+    gradient_unit,
+    prepare_statistics,
+)
+from circle_kernels.backends.triton.backward_pass.workspace import multiply, write_weights
 from circle_kernels.backends.triton.launch import (
     device_family,
     formula_arguments,
@@ -27,8 +32,6 @@ from circle_kernels.backends.triton.operands import (
 from circle_kernels.backends.triton.plan import Chunks, Labels, plan_chunks, plan_problem
 from circle_kernels.backends.triton.saved import Saved, products_arguments, view_saved
 from circle_kernels.backends.triton.settings import dot_precision, weights_settings
-from circle_kernels.backends.triton.statistics import gradient_unit, prepare_statistics
-from circle_kernels.backends.triton.workspace import multiply, write_weights
 
 
 def backward(

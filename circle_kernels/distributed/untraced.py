@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from circle_kernels.distributed import gather_batch_now
+from circle_kernels.distributed.gather import gather_batch_now
 
 _REASON = (
     "group= waits for the other processes, which no graph may hold: leave out fullgraph=True, or "

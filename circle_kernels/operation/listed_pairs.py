@@ -15,19 +15,11 @@ from torch import Tensor
 from circle_kernels.arguments import (
     check_kinds,
 )
-from circle_kernels.autograd import (
-    as_bytes,
-    from_bytes,
-    is_traced,
-    logsumexps,
-    once,
-    owned,
-)
-from circle_kernels.backend_choice import without_autocast
 from circle_kernels.backends import cpu, gathered
 from circle_kernels.backends.addressable import all_addressable, is_plain, materialized
+from circle_kernels.backends.choice import without_autocast
 from circle_kernels.backends.gathered import GatheredProblem
-from circle_kernels.backends.interface import (
+from circle_kernels.backends.problem import (
     COLUMN_NEGATIVE,
     COLUMN_POSITIVE,
     ROW_NEGATIVE,
@@ -36,8 +28,16 @@ from circle_kernels.backends.interface import (
     result_dtype,
 )
 from circle_kernels.formula import PairFormula
-from circle_kernels.operation import Batch, Operation
-from circle_kernels.ops import is_batch_of_gradients, traced_gradients
+from circle_kernels.operation.batch import Batch, Operation
+from circle_kernels.operation.eager import (
+    as_bytes,
+    from_bytes,
+    is_traced,
+    logsumexps,
+    once,
+    owned,
+)
+from circle_kernels.operation.registered import is_batch_of_gradients, traced_gradients
 
 # One listed pair in so many of the matrix: fewer are faster pair by pair, since gathering a pair's
 # rows costs what about this many of a product's pairs do.

@@ -24,8 +24,8 @@ from torch.nn.parallel import DistributedDataParallel
 from circle_kernels.arguments import (
     FLOATING_DTYPES,
 )
-from circle_kernels.groups import Group, resolve_group
-from circle_kernels.ops import under_transforms
+from circle_kernels.distributed.groups import Group, resolve_group
+from circle_kernels.operation.registered import under_transforms
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -52,7 +52,7 @@ def gather_batch(
     """
     # Also where a compiler looks at the frames that this one calls, though not at this one.
     if torch.compiler.is_compiling() or "torch._dynamo" in sys.modules:
-        from circle_kernels.untraced import gather_from_all_processes
+        from circle_kernels.distributed.untraced import gather_from_all_processes
 
         return gather_from_all_processes(embeddings, labels, ref_emb, ref_labels, group)
     return gather_batch_now(embeddings, labels, ref_emb, ref_labels, group)

@@ -10,14 +10,16 @@ import math
 
 from torch import Tensor
 
-from circle_kernels.backends.interface import PairProblem
+from circle_kernels.backends.problem import PairProblem
+from circle_kernels.backends.triton.forward_pass.merge import merge_sums_of_band
+from circle_kernels.backends.triton.forward_pass.rectangle import sum_rows_kernel
+from circle_kernels.backends.triton.forward_pass.triangle import sum_triangle_kernel
 from circle_kernels.backends.triton.launch import (
     device_family,
     formula_arguments,
     launch_tiles,
     on_device,
 )
-from circle_kernels.backends.triton.merge import merge_sums_of_band
 from circle_kernels.backends.triton.operands import (
     fill_sides,
     operand_arguments,
@@ -26,10 +28,8 @@ from circle_kernels.backends.triton.operands import (
     sort_by_label,
 )
 from circle_kernels.backends.triton.plan import plan_problem
-from circle_kernels.backends.triton.rectangle import sum_rows_kernel
 from circle_kernels.backends.triton.saved import new_saved, products_arguments, view_saved
 from circle_kernels.backends.triton.settings import dot_precision
-from circle_kernels.backends.triton.triangle import sum_triangle_kernel
 
 
 def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,16 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from circle_kernels.autograd import (
+from circle_kernels.backends import cpu
+from circle_kernels.backends.choice import resolve_backend
+from circle_kernels.operation.batch import Batch, Operation
+from circle_kernels.operation.eager import (
     forward_and_keep,
     input_gradients,
     is_traced,
     logsumexps,
     once,
 )
-from circle_kernels.backend_choice import resolve_backend
-from circle_kernels.backends import cpu
-from circle_kernels.operation import Batch, Operation
 
 REDUCTIONS = ("mean", "mean_all", "sum", "none")
 

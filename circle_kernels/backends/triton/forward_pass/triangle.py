@@ -10,18 +10,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from circle_kernels.backends.triton.primitives import (
-    load_block,
-    merge_sums,
-    pair_scales,
-    tile_products,
-)
-from circle_kernels.backends.triton.sums import (
+from circle_kernels.backends.triton.forward_pass.sums import (
     LARGEST_SUM,
     add_tile_exactly,
     empty_shifts,
     negative_exponentials,
     store_sums,
+)
+from circle_kernels.backends.triton.primitives import (
+    load_block,
+    merge_sums,
+    pair_scales,
+    tile_products,
 )
 
 # Matrix instructions leave rows r and r + 8 of a tile to one thread.

@@ -1,7 +1,7 @@
 """``pair_logsumexp``: the fused operation and its gradient.
 
 Everything above this module is ordinary PyTorch on vectors of length N; everything below it is a
-backend's two functions (see backends/interface.py).
+backend's two functions (see backends/problem.py).
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from circle_kernels.arguments import (
     check_real_or_fake,
     check_undistributed,
 )
-from circle_kernels.backend_choice import (
+from circle_kernels.backends.addressable import all_addressable
+from circle_kernels.backends.choice import (
     resolve_backend,
     run_backward,
     run_forward,
     saves_labels,
     without_autocast,
 )
-from circle_kernels.backends.addressable import all_addressable
-from circle_kernels.backends.interface import HOOKS, result_dtype
+from circle_kernels.backends.problem import HOOKS, result_dtype
 from circle_kernels.formula import PairFormula
-from circle_kernels.operation import Batch, Operation, check_batch
-from circle_kernels.ops import (
+from circle_kernels.operation.batch import Batch, Operation, check_batch
+from circle_kernels.operation.registered import (
     NO_SECOND_DERIVATIVE,
     is_batch_of_gradients,
     traced_gradients,

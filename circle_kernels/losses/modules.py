@@ -7,16 +7,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from circle_kernels.backends.interface import BACKENDS
-from circle_kernels.formula import CircleFormula
-from circle_kernels.functional import REDUCTIONS, SCOPES, circle_loss
-from circle_kernels.groups import (
+from circle_kernels.backends.problem import BACKENDS
+from circle_kernels.distributed.groups import (
     Group,
     check_group,
     check_group_reduction,
     describe_group,
     is_saveable,
 )
+from circle_kernels.formula import CircleFormula
+from circle_kernels.losses.functional import REDUCTIONS, SCOPES, circle_loss
 from circle_kernels.options import (
     check_choice,
     check_flag,

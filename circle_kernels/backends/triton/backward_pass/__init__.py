@@ -1,0 +1,1 @@
+"""From log-sum-exps and their gradients to those of the embeddings."""

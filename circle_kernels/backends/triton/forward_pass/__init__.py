@@ -1,0 +1,1 @@
+"""From embeddings to both log-sum-exps of each row."""

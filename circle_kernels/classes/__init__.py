@@ -1,0 +1,1 @@
+"""The losses with class labels, and what training many classes needs."""

@@ -1,0 +1,1 @@
+"""Many processes: which of them share a batch, and what they exchange."""

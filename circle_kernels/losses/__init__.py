@@ -1,0 +1,1 @@
+"""The pair-wise losses as functions and as modules."""
