@@ -41,7 +41,7 @@ demo-classes: $(VENV)/installed
 test: test-main test-cpp test-compile test-interpreter
 
 test-main: $(VENV)/installed
-	$(BIN)/python -m pytest -q --ignore tests/test_triton_compile.py
+	$(BIN)/python -m pytest -q --ignore tests/backends/triton/test_compile.py
 
 # The C++ kernel with AMX imitated: without Python as it is installed, and with every access and shift
 # watched; then the watched one from Python.
@@ -68,9 +68,8 @@ test-cpp-sanitized: $(VENV)/installed
 # Python is not sanitised, so the runtime (GCC's) is loaded before it, and is not asked for leaks. Left
 # out: memory that a sanitised module does not keep, limits on memory and deaths, which the runtime
 # has its own ways with, and steps that take long.
-MODULE_TESTS := $(wildcard tests/test_searches.py tests/test_tensor_kinds.py) \
-	tests/test_listed_pairs.py tests/test_skip_below.py tests/test_row_losses.py \
-	tests/test_cpu_kernel.py tests/test_oracle.py
+MODULE_TESTS := $(addprefix tests/operation/test_,searches.py tensor_kinds.py \
+	listed_pairs.py skip_below.py row_losses.py oracle.py) tests/backends/test_cpu_kernel.py
 MODULE_SELECTION := not (tiled or next_step or next_one or leave_nothing or and_a_death \
 	or little_memory or ctrl_c) \
 	and (not test_oracle or random-19 or clusters-67 or mixed)
@@ -91,7 +90,7 @@ test-cpp-module: $(VENV)/installed
 
 # Several kernels at a time: the compiler uses one core each.
 test-compile: $(VENV)/installed
-	$(BIN)/python -m pytest -q -n auto tests/test_triton_compile.py
+	$(BIN)/python -m pytest -q -n auto tests/backends/triton/test_compile.py
 	$(BIN)/python -m bench kernels --check
 
 # A process of its own: Triton decides at import whether kernels are interpreted.

@@ -5,8 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import classes, gpu, kernels, launches, loss, report, tune
-from bench.errors import UserError
+from bench.classes import command as classes
+from bench.gpu import command as gpu
+from bench.kernels import command as kernels
+from bench.launches import command as launches
+from bench.loss import command as loss
+from bench.reporting import command as report
+from bench.reporting.errors import UserError
+from bench.tune import command as tune
 
 # A command is a module with HELP, add_arguments(parser) and run(arguments).
 COMMANDS = {

@@ -6,9 +6,9 @@ import argparse
 
 import pytest
 
-from bench.cases import Case, parse_sizes
-from bench.data import REGIMES
-from bench.variants import VARIANTS
+from bench.measuring.cases import Case, parse_sizes
+from bench.measuring.data import REGIMES
+from bench.measuring.variants import VARIANTS
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 
 import pytest
-from cases import Target
 
 from circle_kernels.backends import cpu, tiled
+from tests.support.cases import Target
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:

@@ -1,0 +1,1 @@
+"""Launch plans and machine code for GPUs that this machine does not have."""

@@ -1,0 +1,284 @@
+"""``python -m bench tune``: launch settings for the GPU at hand, found by trying.
+
+For each Triton kernel, dtype and depth: settings that spill, do not fit or give other results are
+left out, the others are timed, and the current ones stay unless others are faster by more than 3%.
+The file that it writes is taken by CIRCLE_KERNELS_TRITON_SETTINGS, and its entries can go into
+circle_kernels/backends/triton/settings.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bench.gpu.command import slug
+from bench.measuring.cases import parse_choices
+from bench.reporting.errors import UserError
+from bench.reporting.progress import progress_bar
+from bench.reporting.results import Results, destination, is_whole, start_results
+from bench.reporting.tables import MISSING, Table, environment, number, print_table
+
+if TYPE_CHECKING:
+    from bench.tune.grid import Hardware
+    from bench.tune.passes import Job
+    from circle_kernels.backends.triton.settings import Settings
+    from circle_kernels.backends.triton.settings_table import Entry
+
+    Choose = Callable[[Job, Callable[[], None]], tuple[Settings | None, dict[str, Any]]]
+
+HELP = "find launch settings of the Triton kernels on a CUDA or ROCm device"
+
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one run tries."""
+
+    kernels: Sequence[str]
+    dtypes: Sequence[str]
+    depths: Sequence[int]  # ascending
+    device: str
+    quick: bool = False
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of this subcommand."""
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="file to write (default bench/results/tune-DEVICE.json, tune-DEVICE-partial.json if "
+        "any other option is given)",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="only other numbers of warps and stages for the tiles as they are, at one depth",
+    )
+    parser.add_argument(
+        "--kernels",
+        type=lambda text: [part.strip() for part in text.split(",")],
+        help="names in the settings table (default all)",
+    )
+    parser.add_argument(
+        "--dtypes",
+        type=lambda text: parse_choices("dtypes", DTYPES, text),
+        default=["bfloat16", "float32"],
+        help="one for each size of an element: float16 and bfloat16 share their settings "
+        "(default bfloat16,float32)",
+    )
+    parser.add_argument(
+        "--depths",
+        type=_parse_depths,
+        help="what is found at one holds up to the next (default 128,512,1024; quick 512)",
+    )
+
+
+def _parse_depths(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"depths must be such as 128,512, got {text!r}")
+    return sorted({int(part) for part in parts})
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Try, print what was chosen, and write it as it comes.
+
+    Raises:
+        UserError: no usable device, or arguments that do not fit together.
+    """
+    if not torch.cuda.is_available():
+        raise UserError(
+            "python -m bench tune needs a CUDA or ROCm device, and a PyTorch built for it: "
+            f"PyTorch {torch.__version__} sees none here"
+        )
+    plan = make_plan(arguments, "cuda")
+    from bench.tune.worker import Worker
+
+    where = destination(
+        f"tune-{slug(torch.cuda.get_device_name())}.json",
+        arguments.out,
+        whole=is_whole(arguments, add_arguments),
+    )
+    hardware = find_hardware(plan)
+    with Worker(hardware, plan.quick) as worker:
+        tune(plan, hardware, where.replaces or where.path, worker.choose)
+
+
+def make_plan(arguments: argparse.Namespace, device: str) -> Plan:
+    """The plan that the command line asks for.
+
+    Raises:
+        UserError: an unknown kernel, two dtypes of one size, or no use of Triton on the device.
+    """
+    try:
+        from circle_kernels.backends.triton.launch import unusable_reason
+        from circle_kernels.backends.triton.settings_table import KERNELS, load_table
+
+        load_table()
+    except (ImportError, ValueError) as error:
+        raise UserError(f"python -m bench tune needs Triton and its settings: {error}") from error
+    kernels = list(dict.fromkeys(arguments.kernels or KERNELS))
+    for name in kernels:
+        if name not in KERNELS:
+            raise UserError(f"--kernels must be among {', '.join(KERNELS)}; got {name!r}")
+    sizes = [getattr(torch, name).itemsize for name in arguments.dtypes]
+    if len(set(sizes)) < len(sizes):
+        raise UserError(
+            "--dtypes must be of different sizes, since those of one size share their settings; "
+            f"got {','.join(arguments.dtypes)}"
+        )
+    for name in arguments.dtypes:
+        reason = unusable_reason(torch.device(device), getattr(torch, name))
+        if reason is not None:
+            raise UserError(reason)
+    depths = arguments.depths or ([512] if arguments.quick else [128, 512, 1024])
+    return Plan(kernels, arguments.dtypes, depths, device, arguments.quick)
+
+
+def find_hardware(plan: Plan) -> Hardware:
+    """The device's architecture and size."""
+    from bench.tune.grid import Hardware
+    from circle_kernels.backends.triton.launch import device_family, num_multiprocessors
+
+    device = torch.device(plan.device)
+    warp_size = 32
+    if device.type == "cuda":
+        usual = 32 if torch.version.hip is None else 64
+        warp_size = getattr(torch.cuda.get_device_properties(device), "warp_size", usual)
+    return Hardware(device_family(device), num_multiprocessors(device), warp_size)
+
+
+def tune(plan: Plan, hardware: Hardware, path: Path, choose: Choose) -> None:
+    """Everything, into a file of settings.
+
+    Args:
+        plan: what to try.
+        hardware: the device's.
+        path: what to write; whole after each kernel and dtype.
+        choose: finds the settings of a job, and calls back for each that it tries.
+
+    Raises:
+        UserError: for some jobs nothing could be found; the file has the others.
+    """
+    from bench.tune.choice import to_try
+    from bench.tune.passes import Job
+    from circle_kernels.backends.triton.settings_table import Entry
+
+    results = start_results("tune", plan.device, _settings(plan, hardware))
+    entries: list[Entry] = []
+    architecture = hardware.architecture
+    groups = [
+        [
+            Job(kernel, architecture, getattr(torch, dtype), depth, plan.device)
+            for depth in _depths(plan, kernel, architecture, getattr(torch, dtype).itemsize)
+        ]
+        for kernel in plan.kernels
+        for dtype in plan.dtypes
+    ]
+    total = sum(len(to_try(job, hardware, plan.quick)) for jobs in groups for job in jobs)
+    try:
+        with progress_bar(total, "settings") as progress:
+            for jobs in groups:
+                chosen: dict[int, Settings] = {}
+                for job in jobs:
+                    progress.set_description(str(job))
+                    settings, row = choose(job, progress.update)
+                    results.rows.append(row)
+                    if settings is not None:
+                        chosen[job.depth] = settings
+                entries += [
+                    Entry(job.kernel, architecture, job.dtype.itemsize, depth, settings)
+                    for depth, settings in by_smallest_depth(chosen)
+                ]
+                write_settings(path, entries, results)
+    finally:
+        if results.rows:
+            print_table(tune_table(results))
+            print(environment(results))
+    print(f"wrote {path}; CIRCLE_KERNELS_TRITON_SETTINGS={path.resolve()} uses it")
+    without = [row for row in results.rows if row["chosen"] is None]
+    if without:
+        raise UserError(
+            f"nothing was found for {len(without)} of {len(results.rows)}, first for "
+            f"{without[0]['kernel']} {without[0]['dtype']} D={without[0]['depth']}: "
+            f"{without[0].get('failed', 'none of the settings runs')}"
+        )
+
+
+def _depths(plan: Plan, kernel: str, architecture: str, itemsize: int) -> list[int]:
+    """The plan's, and those from which the table has other settings, which would be hidden."""
+    from circle_kernels.backends.triton.settings import listed_depths
+
+    return sorted({*plan.depths, *listed_depths(kernel, architecture, itemsize)})
+
+
+def by_smallest_depth(chosen: dict[int, Settings]) -> list[tuple[int, Settings]]:
+    """What was chosen, with the smallest depth that takes it: the first serves smaller ones too."""
+    found: list[tuple[int, Settings]] = []
+    for depth, settings in sorted(chosen.items()):
+        if not found:
+            found.append((1, settings))
+        elif settings != found[-1][1]:
+            found.append((depth, settings))
+    return found
+
+
+def write_settings(path: Path, entries: Iterable[Entry], results: Results) -> None:
+    """A file as the package reads it, one entry per line, and where it comes from."""
+    lines = []
+    for entry in entries:
+        key = {"kernel": entry.kernel, "family": entry.family, "bytes": entry.bytes}
+        settings = dataclasses.asdict(entry.settings)
+        lines.append("  " + json.dumps({**key, "depth": entry.depth, **settings}))
+    measured = json.dumps(dataclasses.asdict(results), indent=1, allow_nan=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        '{\n "entries": [\n' + ",\n".join(lines) + f'\n ],\n "measured": {measured}\n}}\n',
+        encoding="utf-8",
+    )
+
+
+def tune_table(results: Results) -> Table:
+    """Current and chosen settings, and their times."""
+    table = Table(
+        "tune",
+        "Launch settings (rows x columns x depth of a tile, warps, stages); milliseconds of the "
+        "pass as it is, for each problem; time with what was chosen over that",
+        ["kernel", "dtype", "D", "current", "ms", "chosen", "ratio", "timed", "left out"],
+        keys=3,
+    )
+    for row in results.rows:
+        seconds = row.get("seconds", [])
+        chosen = row["chosen"] or row.get("failed", "none runs")
+        table.rows.append(
+            [
+                row["kernel"],
+                row["dtype"],
+                str(row["depth"]),
+                row["current"],
+                " ".join(number(value * 1e3) for value in seconds) or MISSING,
+                "the same" if chosen == row["current"] else chosen,
+                number(row["ratio"]) if "ratio" in row else MISSING,
+                str(len(row.get("ratios", ())) + ("ratios" in row)),
+                str(len(row["left_out"])),
+            ]
+        )
+    return table
+
+
+def _settings(plan: Plan, hardware: Hardware) -> dict[str, Any]:
+    return {
+        **dataclasses.asdict(plan),
+        **dataclasses.asdict(hardware),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "settings_file": os.environ.get("CIRCLE_KERNELS_TRITON_SETTINGS"),
+    }

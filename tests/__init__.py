@@ -1,0 +1,1 @@
+"""Tests, in folders as the package has; what they share is in support."""

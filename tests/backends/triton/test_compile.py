@@ -1,0 +1,180 @@
+"""The kernels compiled for real targets with no GPU: no spills, shared memory within limits.
+
+What is compiled is what the package would launch: it plans on fake tensors of a pretended device.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+pytest.importorskip("triton", minversion="3.3")
+
+from bench.offline.pretended import DEVICES, Launch, compile_launch, plan_launches
+from circle_kernels import CircleFormula, UnifiedFormula
+from circle_kernels.backends.triton.settings import INTERPRETER, settings_family
+from circle_kernels.backends.triton.settings_table import Settings, load_table
+from circle_kernels.formula import PairFormula
+
+# Those that entries begin at among them.
+DEPTHS = sorted(
+    {64, 128, 256, 512}
+    | {depth for entries in load_table().values() for depth, _ in entries if depth > 64}
+)
+TILE_KERNELS = (
+    "sum_rows_kernel",
+    "sum_triangle_kernel",
+    "write_weights_kernel",
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    dtype: torch.dtype
+    depth: int
+    self_mode: bool = True
+    num_rows: int = 4096
+    formula: PairFormula = CircleFormula()  # noqa: RUF009, a frozen value
+    precision: str = "highest"
+    normalize: bool = True
+    classes: bool = False
+
+
+def problems() -> list[Problem]:
+    """Every table entry: all dtypes and depths in both modes, formulas and precisions once each."""
+    chosen = [
+        Problem(dtype, depth, self_mode)
+        for dtype, depth, self_mode in itertools.product(
+            (torch.bfloat16, torch.float32), DEPTHS, (True, False)
+        )
+    ]
+    chosen += [Problem(torch.float16, depth) for depth in (64, 512)]
+    chosen += [Problem(torch.float32, depth, precision="high") for depth in (64, 512)]
+    undetached = CircleFormula(detach_weights=False)
+    for formula in (undetached, UnifiedFormula(m=0.35)):
+        chosen += [Problem(torch.bfloat16, depth, formula=formula) for depth in (64, 512)]
+        chosen += [Problem(torch.float32, 512, formula=formula)]
+    # A depth that needs masking and has no aligned rows, and the smallest.
+    chosen += [Problem(torch.bfloat16, depth) for depth in (1, 100, 515)]
+    chosen += [Problem(torch.float16, 64, normalize=False)]
+    # Small tiles, those that keep products, and the triangle in several bands.
+    for num_rows, depth in ((256, 64), (256, 1024), (2048, 1024), (100_000, 128)):
+        for dtype in (torch.bfloat16, torch.float32):
+            chosen += [Problem(dtype, depth, self_mode, num_rows) for self_mode in (True, False)]
+    for num_rows, dtype in itertools.product((256, 4096), (torch.bfloat16, torch.float32)):
+        chosen += [Problem(dtype, 64, False, num_rows, classes=True)]
+    for num_rows in (256, 100_000):
+        chosen += [Problem(torch.bfloat16, 128, num_rows=num_rows, formula=UnifiedFormula(m=0.35))]
+        chosen += [Problem(torch.float32, 128, num_rows=num_rows, precision="high")]
+    return chosen
+
+
+@functools.cache
+def launches(target: str) -> tuple[Launch, ...]:
+    """The different launches of all problems on one device."""
+    found: dict[Launch, None] = {}
+    previous = torch.get_float32_matmul_precision()
+    try:
+        for problem in problems():
+            torch.set_float32_matmul_precision(problem.precision)
+            recorded = plan_launches(
+                DEVICES[target],
+                dtype=problem.dtype,
+                num_rows=problem.num_rows,
+                depth=problem.depth,
+                formula=problem.formula,
+                num_references=None if problem.self_mode else 2 * problem.num_rows,
+                normalize=problem.normalize,
+                classes=problem.classes,
+            )
+            # How many programs run changes nothing of what is compiled.
+            found.update(dict.fromkeys(replace(launch, programs=0) for launch in recorded))
+    finally:
+        torch.set_float32_matmul_precision(previous)
+    return tuple(found)
+
+
+def multiplies(launch: Launch) -> bool:
+    return launch.kernel.__name__ in TILE_KERNELS and not dict(launch.constants).get("KEPT")
+
+
+@pytest.mark.parametrize("kernel", [*TILE_KERNELS, "others"])
+@pytest.mark.parametrize("target", DEVICES)
+def test_kernels_compile_without_spills_within_shared_memory(target: str, kernel: str) -> None:
+    device = DEVICES[target]
+    chosen = [
+        launch
+        for launch in launches(target)
+        if launch.kernel.__name__ == kernel
+        or (kernel == "others" and launch.kernel.__name__ not in TILE_KERNELS)
+    ]
+    assert chosen
+    failures = []
+    for launch in chosen:
+        resources = compile_launch(launch, device)
+        uses_matrix_units = resources.matrix_instructions > 0
+        if (
+            resources.spills
+            or resources.shared_memory > device.shared_memory
+            or uses_matrix_units != multiplies(launch)
+        ):
+            failures.append(f"{launch}: {resources}")
+    assert not failures, "\n".join(failures)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [(1, 1), (16, 16), (1000, 300), (3, 10_000)],
+        [(4096, 4000), (5001, 3999), (300, 100_000)],
+        [(20_000, 20_000), (30_001, 25_003)],
+    ],
+    ids=["small", "large", "sorted"],
+)
+@pytest.mark.parametrize("depth", [64, 100, 600])
+def test_batch_sizes_share_compiled_kernels(depth: int, sizes: list[tuple[int, int]]) -> None:
+    """N and M are run-time values: there are three kinds of sizes, and a kind is compiled once."""
+
+    def kernels(num_rows: int, num_references: int) -> set[Launch]:
+        launches = plan_launches(
+            DEVICES["sm_90"],
+            dtype=torch.bfloat16,
+            num_rows=num_rows,
+            depth=depth,
+            formula=CircleFormula(),
+            num_references=num_references,
+        )
+        return {replace(launch, programs=0) for launch in launches}
+
+    expected = kernels(*sizes[0])
+    for num_rows, num_references in sizes[1:]:
+        assert kernels(num_rows, num_references) == expected
+
+
+def test_every_settings_entry_is_compiled() -> None:
+    """The problems above reach all of the table, so none goes unchecked."""
+    seen = set()
+    for target in DEVICES:
+        for launch in launches(target):
+            constants, options = dict(launch.constants), dict(launch.options)
+            if launch.kernel.__name__ in TILE_KERNELS:
+                settings = Settings(
+                    constants["BLOCK_ROWS"],
+                    constants["BLOCK_COLUMNS"],
+                    constants["BLOCK_DEPTH"],
+                    options["num_warps"],
+                    options["num_stages"],
+                    options.get("maxnreg"),
+                )
+                seen |= {(target, settings), (settings_family(target), settings)}
+    listed = {
+        (family, settings)
+        for (_, family, _), entries in load_table().items()
+        for _, settings in entries
+        if family != INTERPRETER
+    }
+    assert listed <= seen, f"not compiled: {listed - seen}"

@@ -1,0 +1,266 @@
+"""The Triton forward pass' ways over the tiles: sorted, in a triangle, in bands; all are exact."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from circle_kernels import CircleFormula, UnifiedFormula, pair_logsumexp
+from circle_kernels.operation.batch import Batch, Operation
+from circle_kernels.operation.eager import logsumexps
+from tests.support.cases import CASES as oracle_cases
+from tests.support.cases import INTERPRETED, REGIMES, Case, gradients, yardsticks
+
+pytest.importorskip("triton", minversion="3.3")
+
+from circle_kernels.backends.triton import plan
+from circle_kernels.formula import PairFormula
+
+interpreted = [
+    pytest.mark.backends,
+    pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1"),
+]
+# Four blocks and a bit, so that there are whole tiles beside the diagonal, and edges.
+CASES = [Case(regime, n=270, m=m) for regime in REGIMES for m in (None, 200)]
+CASES += [
+    Case(regime, n=270, m=m, formula=formula)
+    for regime in ("random", "duplicates_and_antipodes")
+    for m in (None, 200)
+    for formula in (
+        CircleFormula(m=0.25, gamma=256.0),
+        CircleFormula(m=-0.1, gamma=1024.0),
+        CircleFormula(m=0.25, gamma=1.0),
+        UnifiedFormula(m=0.35, gamma=64.0),
+    )
+]
+
+
+def _logsumexps(case: Case, dtype: torch.dtype) -> list[torch.Tensor]:
+    inputs = case.tensors(dtype)
+    statistics = pair_logsumexp(*inputs, formula=case.formula, backend="triton")
+    return [statistic.detach() for statistic in statistics]
+
+
+class TestInterpreted:
+    pytestmark = interpreted
+
+    @pytest.mark.parametrize("case", CASES, ids=str)
+    def test_sorted_walks_are_as_exact_as_eager(
+        self, monkeypatch: pytest.MonkeyPatch, case: Case
+    ) -> None:
+        monkeypatch.setattr(plan, "SORTED_TILES", 0)
+        inputs = case.tensors(torch.float32)
+        statistics = pair_logsumexp(*inputs, formula=case.formula, backend="triton")
+        results = [*statistics, *gradients(*statistics, inputs)]
+        expected = [yardstick for kind in yardsticks(case, torch.float32) for yardstick in kind]
+        for ours, yardstick in zip(results, expected, strict=True):
+            yardstick.assert_close(ours, torch.finfo(torch.float32).eps, case.formula.gamma)
+
+    @pytest.mark.parametrize("case", [*CASES[:4], *CASES[-4:]], ids=str)
+    def test_bands_change_nothing_but_rounding(
+        self, monkeypatch: pytest.MonkeyPatch, case: Case
+    ) -> None:
+        monkeypatch.setattr(plan, "SORTED_TILES", 0)
+        monkeypatch.setattr(plan, "PARTIAL_BYTES", 0)
+        monkeypatch.setattr(plan, "MIN_BAND", 2)
+        expected, _ = yardsticks(case, torch.float32)
+        for ours, yardstick in zip(_logsumexps(case, torch.float32), expected, strict=True):
+            yardstick.assert_close(ours, torch.finfo(torch.float32).eps, case.formula.gamma)
+
+    @pytest.mark.parametrize("m", [None, 200])
+    def test_order_of_rows_changes_nothing_but_rounding(
+        self, monkeypatch: pytest.MonkeyPatch, m: int | None
+    ) -> None:
+        case = Case("random", n=270, m=m)
+        unsorted = _logsumexps(case, torch.float16)
+        monkeypatch.setattr(plan, "SORTED_TILES", 0)
+        for ours, theirs in zip(_logsumexps(case, torch.float16), unsorted, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)
+
+    # Beyond a depth of 256 weights go to the workspace, from a body of their own.
+    @pytest.mark.parametrize("sorted_tiles", [0, plan.SORTED_TILES])
+    @pytest.mark.parametrize("m", [None, 200])
+    @pytest.mark.parametrize(
+        "formula",
+        [
+            CircleFormula(),
+            CircleFormula(m=0.25, gamma=256.0),
+            CircleFormula(detach_weights=False),
+            UnifiedFormula(m=0.35, gamma=64.0),
+        ],
+        ids=lambda formula: f"{formula.name}-g{formula.gamma:g}-{formula.detach_weights}",
+    )
+    def test_weights_in_the_workspace_are_as_exact_as_eager(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        formula: PairFormula,
+        m: int | None,
+        sorted_tiles: int,
+    ) -> None:
+        monkeypatch.setattr(plan, "SORTED_TILES", sorted_tiles)
+        case = Case("random", n=270, m=m, d=272, formula=formula)
+        inputs = case.tensors(torch.float32)
+        statistics = pair_logsumexp(*inputs, formula=formula, backend="triton")
+        _, expected = yardsticks(case, torch.float32)
+        for ours, yardstick in zip(gradients(*statistics, inputs), expected, strict=True):
+            yardstick.assert_close(ours, torch.finfo(torch.float32).eps, formula.gamma)
+
+    def test_rows_without_gradient_may_hold_any_exponent(self) -> None:
+        """Their factors are 0, which an exponential beyond float32 would make NaN."""
+        case = Case("distinct_classes", n=270, d=272, formula=CircleFormula(m=0.25, gamma=256.0))
+        embeddings, labels, *_ = case.tensors(torch.float32)
+        references = embeddings.detach().flip(0)[:200].contiguous()
+        references[70] = embeddings.detach()[3]  # another class
+        statistics = pair_logsumexp(
+            embeddings,
+            labels,
+            references,
+            torch.arange(1000, 1200),
+            formula=case.formula,
+            backend="triton",
+        )
+        assert statistics[1][3] > 230
+        upstream = torch.ones(270)
+        upstream[statistics[1] > 100] = 0
+        statistics[1].backward(upstream)
+        assert embeddings.grad is not None
+        assert embeddings.grad.isfinite().all()
+        assert (embeddings.grad[3] == 0).all()
+
+    @pytest.mark.parametrize("gamma", [80.0, 256.0])
+    def test_a_bad_row_shows_in_the_losses_that_saw_it_and_no_others(
+        self, monkeypatch: pytest.MonkeyPatch, gamma: float
+    ) -> None:
+        case = Case("distinct_classes", n=270, formula=CircleFormula(m=0.25, gamma=gamma))
+        embeddings, labels, *_ = case.tensors(torch.float32)
+        labels[100] = labels[101]
+        embeddings = embeddings.detach()
+        embeddings[100, 3] = float("nan")
+        results = []
+        for tiles in (plan.SORTED_TILES, 0):
+            monkeypatch.setattr(plan, "SORTED_TILES", tiles)
+            results.append(
+                pair_logsumexp(embeddings, labels, formula=case.formula, backend="triton")
+            )
+        for ours, theirs in zip(*results, strict=True):
+            assert torch.equal(ours.isnan(), theirs.isnan())
+        lse_pos, lse_neg = results[1]
+        assert lse_pos.isnan().nonzero().flatten().tolist() == [100, 101]
+        assert lse_neg.isnan().sum() == 269  # all but the bad row's only positive
+
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+    def test_last_row_alone_in_its_class_has_no_positives_even_if_it_is_bad(
+        self, monkeypatch: pytest.MonkeyPatch, bad: float
+    ) -> None:
+        """Tiles are padded with it: in label order, too."""
+        monkeypatch.setattr(plan, "SORTED_TILES", 0)
+        embeddings, *_ = Case("random", n=270).tensors(torch.float32)
+        embeddings = embeddings.detach()
+        embeddings[-1, 3] = bad
+        labels = torch.arange(270) // 4
+        labels[-1] = 1000
+        lse_pos, _ = pair_logsumexp(embeddings, labels, formula=CircleFormula(), backend="triton")
+        assert lse_pos[-1] == -torch.inf
+        assert lse_pos[:-2].isfinite().all()
+
+    @pytest.mark.parametrize("n", [2, 270])
+    def test_infinite_product_is_clamped_to_no_finite_logit(self, n: int) -> None:
+        """Devices add up in float32, so its sign may be that of a part of the sum."""
+        embeddings, *_ = Case("random", n=n, normalize=False).tensors(torch.float32)
+        embeddings = embeddings.detach()
+        embeddings[:2] = 2.0**65  # products with each other that no float32 holds, and no others
+        labels = torch.arange(n) // 2
+        lse_pos, _ = pair_logsumexp(
+            embeddings, labels, formula=CircleFormula(), normalize=False, backend="triton"
+        )
+        assert lse_pos[:2].isnan().all()
+        assert lse_pos[2:].isfinite().all()
+
+    @pytest.mark.parametrize("m", [None, 200])
+    def test_rows_whose_squares_overflow_are_sorted_like_any(
+        self, monkeypatch: pytest.MonkeyPatch, m: int | None
+    ) -> None:
+        monkeypatch.setattr(plan, "SORTED_TILES", 0)
+        inputs = Case("random", n=270, m=m).tensors(torch.float32)
+        results = []
+        for power in (1.0, 2.0**100):
+            scaled = [value.detach().clone() if value is not None else None for value in inputs]
+            scaled[0][::3] *= power
+            scaled[0].requires_grad_()
+            statistics = pair_logsumexp(*scaled, formula=CircleFormula(), backend="triton")
+            (gradient,) = torch.autograd.grad(sum(statistics).sum(), scaled[0])
+            gradient[::3] *= power
+            results.append((*statistics, gradient))
+        for ours, expected in zip(*results, strict=True):
+            assert torch.equal(ours, expected)
+
+    @pytest.mark.parametrize("sorted_tiles", [0, 24])
+    @pytest.mark.parametrize("last", [False, True])
+    def test_a_gradient_that_no_fixed_shift_holds_reaches_every_tile(
+        self, monkeypatch: pytest.MonkeyPatch, last: bool, sorted_tiles: int
+    ) -> None:
+        """Huge for one block of anchors only, which tiles meet as rows or as columns."""
+        monkeypatch.setattr(plan, "SORTED_TILES", sorted_tiles)
+        generator = torch.Generator().manual_seed(0)
+        embeddings = torch.randn(512, 256, generator=generator)  # far apart: small log-sum-exps
+        labels = torch.arange(512) // 4
+        upstream = torch.ones(512)
+        upstream[256:] = 1e25
+        upstream = upstream if last else upstream.flip(0)
+        results = []
+        for backend, dtype in (("triton", torch.float32), ("reference", torch.float64)):
+            leaf = embeddings.to(dtype).requires_grad_()
+            lse = pair_logsumexp(leaf, labels, formula=CircleFormula(), backend=backend)
+            results.append(torch.autograd.grad(lse, leaf, 2 * (upstream.to(dtype),))[0].double())
+        scale = results[1].abs().max().item()
+        torch.testing.assert_close(*results, rtol=0, atol=2e-5 * scale)
+
+
+SIZES = [1, 100, 1000, 5000, 20_000, 65_536, 1_000_000]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("num_rows", SIZES)
+def test_bands_cover_every_block_once_within_the_bound(num_rows: int, dtype: torch.dtype) -> None:
+    for num_columns, self_mode in ((num_rows, True), (4096, False)):
+        walk = plan.plan_walk(num_rows, num_columns, self_mode, dtype, 512, "sm_90", 132)
+        bands = list(walk.bands())
+        assert [band.is_first for band in bands] == [True] + [False] * (len(bands) - 1)
+        assert [band.is_last for band in bands] == [False] * (len(bands) - 1) + [True]
+        assert bands[0].first == 0
+        for band, following in itertools.pairwise(bands):
+            assert band.first + band.size == following.first
+            assert band.size == band.blocks * walk.block
+        assert bands[-1].first + bands[-1].size == num_rows
+        settings = walk.settings
+        tiles = -(-num_columns // settings.block_columns)
+        assert walk.runs * walk.tiles_per_run >= tiles
+        assert (walk.runs - 1) * walk.tiles_per_run < tiles
+        entries = sum(
+            shape[0] * shape[1] * shape[2] for shape in (bands[0].run_sums, bands[0].tile_sums)
+        )
+        smallest_band = 16 * plan.MIN_BAND * (num_rows + walk.runs * walk.block)
+        assert 4 * entries <= max(plan.PARTIAL_BYTES, smallest_band)
+
+
+def test_triangles_and_sorting_begin_where_they_pay() -> None:
+    for size, expected in ((4096, False), (8192, True)):
+        for self_mode in (True, False):
+            walk = plan.plan_walk(size, size, self_mode, torch.bfloat16, 512, "sm_90", 132)
+            assert (walk.triangle, walk.by_label) == (expected and self_mode, expected)
+
+
+@pytest.mark.parametrize("case", [case for case in oracle_cases if case.classes], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.backends
+@pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
+def test_class_weights_without_labels_are_as_exact_as_eager(case: Case, dtype: torch.dtype) -> None:
+    embeddings, labels, weight, _ = inputs = case.tensors(dtype)
+    batch = Batch(embeddings, labels, weight)
+    statistics = logsumexps(batch, Operation(case.formula, backend="triton"))
+    results = [*statistics, *gradients(*statistics, inputs)]
+    expected = [yardstick for kind in yardsticks(case, dtype) for yardstick in kind]
+    for ours, yardstick in zip(results, expected, strict=True):
+        yardstick.assert_close(ours, torch.finfo(dtype).eps, case.formula.gamma)
