@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from circle_kernels.backends.problem import UnitRows, result_dtype, unit_rows
+from circle_kernels.backends.problem import result_dtype
+from circle_kernels.backends.rows import UnitRows, unit_rows
 from circle_kernels.formula import PairFormula
 
 _CHUNK = 2**20  # numbers gathered at a time from each side

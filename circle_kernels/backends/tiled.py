@@ -21,8 +21,8 @@ from circle_kernels.backends.problem import (
     ROW_NEGATIVE,
     ROW_POSITIVE,
     PairProblem,
-    unit_rows,
 )
+from circle_kernels.backends.rows import unit_rows
 from circle_kernels.formula import PairFormula
 from circle_kernels.logsumexp import masked_logsumexp
 
