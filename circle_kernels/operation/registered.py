@@ -12,10 +12,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _python_dispatch
 
-from circle_kernels.backends.addressable import is_legacy_batch
+from circle_kernels.backends.addressable import all_addressable, is_legacy_batch
 from circle_kernels.backends.choice import (
     behind_the_gate,
     new_saved,
+    run_backward,
     run_backward_of_any,
     run_forward,
     serving,
@@ -96,7 +97,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     precision = float32_precision(batch.embeddings.device.type)
     problem = operation.problem(batch, precision=precision, keep_for_backward=keep_for_backward)
     module = serving(problem, operation.backend)
-    if not problem.is_empty:
+    if not (problem.is_empty or all_addressable(*problem.tensors)):
         module = behind_the_gate(module, operation.backend, problem.named_tensors)
     return run_forward(module, problem)
 
@@ -109,32 +110,38 @@ def _backward(*arguments: Any) -> tuple[Tensor, Tensor]:
     problem, passed = operation.problem(batch, precision=precision), Passed(*tensors)
     module = which_saved(passed.saved, problem, operation.backend)
     needs = Needs(needs_embeddings, needs_references)
-    gradients = run_backward_of_any(module, problem, passed, needs, operation.backend)
+    if all_addressable(*problem.tensors, *passed):
+        gradients = run_backward(module, problem, passed, needs)
+    else:
+        gradients = run_backward_of_any(module, problem, passed, needs, operation.backend)
     grad_embeddings, grad_references = (
         batch.embeddings.new_empty(0) if gradient is None else gradient for gradient in gradients
     )
     return grad_embeddings, grad_references
 
 
-def _define(name: str, schema: str, implementation: Callable[..., Any]) -> Any:
-    """The op that a graph refers to. Not by ``torch.library.custom_op``, which checks at every call
-    that results are no views of arguments, in more time than a small batch takes."""
-    qualified = f"circle_kernels::{name}"
-    torch.library.define(qualified, schema, tags=torch.Tag.pt2_compliant_tag)
-    torch.library.impl(qualified, "default", implementation)
+def _define(name: str, schema: str, kind: str, implementation: Callable[..., Any]) -> Any:
+    """An op. Not by ``torch.library.custom_op``, which checks at every call that results are no
+    views of arguments, in more time than a small batch takes."""
+    torch.library.define(f"circle_kernels::{name}", schema, tags=torch.Tag.pt2_compliant_tag)
+    torch.library.impl(f"circle_kernels::{name}", kind, implementation)
     return getattr(torch.ops.circle_kernels, name).default
 
 
+# What graphs hold. Gradients are not registered with them: where one is wanted, the op is called
+# inside of a function that has it, and when a graph runs nobody asks for one.
 _forward_op = _define(
     "pair_logsumexp_forward",
     f"({_BATCH}, {_OPERATION}, bool keep_for_backward, int saved_layout) "
     "-> (Tensor, Tensor, Tensor)",
+    "CompositeExplicitAutograd",
     _forward,
 )
 _backward_op = _define(
     "pair_logsumexp_backward",
     f"({_BATCH}, {_OPERATION}, Tensor saved, Tensor grad_lse_pos, Tensor grad_lse_neg, "
     "bool needs_embeddings, bool needs_references) -> (Tensor, Tensor)",
+    "CompositeExplicitAutograd",
     _backward,
 )
 
@@ -195,8 +202,7 @@ def traced_gradients(
 def _traced_gradients(
     encoded: tuple[Any, ...], passed: Passed, needs: Needs
 ) -> tuple[Tensor | None, Tensor | None]:
-    op = _BackwardTransformed.apply if under_transforms() else _backward_op
-    grad_embeddings, grad_references = op(*encoded, *passed, *needs)
+    grad_embeddings, grad_references = _Backward.apply(*encoded, *passed, *needs)
     return (
         grad_embeddings if needs.embeddings else None,
         grad_references if needs.references else None,
@@ -211,10 +217,6 @@ NO_SECOND_DERIVATIVE = (
 
 def _no_second_derivative(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
     raise RuntimeError(NO_SECOND_DERIVATIVE)
-
-
-torch.library.register_autograd(_forward_op, _gradient, setup_context=_keep_for_gradient)
-torch.library.register_autograd(_backward_op, _no_second_derivative)
 
 
 def _one_by_one(op: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:
@@ -240,8 +242,8 @@ torch.library.register_vmap(_forward_op, _one_by_one(_forward_op))
 torch.library.register_vmap(_backward_op, _one_by_one(_backward_op))
 
 
-class _ForwardTransformed(torch.autograd.Function):
-    """The forward op for ``torch.func``, which does not know gradients that were registered."""
+class _Forward(torch.autograd.Function):
+    """The forward op with its gradient."""
 
     generate_vmap_rule = True
     forward = staticmethod(_forward_op)
@@ -249,8 +251,8 @@ class _ForwardTransformed(torch.autograd.Function):
     backward = staticmethod(_gradient)
 
 
-class _BackwardTransformed(torch.autograd.Function):
-    """The backward op for ``torch.func``."""
+class _Backward(torch.autograd.Function):
+    """The backward op, which cannot be differentiated."""
 
     generate_vmap_rule = True
     forward = staticmethod(_backward_op)
@@ -261,10 +263,21 @@ class _BackwardTransformed(torch.autograd.Function):
         """Nothing is kept, since nothing is differentiated again."""
 
 
+# The forward op with its gradient, as compilers find it, which do not look into autograd functions
+# that are called by other names than these.
+_differentiable_op = _define(
+    "pair_logsumexp",
+    f"({_BATCH}, {_OPERATION}, bool keep_for_backward, int saved_layout) "
+    "-> (Tensor, Tensor, Tensor)",
+    "CompositeImplicitAutograd",
+    lambda *arguments: _Forward.apply(*arguments),
+)
+
+
 def traced_logsumexps(batch: Batch, operation: Operation) -> tuple[Tensor, Tensor]:
     """:func:`circle_kernels.pair_logsumexp` of a checked batch as one op, differentiable once."""
     _tell_flop_counters()
-    op = _ForwardTransformed.apply if under_transforms() else _forward_op
+    op = _Forward.apply if under_transforms() else _differentiable_op
     lse_pos, lse_neg, _ = op(*encode(batch, operation), batch.requires_grad, SAVED_LAYOUT)
     return lse_pos, lse_neg
 
