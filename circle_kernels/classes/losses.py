@@ -116,7 +116,13 @@ def class_circle_loss(
         RuntimeError: the backend asked for cannot serve these tensors; or a second derivative.
     """
     operation = operation_of(
-        CircleFormula, m, gamma, detach_weights, normalize, skip_below, backend
+        CircleFormula,
+        m=m,
+        gamma=gamma,
+        detach_weights=detach_weights,
+        normalize=normalize,
+        skip_below=skip_below,
+        backend=backend,
     )
     rows = ClassRows(reduction, ignore_index)
     sampling = Sampling(sample_rate, sample_correction, sparse_grad, generator)
@@ -146,7 +152,14 @@ def class_unified_loss(
     It equals the cross-entropy of ``gamma * s`` with ``gamma * (s - m)`` at the target. Arguments,
     result and errors as for :func:`class_circle_loss`.
     """
-    operation = operation_of(UnifiedFormula, m, gamma, True, normalize, skip_below, backend)
+    operation = operation_of(
+        UnifiedFormula,
+        m=m,
+        gamma=gamma,
+        normalize=normalize,
+        skip_below=skip_below,
+        backend=backend,
+    )
     rows = ClassRows(reduction, ignore_index)
     sampling = Sampling(sample_rate, sample_correction, sparse_grad, generator)
     return _class_loss((embeddings, labels, weight), operation, rows, sampling)

@@ -48,7 +48,14 @@ class _ClassLoss(nn.Module):
     ) -> None:
         super().__init__()
         # Checked here as well as at the call, so that a typo fails before training starts.
-        operation = operation_of(self._formula_type, m, gamma, True, normalize, skip_below, backend)
+        operation = operation_of(
+            self._formula_type,
+            m=m,
+            gamma=gamma,
+            normalize=normalize,
+            skip_below=skip_below,
+            backend=backend,
+        )
         sampling = Sampling(sample_rate, sample_correction, sparse_grad)
         self.num_classes = check_integer("num_classes", num_classes, smallest=1)
         self.embedding_dim = check_integer("embedding_dim", embedding_dim, smallest=1)

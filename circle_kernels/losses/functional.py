@@ -110,7 +110,13 @@ def circle_loss(
             ``group="world"`` before ``init_process_group``.
     """
     operation = operation_of(
-        CircleFormula, m, gamma, detach_weights, normalize, skip_below, backend
+        CircleFormula,
+        m=m,
+        gamma=gamma,
+        detach_weights=detach_weights,
+        normalize=normalize,
+        skip_below=skip_below,
+        backend=backend,
     )
     rows = RowReduction(scope, reduction, group)
     return pair_loss(check_batch(embeddings, labels, ref_emb, ref_labels), operation, rows)
@@ -138,7 +144,14 @@ def unified_loss(
     NormFace. ``m`` may be any finite number; other arguments, result and errors as for
     :func:`circle_loss`.
     """
-    operation = operation_of(UnifiedFormula, m, gamma, True, normalize, skip_below, backend)
+    operation = operation_of(
+        UnifiedFormula,
+        m=m,
+        gamma=gamma,
+        normalize=normalize,
+        skip_below=skip_below,
+        backend=backend,
+    )
     rows = RowReduction(scope, reduction, group)
     return pair_loss(check_batch(embeddings, labels, ref_emb, ref_labels), operation, rows)
 

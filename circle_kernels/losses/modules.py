@@ -39,7 +39,13 @@ class CircleLoss(nn.Module):
         super().__init__()
         # Checked here as well as at the call, so that a typo fails before training starts.
         operation = operation_of(
-            CircleFormula, m, gamma, detach_weights, normalize, skip_below, backend
+            CircleFormula,
+            m=m,
+            gamma=gamma,
+            detach_weights=detach_weights,
+            normalize=normalize,
+            skip_below=skip_below,
+            backend=backend,
         )
         RowReduction(scope, reduction, group)
         self.m = m
@@ -62,12 +68,12 @@ class CircleLoss(nn.Module):
     ) -> Tensor:
         operation = operation_of(
             CircleFormula,
-            self.m,
-            self.gamma,
-            self.detach_weights,
-            self.normalize,
-            self.skip_below,
-            self.backend,
+            m=self.m,
+            gamma=self.gamma,
+            detach_weights=self.detach_weights,
+            normalize=self.normalize,
+            skip_below=self.skip_below,
+            backend=self.backend,
         )
         rows = RowReduction(self.scope, self.reduction, self.group)
         return pair_loss(check_batch(embeddings, labels, ref_emb, ref_labels), operation, rows)

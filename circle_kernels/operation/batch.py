@@ -16,7 +16,7 @@ from circle_kernels.arguments import (
 )
 from circle_kernels.backends.choice import check_backend
 from circle_kernels.backends.problem import PairProblem
-from circle_kernels.formula import FORMULAS, PairFormula
+from circle_kernels.formula import FORMULAS, CircleFormula, PairFormula, UnifiedFormula
 from circle_kernels.options import (
     check_flag,
     check_skip_below,
@@ -74,12 +74,12 @@ class Operation:
             labels,
             ref_emb,
             ref_labels,
-            self.formula,
-            self.normalize,
-            self.skip_below,
-            keep_for_backward,
-            listed,
-            precision,
+            formula=self.formula,
+            normalize=self.normalize,
+            skip_below=self.skip_below,
+            keep_for_backward=keep_for_backward,
+            listed=listed,
+            precision=precision,
         )
 
 
@@ -93,24 +93,30 @@ def remembered(make: Callable[..., _Made]) -> Callable[..., _Made]:
     remembering = functools.lru_cache(maxsize=16, typed=True)(make)
 
     @functools.wraps(make)
-    def made(*parameters: Any) -> _Made:
+    def made(*parameters: Any, **named: Any) -> _Made:
         if torch.compiler.is_compiling():
-            return make(*parameters)
+            return make(*parameters, **named)
         try:
-            return remembering(*parameters)
+            return remembering(*parameters, **named)
         except TypeError:  # of what cannot be hashed there is a better one
-            return make(*parameters)
+            return make(*parameters, **named)
 
     return made
 
 
 @remembered
 def operation_of(
-    formula_type: Any, m: Any, gamma: Any, detach_weights: bool, *options: Any
+    formula_type: type[CircleFormula] | type[UnifiedFormula],
+    *,
+    m: float,
+    gamma: float,
+    detach_weights: bool = True,
+    **options: Any,
 ) -> Operation:
     """The operation of a formula with the paper's constants; ``options`` are what
-    :class:`Operation` takes after the formula."""
-    return Operation(formula_type(m=m, gamma=gamma, detach_weights=detach_weights), *options)
+    :class:`Operation` takes beside the formula."""
+    formula = formula_type(m=m, gamma=gamma, detach_weights=detach_weights)
+    return Operation(formula, **options)
 
 
 def check_batch(

@@ -79,7 +79,7 @@ def _decode(arguments: Sequence[Any], *, fake: bool = False) -> tuple[Batch, Ope
     """What :func:`encode` was given, and the arguments that follow."""
     parameters, *others = arguments[_LABELS:_OPTIONS]
     # Of a fake tensor there are no numbers, and shapes do not depend on them.
-    numbers = [1.0] * parameters.shape[0] if fake else parameters.tolist()
+    numbers = [0.5] * parameters.shape[0] if fake else parameters.tolist()
     operation = _decode_operation(tuple(numbers), *others)
     return Batch(*arguments[:_LABELS]), operation, arguments[_OPTIONS:]
 
