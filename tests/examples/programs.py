@@ -8,5 +8,5 @@ import pytest
 for package in ("fontTools", "matplotlib", "PIL", "rich", "tqdm"):
     pytest.importorskip(package)
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))

@@ -7,7 +7,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-import example_programs  # noqa: F401  # isort: skip
+import tests.examples.programs  # noqa: F401  # isort: skip
 
 import glyph_classification
 import numpy as np

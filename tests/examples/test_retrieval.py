@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from example_programs import EXAMPLES  # isort: skip
+from tests.examples.programs import EXAMPLES  # isort: skip
 
 import glyph_retrieval
 from glyphs import batches, data, metrics, report, search, training
