@@ -31,7 +31,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from glyphs.imports import packages_of_the_examples
+from glyphs import packages_of_the_examples
 
 with packages_of_the_examples():
     import torch
