@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,10 +35,10 @@ from glyphs import packages_of_the_examples
 
 with packages_of_the_examples():
     import torch
+    import torch.nn.functional as F
     from glyphs import report
     from glyphs.command_line import add_arguments, check_arguments, check_classes_per_batch
     from glyphs.data import ClassSplit, render_glyphs, split_classes
-    from glyphs.heads import LOSSES
     from glyphs.metrics import retrieval_metrics
     from glyphs.network import EMBEDDING_SIZE, embed
     from glyphs.rate_search import try_rates
@@ -47,7 +47,28 @@ with packages_of_the_examples():
     from glyphs.training import Schedule, Step, new_network, train
     from glyphs.verification import draw_pairs, verify
     from rich.console import Console
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from circle_kernels import ClassCircleLoss, ClassUnifiedLoss
+
+
+class SoftmaxLoss(nn.Module):
+    """Cross-entropy of a linear layer; neither its weights nor the embeddings are normalised."""
+
+    def __init__(self, num_classes: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(embedding_dim, num_classes)
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(self.linear(embeddings), labels)
+
+
+# By name: number of classes and size of the embeddings to the loss, which holds the class weights.
+LOSSES: dict[str, Callable[[int, int], nn.Module]] = {
+    "softmax": SoftmaxLoss,
+    "AM-Softmax": lambda classes, size: ClassUnifiedLoss(classes, size, m=0.35, gamma=64),
+    "circle": lambda classes, size: ClassCircleLoss(classes, size, m=0.25, gamma=256),
+}
 
 # Of the class weights. Chosen on the validation classes by:
 # python examples/glyph_classification.py --choose --steps 120
@@ -94,7 +115,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def choose(schedule: Schedule, split: ClassSplit, console: Console) -> None:
     """Search the class weights' learning rate of each loss and print all that was tried."""
-    results = {name: try_rates(name, schedule, split, CHOSEN_BY) for name in LOSSES}
+    results = {
+        name: try_rates(name, loss, schedule, split, CHOSEN_BY) for name, loss in LOSSES.items()
+    }
     console.print(report.rates_table(results, CHOSEN_BY))
     for name, tars in results.items():
         console.print(f"Chosen for {name}: {max(tars, key=lambda rate: tars[rate]):g}")

@@ -13,7 +13,8 @@ import glyph_classification
 import numpy as np
 import pytest
 import torch
-from glyphs import data, heads, rate_search, report, training
+from glyph_classification import LOSSES
+from glyphs import data, rate_search, report, training
 from glyphs.metrics import RetrievalMetrics
 from glyphs.verification import (
     Roc,
@@ -214,11 +215,11 @@ def test_pairs_without_an_answer_are_refused() -> None:
 # Training
 
 
-@pytest.mark.parametrize("name", heads.LOSSES)
+@pytest.mark.parametrize("name", LOSSES)
 def test_class_weights_are_trained_at_their_own_rate(name: str, split: data.ClassSplit) -> None:
     def class_weights(rate: float) -> Tensor:
         torch.manual_seed(0)
-        criterion = heads.LOSSES[name](len(split.train.characters), 128)
+        criterion = LOSSES[name](len(split.train.characters), 128)
         before = next(criterion.parameters()).detach().clone()
         training.train(
             training.new_network(0),
@@ -252,7 +253,7 @@ def test_run_repeats_and_every_loss_sees_the_same_batches(
 
     monkeypatch.setattr(training, "pk_batch", spy)
     monkeypatch.setattr(glyph_classification, "save_figure", keep)
-    schedules = dict.fromkeys(heads.LOSSES, SHORT)
+    schedules = dict.fromkeys(LOSSES, SHORT)
     for global_seed in (1, 2):
         torch.manual_seed(global_seed)
         glyph_classification.run(schedules, split, tmp_path, Console(file=io.StringIO()))
@@ -270,7 +271,7 @@ def test_search_tries_the_same_rates_for_every_loss_without_the_test_classes(
     console = Console(file=printed, width=100)
     glyph_classification.choose(SHORT, replace(split, test=None), console)
     lines = printed.getvalue().splitlines()
-    for name in heads.LOSSES:
+    for name in LOSSES:
         assert sum(line.startswith(f"│ {name} ") for line in lines) == 2
         assert sum(line.startswith(f"Chosen for {name}:") for line in lines) == 1
 
@@ -300,9 +301,9 @@ def test_quick_run_prints_its_table_and_writes_its_figure(
     glyph_classification.main(["--quick", "--out", str(folder)])
     assert (folder / "glyph_classification.png").read_bytes().startswith(b"\x89PNG")
     output = capsys.readouterr()
-    for expected in ("raw pixels", *heads.LOSSES, "accuracy", "@1e-3"):
+    for expected in ("raw pixels", *LOSSES, "accuracy", "@1e-3"):
         assert expected in output.out
-    for name in heads.LOSSES:
+    for name in LOSSES:
         assert f"{name}: 100%" in output.err
 
 
