@@ -1,4 +1,4 @@
-"""What the glyph examples share: data, network, training, retrieval metrics and their display."""
+"""What the glyph examples share: letters, a network, its training, evaluation and their display."""
 
 from __future__ import annotations
 
