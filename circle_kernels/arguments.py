@@ -99,9 +99,9 @@ def check_pair_inputs(
     labels: Tensor,  # (N,)
     ref_emb: Tensor | None,  # (M, D)
     ref_labels: Tensor | None,  # (M,)
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, bool]:
     """Check everything and return it as kernels take it: embeddings and references of one dtype,
-    both labels as int64 on the embeddings' device."""
+    both labels as int64 on the embeddings' device; and whether all of it is addressable."""
     if isinstance(ref_emb, (tuple, list)):
         raise TypeError(
             f"ref_emb must be a tensor of shape (rows, D), got a {type(ref_emb).__name__} of "
@@ -127,12 +127,12 @@ def check_pair_inputs(
         embeddings, labels = materialized(embeddings), materialized(labels)
     labels = beside("labels", labels, embeddings)
     if ref_emb is None or ref_labels is None:
-        return embeddings, label_numbers(labels)[0], None, None
+        return embeddings, label_numbers(labels)[0], None, None, readable
     if not readable:
         ref_emb, ref_labels = materialized(ref_emb), materialized(ref_labels)
     labels, ref_labels = label_numbers(labels, beside("ref_labels", ref_labels, embeddings))
     embeddings, ref_emb = one_dtype(embeddings, ref_emb)
-    return embeddings, labels, ref_emb, ref_labels
+    return embeddings, labels, ref_emb, ref_labels, readable
 
 
 def check_kinds(**tensors: Any) -> None:

@@ -223,13 +223,17 @@ def run_backward_of_any(
     saved, grad_lse_pos, grad_lse_neg = passed
     passed = Passed(saved, materialized(grad_lse_pos), materialized(grad_lse_neg))
     tensors = {**problem.named_tensors, **passed._asdict()}
-    everywhere = _module(_EVERYWHERE)
     module = behind_the_gate(module, backend, tensors)
-    if module is everywhere and saved.shape != everywhere.saved_shape(problem):
-        # Another backend ran the forward pass, before there was a tensor that it cannot read.
+    if is_of_another(saved, module, problem):
         _check_passed(problem, passed)
-        passed = passed._replace(saved=run_forward(everywhere, problem)[2])
+        passed = passed._replace(saved=run_forward(module, problem)[2])
     return run_backward(module, problem, passed, needs)
+
+
+def is_of_another(saved: Tensor, module: Any, problem: PairProblem) -> bool:
+    """Whether tiled is to run a backward pass whose forward pass another backend ran, before there
+    was something that this one cannot do."""
+    return module is _module(_EVERYWHERE) and saved.shape != module.saved_shape(problem)
 
 
 def _check_passed(problem: PairProblem, passed: Passed) -> None:

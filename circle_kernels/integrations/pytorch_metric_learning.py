@@ -96,7 +96,8 @@ class CircleLoss(losses.CircleLoss):
         if labels is not None and indices_tuple is ref_emb is ref_labels is None:
             operation = self._plain_operation()
             if operation is not None and is_plain_batch(embeddings, labels):
-                return reduced_row_losses(Batch(embeddings, labels), operation, MEAN_NONZERO)
+                batch = Batch(embeddings, labels, readable=True)
+                return reduced_row_losses(batch, operation, MEAN_NONZERO)
         return super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
 
     def _plain_operation(self) -> Operation | None:

@@ -31,6 +31,12 @@ class Batch(NamedTuple):
     ref_emb: Tensor | None = None  # (M, D)
     ref_labels: Tensor | None = None  # (M,) int64
     listed: Tensor | None = None  # (N, M) uint8, padded
+    readable: bool = False  # whether somebody has found out that all of them are addressable
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """The tensors alone."""
+        return self[:5]
 
     @property
     def requires_grad(self) -> bool:
@@ -68,7 +74,7 @@ class Operation:
         self, batch: Batch, *, precision: str = "highest", keep_for_backward: bool = True
     ) -> PairProblem:
         """The operation on a batch, as backends take it."""
-        embeddings, labels, ref_emb, ref_labels, listed = batch
+        embeddings, labels, ref_emb, ref_labels, listed = batch.tensors
         return PairProblem(
             embeddings,
             labels,
@@ -101,6 +107,7 @@ def remembered(make: Callable[..., _Made]) -> Callable[..., _Made]:
         except TypeError:  # of what cannot be hashed there is a better one
             return make(*parameters, **named)
 
+    made.cache_clear = remembering.cache_clear  # type: ignore[attr-defined]
     return made
 
 
@@ -130,7 +137,8 @@ def check_batch(
     Raises:
         TypeError, ValueError: one of the wrong type, shape, dtype or device.
     """
-    return Batch(*check_pair_inputs(embeddings, labels, ref_emb, ref_labels))
+    checked = check_pair_inputs(embeddings, labels, ref_emb, ref_labels)
+    return Batch(*checked[:4], readable=checked[4])
 
 
 def check_layout(batch: Batch) -> None:
@@ -139,7 +147,7 @@ def check_layout(batch: Batch) -> None:
     Raises:
         TypeError, ValueError: a tensor of the wrong dtype, shape or device.
     """
-    embeddings, labels, ref_emb, ref_labels, listed = batch
+    embeddings, labels, ref_emb, ref_labels, listed = batch.tensors
     check_embeddings("embeddings", embeddings)
     rows, depth = embeddings.shape
     columns = rows if ref_emb is None else ref_emb.shape[0]

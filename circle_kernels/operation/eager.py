@@ -97,7 +97,7 @@ def logsumexps(batch: Batch, operation: Operation) -> tuple[Tensor, Tensor]:
         return lse_pos, lse_neg
     if is_traced(batch, operation):
         return traced_logsumexps(batch, operation)
-    return _PairLogSumExp.apply(*batch, operation, batch.requires_grad)
+    return _PairLogSumExp.apply(*batch.tensors, operation, batch.requires_grad)
 
 
 class _PairLogSumExp(torch.autograd.Function):
@@ -161,8 +161,10 @@ def input_gradients(
     *tensors, saved = saved_tensors
     batch, operation, needs = Batch(*tensors), ctx.operation, ctx.needs
     passed = Passed(saved, grad_lse_pos, grad_lse_neg)
+    # The losses of rows pass one gradient twice.
+    upstream = passed[1:] if grad_lse_pos is not grad_lse_neg else passed[1:2]
     problem = operation.problem(batch, precision=ctx.precision)
-    if all_addressable(*tensors, *passed):
+    if all_addressable(*tensors, saved, *upstream):
         gradients = run_backward(ctx.module, problem, passed, needs)
     elif is_batch_of_gradients(grad_lse_pos, grad_lse_neg):
         gradients = traced_gradients(batch, operation, passed, needs)
@@ -223,8 +225,7 @@ def is_traced(batch: Batch, operation: Operation) -> bool:
     """
     if torch.compiler.is_compiling() or under_transforms():
         return True
-    if not all_addressable(*batch):
+    watched = is_in_torch_dispatch_mode()  # which may have made something else of the tensors
+    if (watched or not batch.readable) and not all_addressable(*batch.tensors):
         return True
-    return is_in_torch_dispatch_mode() and not is_of_torch(
-        operation.backend, batch.embeddings, operation.formula
-    )
+    return watched and not is_of_torch(operation.backend, batch.embeddings, operation.formula)

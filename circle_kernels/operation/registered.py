@@ -15,6 +15,7 @@ from torch.utils import _python_dispatch
 from circle_kernels.backends.addressable import all_addressable, is_legacy_batch
 from circle_kernels.backends.choice import (
     behind_the_gate,
+    is_of_another,
     new_saved,
     run_backward,
     run_backward_of_any,
@@ -65,7 +66,7 @@ def encode(batch: Batch, operation: Operation) -> tuple[Any, ...]:
         if isinstance(batch.embeddings, FakeTensor) and not isinstance(parameters, FakeTensor):
             parameters = batch.embeddings.fake_mode.from_tensor(parameters)
     return (
-        *batch,
+        *batch.tensors,
         parameters,
         formula.name,
         formula.detach_weights,
@@ -110,7 +111,9 @@ def _backward(*arguments: Any) -> tuple[Tensor, Tensor]:
     problem, passed = operation.problem(batch, precision=precision), Passed(*tensors)
     module = which_saved(passed.saved, problem, operation.backend)
     needs = Needs(needs_embeddings, needs_references)
-    if all_addressable(*problem.tensors, *passed):
+    if all_addressable(*problem.tensors, *passed) and not is_of_another(
+        passed.saved, module, problem
+    ):
         gradients = run_backward(module, problem, passed, needs)
     else:
         gradients = run_backward_of_any(module, problem, passed, needs, operation.backend)

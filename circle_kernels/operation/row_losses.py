@@ -76,7 +76,7 @@ def _mean_nonzero(losses: Tensor) -> Tensor:
 def reduced_row_losses(batch: Batch, operation: Operation, reduction: str) -> Tensor:
     """The loss of a checked batch with one ``softplus`` per row."""
     if not is_by_autograd(operation.backend) and not is_traced(batch, operation):
-        return _RowLosses.apply(*batch, operation, reduction, batch.requires_grad)
+        return _RowLosses.apply(*batch.tensors, operation, reduction, batch.requires_grad)
     lse_pos, lse_neg = logsumexps(batch, operation)
     return reduce_exponents(lse_pos + lse_neg, reduction)
 
