@@ -1,8 +1,8 @@
-#include "buffer.h"
+#include "tests/buffer.h"
 
 #include <cmath>
 
-#include "../scalars.h"
+#include "kernels/vectors/scalars.h"
 
 namespace circle_kernels {
 

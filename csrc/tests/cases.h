@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "buffer.h"
+#include "tests/buffer.h"
 
 namespace circle_kernels {
 

@@ -1,4 +1,4 @@
-#include "level_argument.h"
+#include "tests/level_argument.h"
 
 #include <cstdio>
 #include <cstdlib>

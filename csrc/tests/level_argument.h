@@ -1,7 +1,7 @@
 // The instruction set that a test program is run for.
 #pragma once
 
-#include "../kernels.h"
+#include "common/kernels.h"
 
 namespace circle_kernels {
 

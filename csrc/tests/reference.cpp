@@ -1,4 +1,4 @@
-#include "reference.h"
+#include "tests/reference.h"
 
 #include <cmath>
 #include <limits>

@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "cases.h"
+#include "tests/cases.h"
 
 namespace circle_kernels {
 

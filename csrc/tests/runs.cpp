@@ -1,4 +1,4 @@
-#include "runs.h"
+#include "tests/runs.h"
 
 #include <cmath>
 #include <cstdio>

@@ -3,8 +3,8 @@
 
 #include <string>
 
-#include "level_argument.h"
-#include "reference.h"
+#include "tests/level_argument.h"
+#include "tests/reference.h"
 
 namespace circle_kernels {
 

@@ -2,8 +2,8 @@
 #include <cstdlib>
 #include <stdexcept>
 
-#include "../kernels.h"
-#include "check.h"
+#include "common/kernels.h"
+#include "tests/check.h"
 
 namespace circle_kernels {
 namespace {

@@ -2,8 +2,8 @@
 // all memory; the next one is none the worse for it.
 #include <cstring>
 
-#include "check.h"
-#include "runs.h"
+#include "tests/check.h"
+#include "tests/runs.h"
 
 namespace circle_kernels {
 namespace {

@@ -3,8 +3,8 @@
 #include <random>
 #include <utility>
 
-#include "check.h"
-#include "runs.h"
+#include "tests/check.h"
+#include "tests/runs.h"
 
 namespace circle_kernels {
 namespace {

@@ -2,8 +2,8 @@
 // vector's gradient is finite. The reference lets NaN flow through plain arithmetic.
 #include <cmath>
 
-#include "check.h"
-#include "runs.h"
+#include "tests/check.h"
+#include "tests/runs.h"
 
 namespace circle_kernels {
 namespace {

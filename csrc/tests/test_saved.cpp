@@ -6,9 +6,9 @@
 #include <new>
 #include <stdexcept>
 
-#include "../memory.h"
-#include "check.h"
-#include "runs.h"
+#include "common/memory.h"
+#include "tests/check.h"
+#include "tests/runs.h"
 
 namespace circle_kernels {
 namespace {

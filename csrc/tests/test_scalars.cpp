@@ -2,8 +2,8 @@
 #include <cmath>
 #include <initializer_list>
 
-#include "../scalars.h"
-#include "check.h"
+#include "kernels/vectors/scalars.h"
+#include "tests/check.h"
 
 namespace circle_kernels {
 namespace {

@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "check.h"
-#include "runs.h"
+#include "tests/check.h"
+#include "tests/runs.h"
 
 namespace circle_kernels {
 namespace {

@@ -4,8 +4,8 @@
 #include <new>
 #include <stdexcept>
 
-#include "kernels.h"
-#include "saved_header.h"
+#include "common/kernels.h"
+#include "common/saved_header.h"
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>

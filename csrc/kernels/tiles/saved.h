@@ -1,7 +1,7 @@
 // What the forward pass leaves for the backward pass, as pointers.
 #pragma once
 
-#include "operands.h"
+#include "kernels/tiles/operands.h"
 
 namespace circle_kernels {
 namespace {

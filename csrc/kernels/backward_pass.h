@@ -2,10 +2,10 @@
 // tile.
 #pragma once
 
-#include "backward.h"
-#include "deep.h"
-#include "operands.h"
-#include "saved.h"
+#include "kernels/tiles/backward.h"
+#include "kernels/tiles/deep.h"
+#include "kernels/tiles/operands.h"
+#include "kernels/tiles/saved.h"
 
 namespace circle_kernels {
 namespace {

@@ -1,4 +1,4 @@
-#include "row_losses.h"
+#include "common/row_losses.h"
 
 #include <cmath>
 #include <limits>

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "problem.h"
+#include "common/problem.h"
 
 namespace circle_kernels {
 

@@ -7,10 +7,10 @@
 
 #include <cmath>
 
-#include "classes.h"
-#include "problem.h"
-#include "scalars.h"
-#include "transpose.h"
+#include "common/order/classes.h"
+#include "common/problem.h"
+#include "kernels/vectors/scalars.h"
+#include "kernels/vectors/transpose.h"
 
 namespace circle_kernels {
 namespace {

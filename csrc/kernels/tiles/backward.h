@@ -6,12 +6,12 @@
 // fixed.
 #pragma once
 
-#include "exp2.h"
-#include "memory.h"
-#include "saved.h"
-#include "statistics.h"
-#include "tile_product.h"
-#include "tiles.h"
+#include "common/memory.h"
+#include "kernels/products/tile_product.h"
+#include "kernels/tiles/saved.h"
+#include "kernels/tiles/statistics.h"
+#include "kernels/tiles/tiles.h"
+#include "kernels/vectors/exp2.h"
 
 namespace circle_kernels {
 namespace {

@@ -1,8 +1,8 @@
 // The product of one tile of G = dL/ds with one panel.
 #pragma once
 
-#include "product.h"
-#include "transpose.h"
+#include "kernels/products/product.h"
+#include "kernels/vectors/transpose.h"
 
 namespace circle_kernels {
 namespace {

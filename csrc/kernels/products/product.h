@@ -3,8 +3,8 @@
 
 #include <type_traits>
 
-#include "bfloat_products.h"
-#include "transpose.h"
+#include "common/bfloat_products.h"
+#include "kernels/vectors/transpose.h"
 
 namespace circle_kernels {
 namespace {

@@ -1,8 +1,8 @@
 // Panels of floats as operands of bfloat16 products (bfloat_products.h).
 #pragma once
 
-#include "bfloat_products.h"
-#include "panels.h"
+#include "common/bfloat_products.h"
+#include "kernels/products/panels.h"
 
 namespace circle_kernels {
 namespace {

@@ -5,7 +5,7 @@
 // of normalised embeddings has to know the whole gradient before the first value of it goes out.
 #pragma once
 
-#include "operands.h"
+#include "kernels/tiles/operands.h"
 
 namespace circle_kernels {
 namespace {

@@ -2,11 +2,11 @@
 // whatever the operands' type.
 #pragma once
 
-#include "bfloat_operands.h"
-#include "memory.h"
-#include "product.h"
-#include "tile_product.h"
-#include "tiles.h"
+#include "common/memory.h"
+#include "kernels/products/bfloat_operands.h"
+#include "kernels/products/product.h"
+#include "kernels/products/tile_product.h"
+#include "kernels/tiles/tiles.h"
 
 #if defined(_OPENMP)
 #include <omp.h>

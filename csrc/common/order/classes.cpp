@@ -1,9 +1,9 @@
-#include "classes.h"
+#include "common/order/classes.h"
 
 #include <algorithm>
 #include <limits>
 
-#include "ranks.h"
+#include "common/order/ranks.h"
 
 namespace circle_kernels {
 

@@ -2,7 +2,7 @@
 // else for what it reads there; between the passes, memory is in the hands of others.
 #pragma once
 
-#include "problem.h"
+#include "common/problem.h"
 
 namespace circle_kernels {
 

@@ -6,9 +6,9 @@
 
 #include <type_traits>
 
-#include "backward_pass.h"
-#include "forward_pass.h"
-#include "kernels.h"
+#include "common/kernels.h"
+#include "kernels/backward_pass.h"
+#include "kernels/forward_pass.h"
 
 namespace circle_kernels {
 namespace {

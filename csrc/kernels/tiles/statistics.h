@@ -4,9 +4,9 @@
 #include <cmath>
 #include <limits>
 
-#include "memory.h"
-#include "panels.h"
-#include "saved.h"
+#include "common/memory.h"
+#include "kernels/products/panels.h"
+#include "kernels/tiles/saved.h"
 
 namespace circle_kernels {
 namespace {

@@ -7,10 +7,10 @@
 // threads.
 #pragma once
 
-#include "exp2.h"
-#include "memory.h"
-#include "saved.h"
-#include "tiles.h"
+#include "common/memory.h"
+#include "kernels/tiles/saved.h"
+#include "kernels/tiles/tiles.h"
+#include "kernels/vectors/exp2.h"
 
 namespace circle_kernels {
 namespace {

@@ -1,4 +1,4 @@
-#include "saved_header.h"
+#include "common/saved_header.h"
 
 #include <cstring>
 #include <stdexcept>

@@ -10,7 +10,7 @@
 // Above HIGHEST it is 2^HIGHEST. NaN gives NaN.
 #pragma once
 
-#include "simd.h"
+#include "kernels/vectors/simd.h"
 
 namespace circle_kernels {
 namespace {

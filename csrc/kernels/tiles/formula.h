@@ -6,8 +6,8 @@
 
 #include <limits>
 
-#include "problem.h"
-#include "simd.h"
+#include "common/problem.h"
+#include "kernels/vectors/simd.h"
 
 namespace circle_kernels {
 namespace {

@@ -2,10 +2,10 @@
 // tile.
 #pragma once
 
-#include "deep.h"
-#include "forward.h"
-#include "operands.h"
-#include "saved.h"
+#include "kernels/tiles/deep.h"
+#include "kernels/tiles/forward.h"
+#include "kernels/tiles/operands.h"
+#include "kernels/tiles/saved.h"
 
 namespace circle_kernels {
 namespace {

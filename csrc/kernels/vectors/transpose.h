@@ -3,7 +3,7 @@
 
 #include <utility>
 
-#include "simd.h"
+#include "kernels/vectors/simd.h"
 
 namespace circle_kernels {
 namespace {

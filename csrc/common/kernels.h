@@ -5,10 +5,10 @@
 #include <string>
 #include <vector>
 
-#include "bfloat_products.h"
-#include "classes.h"
-#include "memory.h"
-#include "problem.h"
+#include "common/bfloat_products.h"
+#include "common/memory.h"
+#include "common/order/classes.h"
+#include "common/problem.h"
 
 namespace circle_kernels {
 

@@ -11,7 +11,7 @@
 
 #include <cstdint>
 
-#include "problem.h"
+#include "common/problem.h"
 
 namespace circle_kernels {
 

@@ -4,8 +4,8 @@
 
 #include <type_traits>
 
-#include "formula.h"
-#include "panels.h"
+#include "kernels/products/panels.h"
+#include "kernels/tiles/formula.h"
 
 namespace circle_kernels {
 namespace {
