@@ -5,7 +5,7 @@
 
 #include "common/order/classes.h"
 #include "common/order/ranks.h"
-#include "tests/check.h"
+#include "tests/support/check.h"
 
 namespace circle_kernels {
 namespace {

@@ -3,7 +3,7 @@
 #include <stdexcept>
 
 #include "common/kernels.h"
-#include "tests/check.h"
+#include "tests/support/check.h"
 
 namespace circle_kernels {
 namespace {

@@ -7,7 +7,7 @@
 #include <random>
 
 #include "kernels/vectors/exp2.h"
-#include "tests/check.h"
+#include "tests/support/check.h"
 
 namespace circle_kernels {
 

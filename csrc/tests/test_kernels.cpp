@@ -3,8 +3,8 @@
 #include <random>
 #include <utility>
 
-#include "tests/check.h"
-#include "tests/runs.h"
+#include "tests/support/check.h"
+#include "tests/support/runs.h"
 
 namespace circle_kernels {
 namespace {

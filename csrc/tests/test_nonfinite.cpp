@@ -2,8 +2,8 @@
 // vector's gradient is finite. The reference lets NaN flow through plain arithmetic.
 #include <cmath>
 
-#include "tests/check.h"
-#include "tests/runs.h"
+#include "tests/support/check.h"
+#include "tests/support/runs.h"
 
 namespace circle_kernels {
 namespace {

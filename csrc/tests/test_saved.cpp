@@ -7,8 +7,8 @@
 #include <stdexcept>
 
 #include "common/memory.h"
-#include "tests/check.h"
-#include "tests/runs.h"
+#include "tests/support/check.h"
+#include "tests/support/runs.h"
 
 namespace circle_kernels {
 namespace {

@@ -3,7 +3,7 @@
 #include <initializer_list>
 
 #include "kernels/vectors/scalars.h"
-#include "tests/check.h"
+#include "tests/support/check.h"
 
 namespace circle_kernels {
 namespace {

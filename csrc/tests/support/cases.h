@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "tests/buffer.h"
+#include "tests/support/buffer.h"
 
 namespace circle_kernels {
 

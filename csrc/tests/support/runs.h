@@ -3,8 +3,8 @@
 
 #include <string>
 
-#include "tests/level_argument.h"
-#include "tests/reference.h"
+#include "tests/support/level_argument.h"
+#include "tests/support/reference.h"
 
 namespace circle_kernels {
 

@@ -1,4 +1,4 @@
-#include "tests/level_argument.h"
+#include "tests/support/level_argument.h"
 
 #include <cstdio>
 #include <cstdlib>

@@ -1,6 +1,6 @@
 // main() of a test that is itself compiled for one instruction set: this file is not, so it can say
 // that the machine does not have it.
-#include "tests/level_argument.h"
+#include "tests/support/level_argument.h"
 
 namespace circle_kernels {
 int run_tests();  // the test's, compiled for the level

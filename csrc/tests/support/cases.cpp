@@ -1,4 +1,4 @@
-#include "tests/cases.h"
+#include "tests/support/cases.h"
 
 #include <cmath>
 #include <random>

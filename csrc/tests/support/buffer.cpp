@@ -1,4 +1,4 @@
-#include "tests/buffer.h"
+#include "tests/support/buffer.h"
 
 #include <cmath>
 

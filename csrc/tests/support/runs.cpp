@@ -1,4 +1,4 @@
-#include "tests/runs.h"
+#include "tests/support/runs.h"
 
 #include <cmath>
 #include <cstdio>
