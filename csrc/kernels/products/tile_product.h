@@ -1,7 +1,7 @@
 // The product of one tile of G = dL/ds with one panel.
 #pragma once
 
-#include "kernels/products/product.h"
+#include "kernels/products/register_product.h"
 #include "kernels/vectors/transpose.h"
 
 namespace circle_kernels {

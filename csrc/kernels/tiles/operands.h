@@ -4,7 +4,7 @@
 
 #include "common/memory.h"
 #include "kernels/products/bfloat_operands.h"
-#include "kernels/products/product.h"
+#include "kernels/products/register_product.h"
 #include "kernels/products/tile_product.h"
 #include "kernels/tiles/tiles.h"
 
