@@ -7,7 +7,7 @@
 #pragma once
 
 #include "common/memory.h"
-#include "kernels/products/tile_product.h"
+#include "kernels/products/gradient_product.h"
 #include "kernels/tiles/saved.h"
 #include "kernels/tiles/statistics.h"
 #include "kernels/tiles/tiles.h"

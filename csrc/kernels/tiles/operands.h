@@ -4,8 +4,8 @@
 
 #include "common/memory.h"
 #include "kernels/products/bfloat_operands.h"
+#include "kernels/products/gradient_product.h"
 #include "kernels/products/register_product.h"
-#include "kernels/products/tile_product.h"
 #include "kernels/tiles/tiles.h"
 
 #if defined(_OPENMP)
