@@ -1,11 +1,11 @@
-// The forward pass over all tiles: what each thread does when. forward.h has what is done to a
+// The forward pass over all tiles: what each thread does when. tile_sums.h has what is done to a
 // tile.
 #pragma once
 
 #include "kernels/tiles/deep.h"
-#include "kernels/tiles/forward.h"
 #include "kernels/tiles/operands.h"
 #include "kernels/tiles/saved.h"
+#include "kernels/tiles/tile_sums.h"
 
 namespace circle_kernels {
 namespace {
