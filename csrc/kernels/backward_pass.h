@@ -1,11 +1,11 @@
-// The backward pass over all tiles: what each thread does when. backward.h has what is done to a
-// tile.
+// The backward pass over all tiles: what each thread does when. tile_gradient.h has what is done to
+// a tile.
 #pragma once
 
-#include "kernels/tiles/backward.h"
 #include "kernels/tiles/deep.h"
 #include "kernels/tiles/operands.h"
 #include "kernels/tiles/saved.h"
+#include "kernels/tiles/tile_gradient.h"
 
 namespace circle_kernels {
 namespace {
