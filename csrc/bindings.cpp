@@ -7,7 +7,7 @@
 #include <chrono>
 #include <optional>
 
-#include "common/kernels.h"
+#include "common/dispatch.h"
 #include "common/listed.h"
 #include "common/memory.h"
 #include "common/row_losses.h"

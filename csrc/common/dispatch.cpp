@@ -1,10 +1,11 @@
+#include "common/dispatch.h"
+
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <new>
 #include <stdexcept>
 
-#include "common/kernels.h"
 #include "common/saved_header.h"
 
 #if defined(__unix__) || defined(__APPLE__)

@@ -6,7 +6,7 @@
 
 #include <type_traits>
 
-#include "common/kernels.h"
+#include "common/dispatch.h"
 #include "kernels/backward_pass.h"
 #include "kernels/forward_pass.h"
 

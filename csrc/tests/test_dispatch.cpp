@@ -1,8 +1,8 @@
-// kernels.h: which instruction set the environment variable gives.
+// dispatch.h: which instruction set the environment variable gives.
 #include <cstdlib>
 #include <stdexcept>
 
-#include "common/kernels.h"
+#include "common/dispatch.h"
 #include "tests/support/check.h"
 
 namespace circle_kernels {

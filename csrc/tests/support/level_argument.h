@@ -1,7 +1,7 @@
 // The instruction set that a test program is run for.
 #pragma once
 
-#include "common/kernels.h"
+#include "common/dispatch.h"
 
 namespace circle_kernels {
 
