@@ -2,6 +2,7 @@
 // tile.
 #pragma once
 
+#include "kernels/tiles/chunks.h"
 #include "kernels/tiles/deep.h"
 #include "kernels/tiles/operands.h"
 #include "kernels/tiles/saved.h"

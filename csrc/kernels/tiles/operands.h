@@ -6,6 +6,7 @@
 #include "kernels/products/bfloat_operands.h"
 #include "kernels/products/gradient_product.h"
 #include "kernels/products/register_product.h"
+#include "kernels/tiles/chunks.h"
 #include "kernels/tiles/tiles.h"
 
 #if defined(_OPENMP)
