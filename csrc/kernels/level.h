@@ -7,8 +7,8 @@
 #include <type_traits>
 
 #include "common/dispatch.h"
-#include "kernels/backward_pass.h"
-#include "kernels/forward_pass.h"
+#include "kernels/backward/backward_pass.h"
+#include "kernels/forward/forward_pass.h"
 
 namespace circle_kernels {
 namespace {

@@ -2,11 +2,11 @@
 // tile.
 #pragma once
 
+#include "kernels/forward/tile_sums.h"
 #include "kernels/tiles/chunks.h"
 #include "kernels/tiles/deep.h"
 #include "kernels/tiles/operands.h"
 #include "kernels/tiles/saved.h"
-#include "kernels/tiles/tile_sums.h"
 
 namespace circle_kernels {
 namespace {

@@ -7,9 +7,9 @@
 #pragma once
 
 #include "common/memory.h"
+#include "kernels/backward/statistics.h"
 #include "kernels/products/gradient_product.h"
 #include "kernels/tiles/saved.h"
-#include "kernels/tiles/statistics.h"
 #include "kernels/tiles/tiles.h"
 #include "kernels/vectors/exp2.h"
 

@@ -2,11 +2,11 @@
 // a tile.
 #pragma once
 
+#include "kernels/backward/tile_gradient.h"
 #include "kernels/tiles/chunks.h"
 #include "kernels/tiles/deep.h"
 #include "kernels/tiles/operands.h"
 #include "kernels/tiles/saved.h"
-#include "kernels/tiles/tile_gradient.h"
 
 namespace circle_kernels {
 namespace {
