@@ -1,7 +1,14 @@
-// The backward pass over all tiles: what each thread does when. tile_gradient.h has what is done to
-// a tile.
+// The backward pass over all tiles: what each thread does when. tile_gradient.h and kept_weights.h
+// have what is done to a tile.
+//
+// A chunk of tiles at a time, G = dL/ds is computed into a bounded buffer, in self mode G + G^T,
+// since there s_ij and s_ji are one number. Then each panel of the gradient takes what the chunk
+// has for it: nobody else writes that panel, so there are no atomics, and the order of its sums is
+// fixed.
 #pragma once
 
+#include "kernels/backward/kept_weights.h"
+#include "kernels/backward/statistics.h"
 #include "kernels/backward/tile_gradient.h"
 #include "kernels/tiles/chunks.h"
 #include "kernels/tiles/deep.h"
