@@ -38,16 +38,16 @@ CIRCLE_INLINE Vec<Sum<E>> multiply_add(Vec<E> a, Vec<E> b, Vec<Sum<E>> sums) {
 
 // Rows and vectors of the register tile: as many sums as leave registers for their operands.
 #if CIRCLE_VECTOR_BYTES == 64 || defined(__aarch64__)
-constexpr int TILE_ROWS = 8, TILE_VECTORS = 3;
+constexpr int REGISTER_ROWS = 8, REGISTER_VECTORS = 3;
 #else
-constexpr int TILE_ROWS = 6, TILE_VECTORS = 2;
+constexpr int REGISTER_ROWS = 6, REGISTER_VECTORS = 2;
 #endif
 
 template <class T>
-constexpr int TILE_COLUMNS = TILE_VECTORS * LANES<T>;
+constexpr int REGISTER_COLUMNS = REGISTER_VECTORS * LANES<T>;
 
-static_assert(PANEL % TILE_ROWS == 0 && PANEL % TILE_COLUMNS<float> == 0 &&
-              PANEL % TILE_COLUMNS<double> == 0);
+static_assert(PANEL % REGISTER_ROWS == 0 && PANEL % REGISTER_COLUMNS<float> == 0 &&
+              PANEL % REGISTER_COLUMNS<double> == 0);
 
 // Vectors of b that the similarities' product asks for ahead of their use, in depth: about the time
 // that the last-level cache takes to answer.
@@ -120,12 +120,12 @@ CIRCLE_INLINE void multiply_registers(const E* a, const int32_t* indices, const 
 template <class T, class Run>
 CIRCLE_INLINE void for_each_part(int64_t live, Run run) {
   int64_t column = 0;
-  for (; column + TILE_COLUMNS<T> <= live; column += TILE_COLUMNS<T>) {
-    run(column, std::integral_constant<int, TILE_VECTORS>());
+  for (; column + REGISTER_COLUMNS<T> <= live; column += REGISTER_COLUMNS<T>) {
+    run(column, std::integral_constant<int, REGISTER_VECTORS>());
   }
   const int64_t rest = (live - column + LANES<T> - 1) / LANES<T>;
-  if (rest == TILE_VECTORS) run(column, std::integral_constant<int, TILE_VECTORS>());
-  if (rest == 2 && TILE_VECTORS > 2) run(column, std::integral_constant<int, 2>());
+  if (rest == REGISTER_VECTORS) run(column, std::integral_constant<int, REGISTER_VECTORS>());
+  if (rest == 2 && REGISTER_VECTORS > 2) run(column, std::integral_constant<int, 2>());
   if (rest == 1) run(column, std::integral_constant<int, 1>());
 }
 
@@ -154,7 +154,7 @@ void similarity_tile(const E* rows,     // (depth, PANEL)
   const int64_t strips = (depth + DEEPEST - 1) / DEEPEST;
   const int64_t deep = (depth + strips - 1) / strips;
   // What the loops below leave out.
-  const int64_t rows_done = (live_rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
+  const int64_t rows_done = (live_rows + REGISTER_ROWS - 1) / REGISTER_ROWS * REGISTER_ROWS;
   const int64_t columns_done = (live_columns + LANES<E> - 1) / LANES<E> * LANES<E>;
   for (int64_t row = 0; row < rows_done && columns_done < PANEL; ++row) {
     std::memset(tile + row * PANEL + columns_done, 0, (PANEL - columns_done) * sizeof *tile);
@@ -166,9 +166,9 @@ void similarity_tile(const E* rows,     // (depth, PANEL)
     for_each_part<E>(live_columns, [&](int64_t column, auto width) {
       constexpr int VECTORS = decltype(width)::value;
       const int64_t last_row = symmetric ? column + VECTORS * LANES<E> : live_rows;
-      for (int64_t row = 0; row < live_rows && row < last_row; row += TILE_ROWS) {
+      for (int64_t row = 0; row < live_rows && row < last_row; row += REGISTER_ROWS) {
         const auto multiply = [&](auto&& look_at_sums) {
-          multiply_registers<E, TILE_ROWS, VECTORS, 1, PANEL, false>(
+          multiply_registers<E, REGISTER_ROWS, VECTORS, 1, PANEL, false>(
               rows + begin * PANEL + row, nullptr, columns + begin * PANEL + column, strip,
               tile + row * PANEL + column, begin > 0, look_at_sums);
         };
@@ -208,9 +208,9 @@ CIRCLE_INLINE void accumulate_columns(const E* panel, const int32_t* indices, co
                                       Sum<E>* gradient, Upcoming& upcoming) {
   constexpr int STRIDE = PANEL / Element<E>::NUMBERS;
   int64_t d = first_dim;
-  for (; d + TILE_ROWS <= last_dim; d += TILE_ROWS) {
+  for (; d + REGISTER_ROWS <= last_dim; d += REGISTER_ROWS) {
     upcoming.ask();
-    multiply_registers<E, TILE_ROWS, vectors, STRIDE, 1, indexed>(
+    multiply_registers<E, REGISTER_ROWS, vectors, STRIDE, 1, indexed>(
         panel + d * STRIDE, indices, weights, depth, gradient + d * PANEL, true);
   }
   for (; d + 2 <= last_dim; d += 2) {
@@ -231,7 +231,7 @@ void accumulate_gradient(const E* panel,    // (dim, PANEL) numbers
                          const E* next,       // (PANEL, PANEL) read afterwards, or null
                          Sum<E>* gradient) {  // (dim, PANEL)
   Upcoming upcoming(next, PANEL * PANEL * sizeof(E),
-                    (last_dim - first_dim) / TILE_ROWS * (PANEL / TILE_COLUMNS<E>));
+                    (last_dim - first_dim) / REGISTER_ROWS * (PANEL / REGISTER_COLUMNS<E>));
   for_each_part<E>(live_columns, [&](int64_t column, auto width) {
     accumulate_columns<E, decltype(width)::value, false>(
         panel, nullptr, weights + column, depth, first_dim, last_dim, gradient + column, upcoming);
