@@ -34,8 +34,8 @@ struct Panels {
   int64_t given(int64_t row) const { return order != nullptr ? order[row] : row; }
   // Rows of a panel that are not padding.
   int64_t live(int64_t index) const {
-    const int64_t left = count - index * PANEL;
-    return left < PANEL ? left : PANEL;
+    const int64_t rest = count - index * PANEL;
+    return rest < PANEL ? rest : PANEL;
   }
   bool padded(int64_t index) const { return live(index) < PANEL; }
   Int<T> first_class(int64_t index) const { return class_ids[index * PANEL]; }
@@ -44,12 +44,12 @@ struct Panels {
   bool any_class_in(int64_t index, Int<T> lowest, Int<T> highest) const {
     if (last_class(index) < lowest || highest < first_class(index)) return false;
     const Int<T>* begin = class_ids + index * PANEL;
-    int64_t left = 0, right = live(index) - 1;  // of the first class that is at least `lowest`
-    while (left < right) {
-      const int64_t middle = (left + right) / 2;
-      begin[middle] < lowest ? left = middle + 1 : right = middle;
+    int64_t low = 0, high = live(index) - 1;  // of the first class that is at least `lowest`
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      begin[middle] < lowest ? low = middle + 1 : high = middle;
     }
-    return begin[left] <= highest;
+    return begin[low] <= highest;
   }
 };
 

@@ -41,8 +41,8 @@ class Window {
 
   void move_to(int64_t first_dim) {
     const Problem& problem = operands_.problem;
-    const int64_t left = problem.rows.dim - first_dim;
-    depth_ = left < WINDOW ? left : WINDOW;
+    const int64_t rest = problem.rows.dim - first_dim;
+    depth_ = rest < WINDOW ? rest : WINDOW;
     operands_.rows.first_dim = operands_.columns.first_dim = first_dim;
     pack(problem.rows, operands_.rows);
     if (!problem.self_mode) pack(problem.columns, operands_.columns);
