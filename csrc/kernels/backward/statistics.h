@@ -41,7 +41,7 @@ RowStatistics<T> row_statistics(const Panels<T>& rows, T* lse, const T* gradient
                               allocate<T>(arena, rows.panels())};
   for (int64_t row = 0; row < rows.panels() * PANEL; ++row) {
     const bool empty = row >= rows.count || lse[row] == -INFINITE<T>;
-    statistics.gradient[row] = empty ? T(0) : gradient[rows.given(row)];
+    statistics.gradient[row] = empty ? T(0) : gradient[rows.caller_row(row)];
   }
   return statistics;
 }

@@ -202,9 +202,9 @@ bool forward_with(const Problem& problem, const Classes& classes, const BFloatPr
   if (operands.end_wanted()) return false;
   poison(operands, arena, saved.lse_pos, saved.lse_neg);
   for (int64_t row = 0; row < operands.rows.count; ++row) {
-    const int64_t given = operands.rows.given(row);
-    if (saved.lse_pos[row] != saved.lse_pos[row]) lse_pos[given] = saved.lse_pos[row];
-    if (saved.lse_neg[row] != saved.lse_neg[row]) lse_neg[given] = saved.lse_neg[row];
+    const int64_t caller_row = operands.rows.caller_row(row);
+    if (saved.lse_pos[row] != saved.lse_pos[row]) lse_pos[caller_row] = saved.lse_pos[row];
+    if (saved.lse_neg[row] != saved.lse_neg[row]) lse_neg[caller_row] = saved.lse_neg[row];
   }
   return true;
 }

@@ -265,7 +265,7 @@ void finish(const PartialSums<T>& total, const Panels<T>& rows, int64_t panel, d
     const double shift = total.shift[row], sum = std::log2(double{total.sum[row]});
     base_2[row] = empty ? -INFINITE<T> : static_cast<T>(shift + sum);
     if (!live) continue;
-    natural[rows.given(panel * PANEL + row)] =
+    natural[rows.caller_row(panel * PANEL + row)] =
         empty ? -INFINITE<T> : static_cast<T>(shift * unit + sum * LN_2);
   }
 }

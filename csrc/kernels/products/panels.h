@@ -31,7 +31,7 @@ struct Panels {
 
   int64_t panels() const { return panels_of(count); }
   T* panel(int64_t index) const { return values + (index - first) * depth * PANEL; }
-  int64_t given(int64_t row) const { return order != nullptr ? order[row] : row; }
+  int64_t caller_row(int64_t row) const { return order != nullptr ? order[row] : row; }
   // Rows of a panel that are not padding.
   int64_t live(int64_t index) const {
     const int64_t rest = count - index * PANEL;
@@ -107,7 +107,7 @@ void measure_rows(const Embeddings& side, bool normalize, int64_t index, int64_t
   for (int64_t row = begin_row; row < begin_row + PACKED_ROWS; ++row) {
     divisors[row] = 1;
     if (row >= live) continue;
-    const double length = norm(values + panels.given(index * PANEL + row) * side.row_stride,
+    const double length = norm(values + panels.caller_row(index * PANEL + row) * side.row_stride,
                                side.dim_stride, panels.dim);
     if (!(length <= std::numeric_limits<T>::max())) {
       divisors[row] = std::numeric_limits<T>::quiet_NaN();
@@ -132,7 +132,8 @@ void pack_rows(const Embeddings& side, int64_t index, int64_t begin_row, int64_t
   const S* rows[PANEL];
   for (int64_t row = begin_row; row < end_row; ++row) {
     const bool present = row < live && divisors[row] == divisors[row];
-    rows[row] = present ? values + panels.given(index * PANEL + row) * side.row_stride : nullptr;
+    rows[row] =
+        present ? values + panels.caller_row(index * PANEL + row) * side.row_stride : nullptr;
   }
 
   T strip[LANES<T>][STRIP];
@@ -256,8 +257,8 @@ void unpack_rows(const Panels<T>& panels, bool normalize, Projection<T> projecti
       transpose_block(&block[0][0], LANES<T>, &strip[0][first], STRIP);
     }
     for (int64_t lane = 0; lane < LANES<T> && row + lane < live; ++lane) {
-      const int64_t given = panels.given(index * PANEL + row + lane);
-      S* to = output + given * panels.dim + panels.first_dim + begin;
+      const int64_t caller_row = panels.caller_row(index * PANEL + row + lane);
+      S* to = output + caller_row * panels.dim + panels.first_dim + begin;
       T* values = strip[lane];
       const T divisor = divisors[row + lane];
       if (normalize && divisor <= static_cast<T>(NORM_EPS)) {
