@@ -119,7 +119,7 @@ bool forward_with(const Problem& problem, const Classes& classes, const BFloatPr
   auto* totals = allocate<TilePartial<T>>(arena, row_panels);
   T* scratch = allocate<T>(arena, problem.threads * PANEL * PANEL);
   T *lse_pos = static_cast<T*>(result.lse_pos), *lse_neg = static_cast<T*>(result.lse_neg);
-  const double unit = natural_unit(logits, problem.formula);
+  const double nats = nats_per_logit(logits, problem.formula);
 
 #pragma omp parallel num_threads(problem.threads)
   {
@@ -192,9 +192,9 @@ bool forward_with(const Problem& problem, const Classes& classes, const BFloatPr
     operands.end();
 #pragma omp for schedule(static)
     for (int64_t panel = 0; panel < row_panels; ++panel) {
-      finish(totals[panel].positive, operands.rows, panel, unit, saved.lse_pos + panel * PANEL,
+      finish(totals[panel].positive, operands.rows, panel, nats, saved.lse_pos + panel * PANEL,
              lse_pos);
-      finish(totals[panel].negative, operands.rows, panel, unit, saved.lse_neg + panel * PANEL,
+      finish(totals[panel].negative, operands.rows, panel, nats, saved.lse_neg + panel * PANEL,
              lse_neg);
     }
   }

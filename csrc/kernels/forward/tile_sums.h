@@ -253,11 +253,11 @@ void merge(const PartialSums<T>& partial, PartialSums<T>& total) {
 }
 
 // A panel's log-sum-exps, -inf for an empty sum: in base 2 for the backward pass, in panel order,
-// and natural ones as the caller wants them, in the order given; `unit` is natural_unit().
+// and natural ones as the caller wants them, in the order given; `nats` is nats_per_logit().
 //
 // In double: near 0 they are a difference of two numbers of the size of the shift.
 template <class T>
-void finish(const PartialSums<T>& total, const Panels<T>& rows, int64_t panel, double unit,
+void finish(const PartialSums<T>& total, const Panels<T>& rows, int64_t panel, double nats,
             T* base_2,     // (PANEL,)
             T* natural) {  // (rows.count,)
   for (int64_t row = 0; row < PANEL; ++row) {
@@ -266,7 +266,7 @@ void finish(const PartialSums<T>& total, const Panels<T>& rows, int64_t panel, d
     base_2[row] = empty ? -INFINITE<T> : static_cast<T>(shift + sum);
     if (!live) continue;
     natural[rows.caller_row(panel * PANEL + row)] =
-        empty ? -INFINITE<T> : static_cast<T>(shift * unit + sum * LN_2);
+        empty ? -INFINITE<T> : static_cast<T>(shift * nats + sum * LN_2);
   }
 }
 

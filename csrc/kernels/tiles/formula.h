@@ -65,7 +65,7 @@ struct UnifiedLogits {
 
 // What a logit of 1 is in natural logarithms: ln 2, but for the rounding of gamma in base 2.
 template <class Logits>
-double natural_unit(const Logits& logits, const Formula& formula) {
+double nats_per_logit(const Logits& logits, const Formula& formula) {
   const double gamma_base2 = logits.gamma_base2;
   const bool normal = gamma_base2 > 0 && gamma_base2 < std::numeric_limits<double>::infinity();
   return normal ? formula.gamma / gamma_base2 : LN_2;
