@@ -101,7 +101,8 @@ class BackwardPass {
       if (saved_.kept_tiles < tiles()) deep_products_.multiply();
       compute_tiles(chunk);
       deep_products_.unpack(
-          gradients_, statistics_.unit, [&](const Operands<T>& operands, Side side, T* gradient) {
+          gradients_, statistics_.gradient_unit,
+          [&](const Operands<T>& operands, Side side, T* gradient) {
             const int64_t outputs = (side == Side::rows ? rows_ : columns_).panels();
             accumulate_panels(chunk, operands, side, 0, outputs, {0, WINDOW}, gradient);
           });
@@ -279,7 +280,7 @@ class BackwardPass {
       const int64_t panel = task / PARTS, row = task % PARTS * PACKED_ROWS;
       with_scalar<T>(problem_, [&](auto zero) {
         unpack_gradient(side, problem_.normalize, panel, row,
-                        gradient + (panel - begin) * panel_size_, statistics_.unit,
+                        gradient + (panel - begin) * panel_size_, statistics_.gradient_unit,
                         static_cast<decltype(zero)*>(output));
       });
     }

@@ -15,9 +15,9 @@ namespace {
 template <class T>
 struct RowStatistics {
   T* lse;       // (panels, PANEL) base 2
-  T* gradient;  // (panels, PANEL) upstream gradient times gamma, over Statistics::unit; 0 for an
-                // empty set and for padding
-  T* lowest;    // (panels,) smallest lse among rows with a gradient; +inf if there are none
+  T* gradient;  // (panels, PANEL) upstream gradient times gamma, over Statistics::gradient_unit; 0
+                // for an empty set and for padding
+  T* lowest;  // (panels,) smallest lse among rows with a gradient; +inf if there are none
 };
 
 template <class T>
@@ -25,7 +25,7 @@ struct Statistics {
   RowStatistics<T> positive, negative;
   // A power of two near the largest of the gradients, which factors 2^(shift - lse) would otherwise
   // carry out of the exponent's range; gradients of embeddings get it back at the very end.
-  double unit;
+  double gradient_unit;
 
   // Whether any row of the panel has a gradient.
   bool active(int64_t panel) const {
@@ -57,14 +57,15 @@ T largest_gradient(const RowStatistics<T>& statistics, int64_t rows) {
   return largest;
 }
 
-// Multiplies the upstream gradients by gamma, over `unit`, and fills in `lowest`.
+// Multiplies the upstream gradients by gamma, over `gradient_unit`, and fills in `lowest`.
 template <class T>
-void scale_gradients(RowStatistics<T>& statistics, int64_t panels, double gamma, double unit) {
+void scale_gradients(RowStatistics<T>& statistics, int64_t panels, double gamma,
+                     double gradient_unit) {
   for (int64_t panel = 0; panel < panels; ++panel) {
     T lowest = INFINITE<T>;
     for (int64_t row = panel * PANEL; row < (panel + 1) * PANEL; ++row) {
       T& gradient = statistics.gradient[row];
-      gradient = static_cast<T>(gradient / unit * gamma);
+      gradient = static_cast<T>(gradient / gradient_unit * gamma);
       if (gradient == 0) continue;
       // NaN: nothing is known of the distance, and the exact body carries it on.
       const T lse = statistics.lse[row], known = lse == lse ? lse : -INFINITE<T>;
@@ -88,9 +89,11 @@ Statistics<T> make_statistics(const Panels<T>& rows, const Saved<T>& saved,
   // Of double, which has room for what is then left, and for the inverse of the smallest divisor.
   constexpr int MOST = 960;
   exponent += exponent_of_gamma;
-  statistics.unit = std::ldexp(1.0, exponent < -MOST ? -MOST : exponent > MOST ? MOST : exponent);
-  scale_gradients(statistics.positive, rows.panels(), gamma, statistics.unit);
-  scale_gradients(statistics.negative, rows.panels(), gamma, statistics.unit);
+  statistics.gradient_unit = std::ldexp(1.0, exponent < -MOST  ? -MOST
+                                             : exponent > MOST ? MOST
+                                                               : exponent);
+  scale_gradients(statistics.positive, rows.panels(), gamma, statistics.gradient_unit);
+  scale_gradients(statistics.negative, rows.panels(), gamma, statistics.gradient_unit);
   return statistics;
 }
 

@@ -167,7 +167,7 @@ void pack_rows(const Embeddings& side, int64_t index, int64_t begin_row, int64_t
 }
 
 // The gradient with respect to LANES embeddings as given, from that with respect to the normalised
-// ones: dx = (g - x <x, g>) / |x|, where g is in units of `unit`.
+// ones: dx = (g - x <x, g>) / |x|, where g is in units of `gradient_unit`.
 template <class T>
 class Projection {
  public:
@@ -198,10 +198,10 @@ class Projection {
     }
   }
   // Once all are added.
-  void finish(const T* divisors, double unit) {
+  void finish(const T* divisors, double gradient_unit) {
     const Doubled<T> divisor = Doubled<T>::load(divisors);
     for (int part = 0; part < Doubled<T>::PARTS; ++part) {
-      inverse_.parts[part] = unit / divisor.parts[part];
+      inverse_.parts[part] = gradient_unit / divisor.parts[part];
       // Below eps the divisor is a constant and there is nothing to project out.
       along_.parts[part] = select<double>(divisor.parts[part] <= double{static_cast<T>(NORM_EPS)},
                                           Vec<double>{}, along_.parts[part] / square_.parts[part]);
@@ -232,8 +232,8 @@ class Projection {
 template <class T, class S>
 void unpack_rows(const Panels<T>& panels, bool normalize, Projection<T> projection, int64_t index,
                  int64_t row, int64_t depth,
-                 const T* gradient,  // (depth, PANEL), in units of `unit`, a power of two
-                 double unit,
+                 const T* gradient,  // (depth, PANEL), in units of `gradient_unit`, a power of two
+                 double gradient_unit,
                  S* output) {  // (count, dim), contiguous
   const int64_t live = panels.live(index);
   const T* panel = panels.panel(index);
@@ -249,7 +249,7 @@ void unpack_rows(const Panels<T>& panels, bool normalize, Projection<T> projecti
           projection.at(panel + at, gradient + at, block[d - first]);
         } else {
           Doubled<T> slope = Doubled<T>::load(gradient + at);
-          for (Vec<double>& part : slope.parts) part *= unit;
+          for (Vec<double>& part : slope.parts) part *= gradient_unit;
           slope.store(block[d - first]);
         }
       }
@@ -278,18 +278,20 @@ void unpack_rows(const Panels<T>& panels, bool normalize, Projection<T> projecti
 
 // PACKED_ROWS rows of a panel of the gradient, from `begin_row` on, of panels that hold all of d.
 template <class T, class S>
-void unpack_gradient(const Panels<T>& panels, bool normalize, int64_t index, int64_t begin_row,
-                     const T* gradient,  // (dim, PANEL), in units of `unit`, a power of two
-                     double unit,
-                     S* output) {  // (count, dim), contiguous
+void unpack_gradient(
+    const Panels<T>& panels, bool normalize, int64_t index, int64_t begin_row,
+    const T* gradient,  // (dim, PANEL), in units of `gradient_unit`, a power of two
+    double gradient_unit,
+    S* output) {  // (count, dim), contiguous
   const int64_t live = panels.live(index);
   for (int64_t row = begin_row; row < live && row < begin_row + PACKED_ROWS; row += LANES<T>) {
     Projection<T> projection;
     if (normalize) {
       projection.add(panels.panel(index) + row, gradient + row, panels.dim);
-      projection.finish(panels.divisors + index * PANEL + row, unit);
+      projection.finish(panels.divisors + index * PANEL + row, gradient_unit);
     }
-    unpack_rows(panels, normalize, projection, index, row, panels.dim, gradient, unit, output);
+    unpack_rows(panels, normalize, projection, index, row, panels.dim, gradient, gradient_unit,
+                output);
   }
 }
 

@@ -108,9 +108,10 @@ class DeepProducts {
   }
 
   // Computes gradients to their end. `accumulate(operands, side, gradient)` adds to a window of one
-  // side's gradient, (panels, WINDOW, PANEL), what the operands there give, in units of `unit`.
+  // side's gradient, (panels, WINDOW, PANEL), what the operands there give, in units of
+  // `gradient_unit`.
   template <class Accumulate>
-  void unpack(const Gradients& gradients, double unit, Accumulate accumulate) {
+  void unpack(const Gradients& gradients, double gradient_unit, Accumulate accumulate) {
     const bool normalize = operands_.problem.normalize;
     if (normalize) {
 #pragma omp for schedule(static)
@@ -129,7 +130,7 @@ class DeepProducts {
         const bool of_rows = place < operands_.rows.panels() * GROUPS;
         const int64_t group = of_rows ? place : place - operands_.rows.panels() * GROUPS;
         const Panels<T>& panels = of_rows ? operands_.rows : operands_.columns;
-        projections_[place].finish(panels.divisors + group * LANES<T>, unit);
+        projections_[place].finish(panels.divisors + group * LANES<T>, gradient_unit);
       }
     }
     for_each_output(gradients, accumulate,
@@ -137,7 +138,7 @@ class DeepProducts {
                         int64_t depth, const T* gradient, void* output) {
                       with_scalar<T>(operands_.problem, [&](auto zero) {
                         unpack_rows(panels, normalize, projections_[place], index, row, depth,
-                                    gradient, unit, static_cast<decltype(zero)*>(output));
+                                    gradient, gradient_unit, static_cast<decltype(zero)*>(output));
                       });
                     });
   }
