@@ -191,15 +191,15 @@ class BackwardPass {
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < tasks * parts; ++task) {
       const int64_t part = task % parts;
-      const bool of_rows = task / parts < row_tasks;
-      const int64_t place = (task / parts - (of_rows ? 0 : row_tasks)) * width;
+      const bool to_rows = task / parts < row_tasks;
+      const int64_t place = (task / parts - (to_rows ? 0 : row_tasks)) * width;
       const int64_t first = blocks * part / parts * BFLOAT_DEPTH;
       const int64_t last = blocks * (part + 1) / parts * BFLOAT_DEPTH;
       const DimRange range{first, smaller(last, operands_.gradient_dim())};
-      const int64_t begin = (of_rows ? chunk.first_row : chunk.first_column) + place;
-      const int64_t end = smaller(begin + width, of_rows ? chunk.last_row : chunk.last_column);
-      T* gradient = of_rows || problem_.self_mode ? row_gradient_ : column_gradient_;
-      accumulate_panels(chunk, operands_, of_rows ? Side::rows : Side::columns, begin, end, range,
+      const int64_t begin = (to_rows ? chunk.first_row : chunk.first_column) + place;
+      const int64_t end = smaller(begin + width, to_rows ? chunk.last_row : chunk.last_column);
+      T* gradient = to_rows || problem_.self_mode ? row_gradient_ : column_gradient_;
+      accumulate_panels(chunk, operands_, to_rows ? Side::rows : Side::columns, begin, end, range,
                         gradient);
     }
   }
@@ -225,24 +225,24 @@ class BackwardPass {
 
   Place place_of(const Chunk& chunk, Side side, int64_t output, int64_t other) const {
     // Below the diagonal the tile's mirror image was visited.
-    const bool of_rows = side == Side::rows && chunk.visits(output, other);
-    return of_rows ? Place{output, other, true} : Place{other, output, false};
+    const bool is_row = side == Side::rows && chunk.visits(output, other);
+    return is_row ? Place{output, other, true} : Place{other, output, false};
   }
 
   // Adds what a chunk has for panels [begin, end) of the gradient of one side.
   void accumulate_panels(const Chunk& chunk, const Operands<T>& operands, Side side, int64_t begin,
                          int64_t end, const DimRange& range, T* gradients) {
-    const bool of_rows = side == Side::rows;
+    const bool to_rows = side == Side::rows;
     const int64_t panel_size = operands.gradient_dim() * PANEL;
-    const int64_t first = of_rows ? chunk.first_column : chunk.first_row;
-    const int64_t last = of_rows ? chunk.last_column : chunk.last_row;
+    const int64_t first = to_rows ? chunk.first_column : chunk.first_row;
+    const int64_t last = to_rows ? chunk.last_column : chunk.last_row;
     ProductScratch<T>& scratch = scratch_[thread_index()];
     for (int64_t other = first; other < last; ++other) {
       if (operands.interrupted()) return;
       for (int64_t output = begin; output < end; ++output) {
-        const int64_t first_held = of_rows ? 0 : operands.columns.first;
+        const int64_t first_held = to_rows ? 0 : operands.columns.first;
         T* gradient = gradients + (output - first_held) * panel_size;
-        const int64_t live = (of_rows ? rows_ : columns_).live(output);
+        const int64_t live = (to_rows ? rows_ : columns_).live(output);
         const Place place = place_of(chunk, side, output, other);
         const int64_t slot = chunk.slot(place.row, place.column);
         const TileShare& share = shares_[slot];
@@ -264,7 +264,7 @@ class BackwardPass {
                                   : place_of(chunk, side, begin, other + 1);
           upcoming = saved_.tile(index_of(next.row, next.column));
         }
-        operands.accumulate(of_rows ? Side::columns : Side::rows, other, tile, share, transposed,
+        operands.accumulate(to_rows ? Side::columns : Side::rows, other, tile, share, transposed,
                             live, range, scratch, upcoming, gradient);
       }
     }

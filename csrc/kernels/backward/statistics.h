@@ -17,7 +17,7 @@ struct RowStatistics {
   T* lse;       // (panels, PANEL) base 2
   T* gradient;  // (panels, PANEL) upstream gradient times gamma, over Statistics::gradient_unit; 0
                 // for an empty set and for padding
-  T* lowest;  // (panels,) smallest lse among rows with a gradient; +inf if there are none
+  T* lowest;    // (panels,) smallest lse among rows with a gradient; +inf if there are none
 };
 
 template <class T>

@@ -127,9 +127,9 @@ class DeepProducts {
         for (int64_t part = 1; part < PARTS; ++part) {
           projections_[place].add(projections_[part * groups_ + place]);
         }
-        const bool of_rows = place < operands_.rows.panels() * GROUPS;
-        const int64_t group = of_rows ? place : place - operands_.rows.panels() * GROUPS;
-        const Panels<T>& panels = of_rows ? operands_.rows : operands_.columns;
+        const bool is_row_group = place < operands_.rows.panels() * GROUPS;
+        const int64_t group = is_row_group ? place : place - operands_.rows.panels() * GROUPS;
+        const Panels<T>& panels = is_row_group ? operands_.rows : operands_.columns;
         projections_[place].finish(panels.divisors + group * LANES<T>, gradient_unit);
       }
     }
