@@ -192,10 +192,10 @@ bool forward_with(const Problem& problem, const Classes& classes, const BFloatPr
     operands.end();
 #pragma omp for schedule(static)
     for (int64_t panel = 0; panel < row_panels; ++panel) {
-      finish(totals[panel].positive, operands.rows, panel, nats, saved.lse_pos + panel * PANEL,
-             lse_pos);
-      finish(totals[panel].negative, operands.rows, panel, nats, saved.lse_neg + panel * PANEL,
-             lse_neg);
+      write_logsumexps(totals[panel].positive, operands.rows, panel, nats,
+                       saved.lse_pos + panel * PANEL, lse_pos);
+      write_logsumexps(totals[panel].negative, operands.rows, panel, nats,
+                       saved.lse_neg + panel * PANEL, lse_neg);
     }
   }
 

@@ -257,9 +257,10 @@ void merge(const PartialSums<T>& partial, PartialSums<T>& total) {
 //
 // In double: near 0 they are a difference of two numbers of the size of the shift.
 template <class T>
-void finish(const PartialSums<T>& total, const Panels<T>& rows, int64_t panel, double nats,
-            T* base_2,     // (PANEL,)
-            T* natural) {  // (rows.count,)
+void write_logsumexps(const PartialSums<T>& total, const Panels<T>& rows, int64_t panel,
+                      double nats,
+                      T* base_2,     // (PANEL,)
+                      T* natural) {  // (rows.count,)
   for (int64_t row = 0; row < PANEL; ++row) {
     const bool live = row < rows.live(panel), empty = !live || total.sum[row] == 0;
     const double shift = total.shift[row], sum = std::log2(double{total.sum[row]});
