@@ -7,10 +7,10 @@
 #include <chrono>
 #include <optional>
 
-#include "kernels.h"
-#include "listed.h"
-#include "memory.h"
-#include "row_losses.h"
+#include "common/dispatch.h"
+#include "common/listed.h"
+#include "common/memory.h"
+#include "common/row_losses.h"
 
 namespace py = pybind11;
 

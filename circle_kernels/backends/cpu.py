@@ -99,7 +99,7 @@ def unusable_reason(device: torch.device, dtype: torch.dtype, formula: PairFormu
 
 
 def saved_shape(problem: PairProblem) -> tuple[int]:
-    """``SavedLayout`` of csrc/problem.h in bytes; sizes may be symbolic."""
+    """``SavedLayout`` of csrc/common/problem.h in bytes; sizes may be symbolic."""
     return (_plan_saved(problem)[1],)
 
 

@@ -33,7 +33,7 @@ from torch import Tensor
 from circle_kernels.formula import PairFormula
 
 # What PairProblem.listed says of the pair (i, j): how row i counts it and, in self mode, how row j
-# does. ListedPair of csrc/problem.h.
+# does. ListedPair of csrc/common/problem.h.
 ROW_POSITIVE, ROW_NEGATIVE, COLUMN_POSITIVE, COLUMN_NEGATIVE = 1, 2, 4, 8
 # Both sides of PairProblem.listed are padded with zeros to a multiple: the C++ kernel's PANEL.
 LISTED_MULTIPLE = 96

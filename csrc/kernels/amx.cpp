@@ -1,6 +1,6 @@
 // Products of bfloat16 pairs by AMX: 16 x 16 sums from 16 x 32 by 32 x 16 numbers at a time.
-#include "../amx_tiles.h"
-#include "../bfloat_products.h"
+#include "common/bfloat_products.h"
+#include "kernels/products/amx_instructions.h"
 
 namespace circle_kernels {
 

@@ -1,3 +1,3 @@
 #define CIRCLE_LEVEL avx2
 #define CIRCLE_VECTOR_BYTES 32
-#include "../level.h"
+#include "kernels/level.h"

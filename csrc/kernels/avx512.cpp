@@ -1,3 +1,3 @@
 #define CIRCLE_LEVEL avx512
 #define CIRCLE_VECTOR_BYTES 64
-#include "../level.h"
+#include "kernels/level.h"

@@ -1,6 +1,6 @@
 // Products of bfloat16 pairs by AVX-512-BF16's dot product: twice the rate of float.
 #define CIRCLE_VECTOR_BYTES 64
-#include "../product.h"
+#include "kernels/products/register_product.h"
 
 namespace circle_kernels {
 

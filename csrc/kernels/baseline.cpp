@@ -1,3 +1,3 @@
 #define CIRCLE_LEVEL baseline
 #define CIRCLE_VECTOR_BYTES 16
-#include "../level.h"
+#include "kernels/level.h"

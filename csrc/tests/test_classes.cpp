@@ -3,9 +3,9 @@
 #include <limits>
 #include <random>
 
-#include "../classes.h"
-#include "../ranks.h"
-#include "check.h"
+#include "common/order/classes.h"
+#include "common/order/ranks.h"
+#include "tests/support/check.h"
 
 namespace circle_kernels {
 namespace {

@@ -1,9 +1,9 @@
-// kernels.h: which instruction set the environment variable gives.
+// dispatch.h: which instruction set the environment variable gives.
 #include <cstdlib>
 #include <stdexcept>
 
-#include "../kernels.h"
-#include "check.h"
+#include "common/dispatch.h"
+#include "tests/support/check.h"
 
 namespace circle_kernels {
 namespace {

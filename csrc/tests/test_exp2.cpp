@@ -6,8 +6,8 @@
 #include <limits>
 #include <random>
 
-#include "../exp2.h"
-#include "check.h"
+#include "kernels/vectors/exp2.h"
+#include "tests/support/check.h"
 
 namespace circle_kernels {
 

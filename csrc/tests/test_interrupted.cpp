@@ -2,8 +2,8 @@
 // all memory; the next one is none the worse for it.
 #include <cstring>
 
-#include "check.h"
-#include "runs.h"
+#include "tests/support/check.h"
+#include "tests/support/runs.h"
 
 namespace circle_kernels {
 namespace {

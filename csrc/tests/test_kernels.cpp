@@ -1,23 +1,28 @@
-// Both passes of one instruction set against the reference, over sizes, layouts, labels, formulas
-// and types. The level's name is the program's argument.
+// Both passes against the reference, over sizes, layouts, labels, formulas and types: of all
+// instruction sets that the program's arguments name, since the reference takes longest.
 #include <random>
 #include <utility>
 
-#include "check.h"
-#include "runs.h"
+#include "tests/support/check.h"
+#include "tests/support/runs.h"
 
 namespace circle_kernels {
 namespace {
 
+using Levels = std::vector<const Level*>;
+
 double worst = 0;  // share of the allowed error
 
-void check_case(const Level& level, const Case& asked, const RunOptions& options) {
+void check_case(const Levels& levels, const Case& asked, const RunOptions& options) {
   const Inputs inputs = make_inputs(asked);
   const Reference expected = reference(inputs);
-  const Results results = run_both(level, inputs, options);
-  const std::string wrong = difference(inputs, expected, results, true, worst);
-  CHECK_WITH(wrong.empty(), "%s; %s; %lld tiles kept, %d threads", wrong.c_str(),
-             describe(asked).c_str(), static_cast<long long>(options.kept_tiles), options.threads);
+  for (const Level* level : levels) {
+    const Results results = run_both(*level, inputs, options);
+    const std::string wrong = difference(inputs, expected, results, true, worst);
+    CHECK_WITH(wrong.empty(), "%s: %s; %s; %lld tiles kept, %d threads", level->name, wrong.c_str(),
+               describe(asked).c_str(), static_cast<long long>(options.kept_tiles),
+               options.threads);
+  }
 }
 
 // One of each choice for every size, mode and type, drawn so that no two choices move together.
@@ -45,7 +50,7 @@ const Formula ALL_FORMULAS[] = {circle_formula(80, true), circle_formula(80, fal
                                 unified_formula(80),      unified_formula(3)};
 const Scalar ALL_SCALARS[] = {Scalar::float16, Scalar::bfloat16, Scalar::float32, Scalar::float64};
 
-void test_sizes(const Level& level) {
+void test_sizes(const Levels& levels) {
   const int64_t sizes[] = {1, 2, 95, 96, 97, 193};
   const bool yes_or_no[] = {false, true};
   const int shares[] = {0, 1, 2};  // of two
@@ -69,7 +74,7 @@ void test_sizes(const Level& level) {
           const int64_t tiles = tiles_of(rows, self_mode ? rows : asked.columns, self_mode);
           options.kept_tiles = tiles * draw.from(shares) / 2;
           options.threads = draw.from(threads);
-          check_case(level, asked, options);
+          check_case(levels, asked, options);
         }
       }
     }
@@ -77,7 +82,7 @@ void test_sizes(const Level& level) {
 }
 
 // Every combination of what decides which code a tile takes.
-void test_formulas_and_labels(const Level& level) {
+void test_formulas_and_labels(const Levels& levels) {
   for (const Scalar scalar : {Scalar::float32, Scalar::float64}) {
     for (const Formula& formula : ALL_FORMULAS) {
       for (const Labels labels : ALL_LABELS) {
@@ -91,7 +96,7 @@ void test_formulas_and_labels(const Level& level) {
             asked.labels = labels;
             asked.formula = formula;
             asked.normalize = normalize;
-            check_case(level, asked, {2, 1});
+            check_case(levels, asked, {2, 1});
           }
         }
       }
@@ -101,24 +106,24 @@ void test_formulas_and_labels(const Level& level) {
 
 // Enough panels for several chunks of tiles: 16 panels an edge in the backward pass, 48 in the
 // forward pass; and enough values of d for several strips of a product.
-void test_many_tiles(const Level& level) {
+void test_many_tiles(const Levels& levels) {
   Case asked;
   asked.labels = Labels::pairs;
   asked.dim = 3;
   asked.formula = circle_formula(2, true);
   asked.rows = 17 * PANEL + 5;
-  check_case(level, asked, {100, 2});
+  check_case(levels, asked, {100, 2});
   asked.rows = 48 * PANEL + 5;
   asked.upstream = Upstream::few_rows;
-  check_case(level, asked, {0, 2});
+  check_case(levels, asked, {0, 2});
   asked.upstream = Upstream::everywhere;
   asked.rows = 150;
   asked.columns = 49 * PANEL + 1;
-  check_case(level, asked, {17, 2});
+  check_case(levels, asked, {17, 2});
   asked.labels = Labels::class_weights;
-  check_case(level, asked, {17, 2});
+  check_case(levels, asked, {17, 2});
   std::swap(asked.rows, asked.columns);
-  check_case(level, asked, {0, 2});
+  check_case(levels, asked, {0, 2});
   asked.labels = Labels::pairs;
   asked.rows = 110;
   for (const int64_t columns : {0, 100}) {
@@ -126,13 +131,13 @@ void test_many_tiles(const Level& level) {
       asked.columns = columns;
       asked.dim = 1100;
       asked.scalar = scalar;
-      check_case(level, asked, {1, 3});
+      check_case(levels, asked, {1, 3});
     }
   }
 }
 
 // Few embeddings whose panels would be mostly padding, on both sides of where that begins to count.
-void test_few_deep_rows(const Level& level) {
+void test_few_deep_rows(const Levels& levels) {
   const int64_t shapes[][2] = {{2, 0}, {64, 0}, {65, 0}, {100, 0}, {1, 1}, {1, 97}, {99, 2}};
   const int64_t dims[] = {8192, 8193, 8704, 9001};
   const Labels labels[] = {Labels::few_classes, Labels::pairs, Labels::class_weights};
@@ -151,13 +156,13 @@ void test_few_deep_rows(const Level& level) {
       asked.formula = circle_formula(20, true);
       asked.normalize = draw.from(yes_or_no);
       asked.skip_below = draw.from(yes_or_no) ? 0x1p-40 : 0;
-      check_case(level, asked, {draw.from(yes_or_no) ? 1 : 0, 2});
+      check_case(levels, asked, {draw.from(yes_or_no) ? 1 : 0, 2});
     }
   }
 }
 
 // Neither out of the exponent's range on the way to a gradient inside it, nor into nothing.
-void test_upstream_sizes(const Level& level) {
+void test_upstream_sizes(const Levels& levels) {
   for (const double upstream_scale : {0x1p-90, 0x1p45, 0x1p95}) {
     for (const Scalar scalar : {Scalar::bfloat16, Scalar::float32, Scalar::float64}) {
       for (const int64_t columns : {0, 140}) {
@@ -171,7 +176,7 @@ void test_upstream_sizes(const Level& level) {
             asked.formula = formula;
             asked.normalize = normalize;
             asked.upstream_scale = upstream_scale;
-            check_case(level, asked, {columns == 0 ? 3 : 0, 1});
+            check_case(levels, asked, {columns == 0 ? 3 : 0, 1});
           }
         }
       }
@@ -180,7 +185,7 @@ void test_upstream_sizes(const Level& level) {
 }
 
 // Nothing is left for a backward pass; scratch memory has to do.
-void test_forward_only(const Level& level) {
+void test_forward_only(const Levels& levels) {
   for (const int64_t columns : {0, 140}) {
     for (const Scalar scalar : ALL_SCALARS) {
       for (const double skip_below : {0.0, 0.5}) {
@@ -191,9 +196,13 @@ void test_forward_only(const Level& level) {
         asked.formula = circle_formula(20, true);
         asked.skip_below = skip_below;
         const Inputs inputs = make_inputs(asked);
-        const Results results = run_forward_only(level, inputs, {0, 2});
-        const std::string wrong = difference(inputs, reference(inputs), results, false, worst);
-        CHECK_WITH(wrong.empty(), "%s; %s", wrong.c_str(), describe(asked).c_str());
+        const Reference expected = reference(inputs);
+        for (const Level* level : levels) {
+          const Results results = run_forward_only(*level, inputs, {0, 2});
+          const std::string wrong = difference(inputs, expected, results, false, worst);
+          CHECK_WITH(wrong.empty(), "%s: %s; %s", level->name, wrong.c_str(),
+                     describe(asked).c_str());
+        }
       }
     }
   }
@@ -204,14 +213,14 @@ void test_forward_only(const Level& level) {
 
 int main(int count, char** arguments) {
   using namespace circle_kernels;
-  const Level* level = level_from_arguments(count, arguments);
-  if (level == nullptr) return 77;
-  test_sizes(*level);
-  test_formulas_and_labels(*level);
-  test_many_tiles(*level);
-  test_few_deep_rows(*level);
-  test_upstream_sizes(*level);
-  test_forward_only(*level);
-  std::printf("%s: largest error %.2f of what may be\n", level->name, worst);
+  const Levels levels = levels_from_arguments(count, arguments);
+  if (levels.empty()) return 77;
+  test_sizes(levels);
+  test_formulas_and_labels(levels);
+  test_many_tiles(levels);
+  test_few_deep_rows(levels);
+  test_upstream_sizes(levels);
+  test_forward_only(levels);
+  std::printf("largest error %.2f of what may be\n", worst);
   return summary();
 }

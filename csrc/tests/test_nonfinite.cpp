@@ -2,8 +2,8 @@
 // vector's gradient is finite. The reference lets NaN flow through plain arithmetic.
 #include <cmath>
 
-#include "check.h"
-#include "runs.h"
+#include "tests/support/check.h"
+#include "tests/support/runs.h"
 
 namespace circle_kernels {
 namespace {

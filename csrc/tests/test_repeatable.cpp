@@ -1,8 +1,8 @@
 // Results that have to be the same to the last bit: from run to run, with any number of threads,
 // and whether the other side's gradient is wanted. Log-sum-exps also whatever is kept, and
 // gradients if it is similarities; kept weights are rounded once more.
-#include "check.h"
-#include "runs.h"
+#include "tests/support/check.h"
+#include "tests/support/runs.h"
 
 namespace circle_kernels {
 namespace {

@@ -6,9 +6,9 @@
 #include <new>
 #include <stdexcept>
 
-#include "../memory.h"
-#include "check.h"
-#include "runs.h"
+#include "common/memory.h"
+#include "tests/support/check.h"
+#include "tests/support/runs.h"
 
 namespace circle_kernels {
 namespace {

@@ -2,8 +2,8 @@
 #include <cmath>
 #include <initializer_list>
 
-#include "../scalars.h"
-#include "check.h"
+#include "kernels/vectors/scalars.h"
+#include "tests/support/check.h"
 
 namespace circle_kernels {
 namespace {

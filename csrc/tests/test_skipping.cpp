@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "check.h"
-#include "runs.h"
+#include "tests/support/check.h"
+#include "tests/support/runs.h"
 
 namespace circle_kernels {
 namespace {

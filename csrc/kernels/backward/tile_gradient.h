@@ -1,0 +1,53 @@
+// The gradient of a tile, G = dL/ds, in self mode G + G^T, since there s_ij and s_ji are one
+// number: from its similarities, in the way that the range of its logits allows.
+#pragma once
+
+#include "kernels/backward/exact_gradient.h"
+#include "kernels/backward/shared_gradient.h"
+
+namespace circle_kernels {
+namespace {
+
+template <class T>
+T smaller(T a, T b) {
+  return a < b ? a : b;
+}
+
+// Chooses the body that a tile needs.
+template <class T, bool columns_too, bool skipping, class Logits>
+void tile_gradient(const Tile<T>& tile, const T* similarities, const TileRanges<T>& ranges,
+                   const Logits& logits, const Statistics<T>& statistics, T negligible, T* gradient,
+                   TileShare& share) {
+  const bool mixed = tile.pairs() != Pairs::negative;
+  const auto lowest = [&](const RowStatistics<T>& kind) {
+    return columns_too ? smaller(kind.lowest[tile.row], kind.lowest[tile.column])
+                       : kind.lowest[tile.row];
+  };
+  const SharedShift<T> negative =
+      shared_shift(negative_range(logits, ranges.negative).highest, lowest(statistics.negative));
+  const SharedShift<T> positive =
+      shared_shift(positive_range(logits, ranges.positive).highest, lowest(statistics.positive));
+  const TileShifts<T> shifts{positive.shift, negative.shift};
+  const auto run_shared = [&](auto body) {
+    body(tile, similarities, logits, statistics, shifts, negligible, gradient, share);
+  };
+  const auto run_exact = [&](auto body) {
+    body(tile, similarities, logits, statistics, negligible, gradient, share);
+  };
+  share.any = share.all = true;
+  if (skipping) share.all = false;
+  const bool exact = !negative.possible || (mixed && !positive.possible);
+  if (tile.listed != nullptr) {
+    exact ? run_exact(exact_gradient<T, Pairs::listed, columns_too, skipping, Logits>)
+          : run_shared(shared_gradient<T, Pairs::listed, columns_too, skipping, Logits>);
+  } else if (exact) {
+    run_exact(exact_gradient<T, Pairs::mixed, columns_too, skipping, Logits>);
+  } else if (mixed) {
+    run_shared(shared_gradient<T, Pairs::mixed, columns_too, skipping, Logits>);
+  } else {
+    run_shared(shared_gradient<T, Pairs::negative, columns_too, skipping, Logits>);
+  }
+}
+
+}  // namespace
+}  // namespace circle_kernels

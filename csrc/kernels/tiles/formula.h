@@ -1,0 +1,75 @@
+// The pair formulas: circle_kernels/formula.py in C++, vector in, vector out.
+//
+// Logits come in base 2 (times log2 e), so that exponentials are exp2. Slopes come without gamma,
+// which the backward pass folds into the factor of a row.
+#pragma once
+
+#include <limits>
+
+#include "common/problem.h"
+#include "kernels/vectors/simd.h"
+
+namespace circle_kernels {
+namespace {
+
+constexpr double LOG2_E = 1.4426950408889634074, LN_2 = 0.69314718055994530942;
+
+// z_p = -gamma [O_p - s]_+ (s - Delta_p),  z_n = gamma [s - O_n]_+ (s - Delta_n)   (Eq. 5 and 6)
+template <class T, bool detach_weights>
+struct CircleLogits {
+  T gamma_base2, optimum_pos, optimum_neg, margin_pos, margin_neg;
+
+  explicit CircleLogits(const Formula& formula)
+      : gamma_base2(static_cast<T>(formula.gamma * LOG2_E)),
+        optimum_pos(static_cast<T>(formula.optimum_pos)),
+        optimum_neg(static_cast<T>(formula.optimum_neg)),
+        margin_pos(static_cast<T>(formula.margin_pos)),
+        margin_neg(static_cast<T>(formula.margin_neg)) {}
+
+  CIRCLE_INLINE Vec<T> positive(Vec<T> similarity) const {
+    const Vec<T> clamped = at_most(splat(optimum_pos), similarity);
+    return gamma_base2 * (optimum_pos - clamped) * (margin_pos - clamped);
+  }
+  CIRCLE_INLINE Vec<T> negative(Vec<T> similarity) const {
+    const Vec<T> clamped = at_least(splat(optimum_neg), similarity);
+    return gamma_base2 * (clamped - optimum_neg) * (clamped - margin_neg);
+  }
+  CIRCLE_INLINE Vec<T> positive_slope(Vec<T> similarity) const {
+    const Vec<T> weight = at_most(splat(optimum_pos), similarity) - optimum_pos;
+    if constexpr (detach_weights) return weight;
+    return select<T>(similarity < optimum_pos, weight - margin_pos + similarity, Vec<T>{});
+  }
+  CIRCLE_INLINE Vec<T> negative_slope(Vec<T> similarity) const {
+    const Vec<T> weight = at_least(splat(optimum_neg), similarity) - optimum_neg;
+    if constexpr (detach_weights) return weight;
+    return select<T>(similarity > optimum_neg, weight - margin_neg + similarity, Vec<T>{});
+  }
+};
+
+// z_p = -gamma s,  z_n = gamma (s + m)   (Eq. 1); m is stored as -Delta_n
+template <class T>
+struct UnifiedLogits {
+  T gamma_base2, margin_neg;
+
+  explicit UnifiedLogits(const Formula& formula)
+      : gamma_base2(static_cast<T>(formula.gamma * LOG2_E)),
+        margin_neg(static_cast<T>(formula.margin_neg)) {}
+
+  CIRCLE_INLINE Vec<T> positive(Vec<T> similarity) const { return -gamma_base2 * similarity; }
+  CIRCLE_INLINE Vec<T> negative(Vec<T> similarity) const {
+    return gamma_base2 * (similarity - margin_neg);
+  }
+  CIRCLE_INLINE Vec<T> positive_slope(Vec<T>) const { return splat<T>(-1); }
+  CIRCLE_INLINE Vec<T> negative_slope(Vec<T>) const { return splat<T>(1); }
+};
+
+// What a logit of 1 is in natural logarithms: ln 2, but for the rounding of gamma in base 2.
+template <class Logits>
+double nats_per_logit(const Logits& logits, const Formula& formula) {
+  const double gamma_base2 = logits.gamma_base2;
+  const bool normal = gamma_base2 > 0 && gamma_base2 < std::numeric_limits<double>::infinity();
+  return normal ? formula.gamma / gamma_base2 : LN_2;
+}
+
+}  // namespace
+}  // namespace circle_kernels

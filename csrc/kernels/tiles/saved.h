@@ -1,0 +1,69 @@
+// What the forward pass leaves for the backward pass, as pointers.
+#pragma once
+
+#include "kernels/tiles/operands.h"
+
+namespace circle_kernels {
+namespace {
+
+// Relative to what the exponentials of a tile are, for each kind of pair. Infinite where no one
+// value serves all of the tile.
+template <class T>
+struct TileShifts {
+  T positive, negative;
+  bool shared() const { return negative < INFINITE<T>; }
+  static TileShifts none() { return {INFINITE<T>, INFINITE<T>}; }
+};
+
+// How far below its tile's shift a logit may lie, and so a row's log-sum-exp, for weights to be
+// kept: the row's factor, with its upstream gradient, has to stay inside the exponent's range.
+template <class T>
+constexpr T FARTHEST = sizeof(T) == sizeof(float) ? T(90) : T(940);
+
+// Where the parts of SavedLayout lie. A kept tile with shared shifts holds weights,
+//
+//     w_ij = 2^(z_ij - shift) dz_ij/ds / gamma        (0 for a pair that is no pair)
+//
+// which are G but for a factor of the row and, in self mode, one of the column (factors.h); any
+// other holds similarities, and so do all with skip_below, which needs a pair's share of its row.
+//
+// Without a backward pass to come, only the log-sum-exps have a place, in scratch memory.
+template <class T>
+struct Saved {
+  int64_t kept_tiles;
+  T* tiles;
+  T* lse_pos;
+  T* lse_neg;
+  TileShifts<T>* shifts;  // (kept_tiles,); null where similarities are kept
+  T* highest;             // null where skip_below cannot use it
+
+  Saved(const Problem& problem, T* begin) {
+    const SavedLayout layout(problem);
+    kept_tiles = layout.kept_tiles;
+    tiles = begin + layout.header;
+    lse_pos = tiles + layout.kept_tiles * PANEL * PANEL;
+    lse_neg = lse_pos + layout.statistics;
+    T* rest = lse_neg + layout.statistics;
+    static_assert(sizeof(TileShifts<T>) == 2 * sizeof(T));
+    shifts = layout.shifts > 0 ? reinterpret_cast<TileShifts<T>*>(rest) : nullptr;
+    highest = layout.highest > 0 ? rest + layout.shifts : nullptr;
+  }
+
+  Saved(const Problem& problem, Arena& arena)
+      : kept_tiles(0), tiles(nullptr), shifts(nullptr), highest(nullptr) {
+    const SavedLayout layout(problem);
+    lse_pos = allocate<T>(arena, layout.statistics);
+    lse_neg = allocate<T>(arena, layout.statistics);
+  }
+
+  // The place of a kept tile, or null.
+  T* tile(int64_t index) const {
+    return index < kept_tiles ? tiles + index * PANEL * PANEL : nullptr;
+  }
+  // Whether a tile's weights are kept if one shift serves it; whether that is what was kept.
+  bool keeps_weights(int64_t index) const { return index < kept_tiles && shifts != nullptr; }
+  bool holds_weights(int64_t index) const { return keeps_weights(index) && shifts[index].shared(); }
+};
+
+}  // namespace
+}  // namespace circle_kernels

@@ -1,0 +1,191 @@
+// Tiles of the similarity matrix: which pairs of a tile are positive or negative, and how far its
+// similarities range.
+#pragma once
+
+#include <type_traits>
+
+#include "kernels/products/panels.h"
+#include "kernels/tiles/formula.h"
+
+namespace circle_kernels {
+namespace {
+
+template <class T>
+constexpr int PANEL_VECTORS = PANEL / LANES<T>;
+
+// What a tile's pairs can be: all negative, any kind by their classes, or what is listed.
+enum class Pairs { negative, mixed, listed };
+
+// One tile: panel `row` of the rows against panel `column` of the columns.
+template <class T>
+struct Tile {
+  const Panels<T>& rows;
+  const Panels<T>& columns;
+  int64_t row, column;
+  bool self_mode;
+  const uint8_t* listed;  // ListedPair of the tile's first pair; null where classes count
+  int64_t listed_stride;
+
+  int64_t live_rows() const { return rows.live(row); }
+  int64_t live_columns() const { return columns.live(column); }
+  const Int<T>* row_classes() const { return rows.class_ids + row * PANEL; }
+  const Int<T>* column_classes() const { return columns.class_ids + column * PANEL; }
+  bool on_diagonal() const { return self_mode && row == column; }
+  // Whether the tile also stands for its transpose, which is not visited.
+  bool mirrored() const { return self_mode && row != column; }
+  // Whether every pair of the tile is a negative one: no row's class in the range of the columns',
+  // no padding among the columns, no embedding against itself. Most tiles, since panels are in
+  // label order.
+  bool only_negatives() const {
+    return listed == nullptr && !columns.padded(column) &&
+           !rows.any_class_in(row, columns.first_class(column), columns.last_class(column));
+  }
+  Pairs pairs() const {
+    return listed != nullptr ? Pairs::listed : only_negatives() ? Pairs::negative : Pairs::mixed;
+  }
+};
+
+template <Pairs pairs>
+using PairsConstant = std::integral_constant<Pairs, pairs>;
+
+// Calls `run` with what a tile's pairs are, as a constant.
+template <class T, class Run>
+CIRCLE_INLINE auto with_pairs(const Tile<T>& tile, Run run) {
+  switch (tile.pairs()) {
+    case Pairs::negative:
+      return run(PairsConstant<Pairs::negative>());
+    case Pairs::mixed:
+      return run(PairsConstant<Pairs::mixed>());
+    default:
+      return run(PairsConstant<Pairs::listed>());
+  }
+}
+
+// Which of a vector of pairs are positive and which negative: for anybody, for the row, and in self
+// mode for the columns' own rows. By classes these are one and the same.
+template <class T>
+struct PairMasks {
+  Vec<Int<T>> positive, negative;
+  Vec<Int<T>> row_positive, row_negative, column_positive, column_negative;
+
+  CIRCLE_INLINE Vec<Int<T>> row() const { return row_positive | row_negative; }
+  CIRCLE_INLINE Vec<Int<T>> column() const { return column_positive | column_negative; }
+};
+
+template <class T, Pairs pairs>
+CIRCLE_INLINE PairMasks<T> pair_masks(const Tile<T>& tile, int64_t row, int64_t first_column) {
+  if constexpr (pairs == Pairs::listed) {
+    const Vec<Int<T>> listed =
+        widen_bytes<T>(tile.listed + row * tile.listed_stride + first_column);
+    const auto any = [&](int of) { return (listed & static_cast<Int<T>>(of)) != 0; };
+    return {any(ROW_POSITIVE | COLUMN_POSITIVE),
+            any(ROW_NEGATIVE | COLUMN_NEGATIVE),
+            any(ROW_POSITIVE),
+            any(ROW_NEGATIVE),
+            any(COLUMN_POSITIVE),
+            any(COLUMN_NEGATIVE)};
+  }
+  const Vec<Int<T>> classes = load(tile.column_classes() + first_column);
+  const Vec<Int<T>> same = classes == tile.row_classes()[row];
+  const Vec<Int<T>> present = classes != static_cast<Int<T>>(NO_CLASS);
+  Vec<Int<T>> positive = same & present;
+  const Vec<Int<T>> negative = ~same & present;
+  if (tile.on_diagonal() && row >= first_column && row < first_column + LANES<T>) {
+    positive[row - first_column] = 0;
+  }
+  return {positive, negative, positive, negative, positive, negative};
+}
+
+template <class T>
+constexpr T INFINITE = std::numeric_limits<T>::infinity();
+
+// The smallest and the largest similarity among one kind of pair of a tile.
+template <class T>
+struct Range {
+  T low, high;
+  bool empty() const { return low > high; }
+  static Range none() { return {INFINITE<T>, -INFINITE<T>}; }
+};
+
+template <class T>
+struct TileRanges {
+  Range<T> positive, negative;
+};
+
+// The range of vectors that it is called with.
+template <class T>
+struct RangeOf {
+  Vec<T> low = splat(INFINITE<T>), high = -splat(INFINITE<T>);
+
+  CIRCLE_INLINE void operator()(Vec<T> values) {
+    low = at_most(low, values);
+    high = at_least(high, values);
+  }
+  CIRCLE_INLINE void operator()(Vec<T> values, Vec<Int<T>> mask) {
+    const Vec<T> none = splat(INFINITE<T>);
+    low = at_most(low, select<T>(mask, values, none));
+    high = at_least(high, select<T>(mask, values, -none));
+  }
+  Range<T> range() const { return {smallest<T>(low), largest<T>(high)}; }
+};
+
+template <class T, Pairs pairs>
+TileRanges<T> similarity_ranges(const Tile<T>& tile, const T* similarities) {
+  RangeOf<T> positive, negative;
+  for (int64_t row = 0; row < tile.live_rows(); ++row) {
+    for (int vector = 0; vector < PANEL_VECTORS<T>; ++vector) {
+      const int64_t column = vector * LANES<T>;
+      const Vec<T> similarity = load(similarities + row * PANEL + column);
+      if constexpr (pairs != Pairs::negative) {
+        const PairMasks<T> masks = pair_masks<T, pairs>(tile, row, column);
+        positive(similarity, masks.positive);
+        negative(similarity, masks.negative);
+      } else {
+        negative(similarity);
+      }
+    }
+  }
+  return {positive.range(), negative.range()};
+}
+
+template <class T>
+TileRanges<T> ranges_of(const Tile<T>& tile, const T* similarities) {
+  return with_pairs(tile, [&](auto pairs) {
+    return similarity_ranges<T, decltype(pairs)::value>(tile, similarities);
+  });
+}
+
+// The exact largest logits of a tile, base 2, and how far below them the others may lie.
+template <class T>
+struct LogitRange {
+  T highest;
+  T spread;
+};
+
+// Of a function of similarity whose largest value on a range lies at one of its ends, as is so for
+// both logits: where the weight is not 0 they are convex, and where it is 0 so is the logit, which
+// is also what the convex part begins with.
+template <class T, class Function>
+LogitRange<T> logit_range(const Range<T>& range, Function logit) {
+  if (range.empty()) return {0, 0};
+  const auto at = [&](T similarity) { return logit(splat(similarity))[0]; };
+  const T low = at(range.low), high = at(range.high);
+  // A vertex lies between the ends, if anywhere; the middle is near enough for a spread.
+  const T middle = at((range.low + range.high) / 2);
+  const T highest = low > high ? low : high;
+  const T end = low < high ? low : high;
+  return {highest, highest - (middle < end ? middle : end)};
+}
+
+template <class T, class Logits>
+LogitRange<T> positive_range(const Logits& logits, const Range<T>& range) {
+  return logit_range<T>(range, [&](Vec<T> similarity) { return logits.positive(similarity); });
+}
+
+template <class T, class Logits>
+LogitRange<T> negative_range(const Logits& logits, const Range<T>& range) {
+  return logit_range<T>(range, [&](Vec<T> similarity) { return logits.negative(similarity); });
+}
+
+}  // namespace
+}  // namespace circle_kernels
