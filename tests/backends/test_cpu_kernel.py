@@ -27,8 +27,8 @@ from circle_kernels import (
 )
 from circle_kernels.backends import choice, cpu
 from circle_kernels.backends.problem import PairProblem
-from tests.support.cases import INTERPRETED
 from tests.support.places import ROOT
+from tests.support.targets import INTERPRETED
 
 LEVELS = cpu.supported_levels()
 pytestmark = [

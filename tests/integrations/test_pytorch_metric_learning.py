@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.support.cases import REGIMES, Yardstick
 from tests.support.places import EXAMPLES
+from tests.support.regimes import REGIMES
+from tests.support.yardstick import Yardstick
 
 pytest.importorskip("pytorch_metric_learning")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from tests.support.cases import INTERPRETED
+from tests.support.targets import INTERPRETED
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -12,7 +12,8 @@ from circle_kernels.arguments import (
     INTEGER_DTYPES,
 )
 from circle_kernels.formula import CircleFormula
-from tests.support.cases import ON_GPU, REGIMES
+from tests.support.regimes import REGIMES
+from tests.support.targets import ON_GPU
 
 DEVICES = ["cpu", pytest.param("cuda", marks=ON_GPU)]
 

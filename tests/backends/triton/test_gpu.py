@@ -15,7 +15,9 @@ from circle_kernels import (
     circle_loss,
     pair_logsumexp,
 )
-from tests.support.cases import ON_GPU, Case, Yardstick, gradients, yardsticks
+from tests.support.cases import Case
+from tests.support.targets import ON_GPU
+from tests.support.yardstick import Yardstick, gradients, yardsticks
 
 pytestmark = ON_GPU
 
