@@ -14,7 +14,7 @@ help:
 	@echo "make demo-classes  train three losses on class labels and verify pairs (two minutes)"
 	@echo "make test    all tests: main, C++, compiled for seven GPUs without one, interpreted kernels"
 	@echo "make test-cpp  of these the C++ kernel's own, plain and under sanitizers (four minutes)"
-	@echo "make lint    ruff, clang-format and mypy"
+	@echo "make lint    ruff, clang-format, mypy, and counts of arguments, lines and files"
 	@echo "make format  let ruff and clang-format rewrite what they can"
 	@echo "make bench   time every backend beside mm, eager, torch.compile and"
 	@echo "             pytorch-metric-learning (about ten minutes; leave the machine alone)"
@@ -100,6 +100,7 @@ test-interpreter: $(VENV)/installed
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tools/shape.py
 	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
 	$(BIN)/mypy
 
