@@ -69,7 +69,7 @@ test-cpp-sanitized: $(VENV)/installed
 # out: memory that a sanitised module does not keep, limits on memory and deaths, which the runtime
 # has its own ways with, and steps that take long.
 MODULE_TESTS := $(addprefix tests/operation/test_,searches.py tensor_kinds.py \
-	listed_pairs.py skip_below.py row_losses.py oracle.py) tests/backends/test_cpu_kernel.py
+	listed_pairs.py skip_below.py row_losses.py oracle.py) tests/backends/cpu
 MODULE_SELECTION := not (tiled or next_step or next_one or leave_nothing or and_a_death \
 	or little_memory or ctrl_c) \
 	and (not test_oracle or random-19 or clusters-67 or mixed)

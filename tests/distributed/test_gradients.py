@@ -20,7 +20,7 @@ from circle_kernels import (
     average_gradients,
     clip_grad_norm_,
 )
-from tests.distributed.test_distributed import batch, run_processes
+from tests.distributed.processes import batch, run_processes
 
 
 def in_all_processes(tensor: Tensor) -> list[Tensor]:

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from circle_kernels import ClassUnifiedLoss, SparseSGD
-from tests.distributed.test_distributed import run_processes
-from tests.losses.test_single_file_form import expected_loss, similarities
+from tests.distributed.processes import run_processes
+from tests.losses.single_file_form import expected_loss, similarities
 from tests.support.places import ROOT
 
 PAGE = ROOT / "docs" / "recipes.md"
