@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -38,20 +36,20 @@ def _compare_each(rank: int, cases: list[tuple[tuple[int, ...], dict]]) -> None:
 
 @pytest.mark.parametrize("all_sizes", [[(5, 9), (0, 0)], [(5, 3, 0), (1, 1, 7)]])
 def test_value_and_averaged_gradient_are_those_of_one_process(
-    tmp_path: Path, all_sizes: list[tuple[int, ...]]
+    all_sizes: list[tuple[int, ...]],
 ) -> None:
     cases = [(sizes, {}) for sizes in all_sizes]
-    run_processes(tmp_path, len(all_sizes[0]), _compare_each, cases)
+    run_processes(len(all_sizes[0]), _compare_each, cases)
 
 
-def test_every_scope_and_reduction(tmp_path: Path) -> None:
+def test_every_scope_and_reduction() -> None:
     options = (
         {"scope": "batch"},
         {"reduction": "sum"},
         {"reduction": "mean_all"},
         {"gamma": 256.0},
     )
-    run_processes(tmp_path, 2, _compare_each, [((4, 8), each) for each in options])
+    run_processes(2, _compare_each, [((4, 8), each) for each in options])
 
 
 def _compare_with_references(rank: int) -> None:
@@ -67,8 +65,8 @@ def _compare_with_references(rank: int) -> None:
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_references_of_all_processes_are_compared_with(tmp_path: Path) -> None:
-    run_processes(tmp_path, 2, _compare_with_references)
+def test_references_of_all_processes_are_compared_with() -> None:
+    run_processes(2, _compare_with_references)
 
 
 def _expect_errors(rank: int) -> None:
@@ -77,8 +75,8 @@ def _expect_errors(rank: int) -> None:
         circle_loss(embeddings, labels, reduction="none", group="world")
 
 
-def test_unreduced_losses_are_refused(tmp_path: Path) -> None:
-    run_processes(tmp_path, 2, _expect_errors)
+def test_unreduced_losses_are_refused() -> None:
+    run_processes(2, _expect_errors)
 
 
 def _differ(rank: int) -> None:
@@ -100,8 +98,8 @@ def _differ(rank: int) -> None:
     torch.testing.assert_close(circle_loss(*alone, group="world"), circle_loss(*whole))
 
 
-def test_where_processes_differ_all_of_them_raise_the_same_error(tmp_path: Path) -> None:
-    run_processes(tmp_path, 2, _differ)
+def test_where_processes_differ_all_of_them_raise_the_same_error() -> None:
+    run_processes(2, _differ)
 
 
 def test_losses_of_rows_are_refused_by_the_constructor() -> None:

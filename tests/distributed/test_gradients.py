@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -84,8 +83,8 @@ def _train(rank: int, options: dict) -> None:
     assert not torch.equal(first, before)
 
 
-def test_head_with_sparse_gradients_beside_ddp_trains_as_one_process(tmp_path: Path) -> None:
-    run_processes(tmp_path, 2, _train, {"group": "world"})
+def test_head_with_sparse_gradients_beside_ddp_trains_as_one_process() -> None:
+    run_processes(2, _train, {"group": "world"})
 
 
 def _average(rank: int) -> None:
@@ -119,8 +118,8 @@ def _average(rank: int) -> None:
     average_gradients(unused, group=dist.group.WORLD)
 
 
-def test_mean_of_every_pair_of_layouts_is_that_of_dense_gradients(tmp_path: Path) -> None:
-    run_processes(tmp_path, 2, _average)
+def test_mean_of_every_pair_of_layouts_is_that_of_dense_gradients() -> None:
+    run_processes(2, _average)
 
 
 def test_average_needs_processes() -> None:
@@ -167,8 +166,8 @@ def _wrap_in_ddp(rank: int) -> None:
         assert first.any()
 
 
-def test_sparse_gradient_inside_ddp_is_refused_with_a_remedy_that_works(tmp_path: Path) -> None:
-    run_processes(tmp_path, 2, _wrap_in_ddp)
+def test_sparse_gradient_inside_ddp_is_refused_with_a_remedy_that_works() -> None:
+    run_processes(2, _wrap_in_ddp)
 
 
 def dense_and_sparse() -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -6,7 +6,6 @@ import copy
 import io
 import pickle
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -39,10 +38,8 @@ def _compare_groups(rank: int, loss: CircleLoss) -> None:
     assert torch.equal(alone, circle_loss(embeddings[own], labels[own]))
 
 
-def test_a_group_is_a_name_a_handle_or_a_mesh_and_the_name_may_come_before_the_processes(
-    tmp_path: Path,
-) -> None:
-    run_processes(tmp_path, 2, _compare_groups, CircleLoss(group="world"))
+def test_a_group_is_a_name_a_handle_or_a_mesh_and_the_name_may_come_before_the_processes() -> None:
+    run_processes(2, _compare_groups, CircleLoss(group="world"))
 
 
 def _use_group_of_others(rank: int) -> None:
@@ -61,8 +58,8 @@ def _use_group_of_others(rank: int) -> None:
                 use()
 
 
-def test_group_without_this_process_is_refused(tmp_path: Path) -> None:
-    run_processes(tmp_path, 2, _use_group_of_others)
+def test_group_without_this_process_is_refused() -> None:
+    run_processes(2, _use_group_of_others)
 
 
 @pytest.fixture

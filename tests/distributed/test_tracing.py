@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -42,8 +40,8 @@ def _compile(rank: int) -> None:
     assert "gather_batch_now" in only_break
 
 
-def test_compiled_function_gathers_between_two_graphs(tmp_path: Path) -> None:
-    run_processes(tmp_path, 2, _compile)
+def test_compiled_function_gathers_between_two_graphs() -> None:
+    run_processes(2, _compile)
 
 
 def _trace_in_one_process(rank: int) -> None:
@@ -77,5 +75,5 @@ def _trace_in_one_process(rank: int) -> None:
     assert torch.isfinite(loss(rows))
 
 
-def test_tracing_runs_no_collective_and_says_why(tmp_path: Path) -> None:
-    run_processes(tmp_path, 2, _trace_in_one_process)
+def test_tracing_runs_no_collective_and_says_why() -> None:
+    run_processes(2, _trace_in_one_process)
