@@ -18,7 +18,7 @@ def _compile(rank: int) -> None:
         return 2 * circle_loss(rows @ weight, labels, group=group).sqrt()
 
     compiled = torch.compile(function, backend="aot_eager")
-    for sizes in ((5, 9), (7, 0), (1, 6), (0, 0), (12, 3)):
+    for sizes in ((5, 9), (7, 0), (0, 0), (12, 3)):
         embeddings, labels = batch(sum(sizes))
         own = slice(0, sizes[0]) if rank == 0 else slice(sizes[0], None)
         results = []

@@ -140,7 +140,7 @@ def random_tuple(generator: torch.Generator, rows: int, columns: int) -> list[Te
 def test_random_tuples_give_the_librarys_value_or_error() -> None:
     generator = torch.Generator().manual_seed(14)
     outcomes = collections.Counter()
-    for _ in range(1500):
+    for _ in range(800):
         rows, columns = (int(torch.randint(1, 9, (), generator=generator)) for _ in range(2))
         embeddings = torch.randn(rows, 4, generator=generator)
         references = torch.randn(columns, 4, generator=generator)
@@ -156,5 +156,5 @@ def test_random_tuples_give_the_librarys_value_or_error() -> None:
         assert type(results[0]) is type(results[1]), f"{indices}: {results}"
         if isinstance(results[0], tuple):
             torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
-    assert min(outcomes.values()) > 50
-    assert outcomes[tuple] > 500
+    assert min(outcomes.values()) > 25
+    assert outcomes[tuple] > 250
