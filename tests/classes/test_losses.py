@@ -17,8 +17,8 @@ from tests.classes.problems import (
     for_every_loss,
     head_like,
     problem,
-    value_and_gradients,
 )
+from tests.support.batches import value_and_gradients
 
 
 def cross_entropy_by_hand(
@@ -68,8 +68,8 @@ def test_logits_of_a_head_give_its_loss_and_gradient(head_type: type, normalize:
     logits = head.get_logits(embeddings, labels)
     assert logits.shape == (40, 21)
     assert_same(
-        value_and_gradients(head(embeddings, labels), *leaves),
-        value_and_gradients(F.cross_entropy(logits, labels), *leaves),
+        value_and_gradients(head(embeddings, labels), leaves),
+        value_and_gradients(F.cross_entropy(logits, labels), leaves),
     )
 
 
@@ -78,8 +78,8 @@ def test_undetached_logits_give_the_full_derivative() -> None:
     head = head_like(ClassCircleLoss, weight, gamma=24.0, detach_weights=False)
     logits = head.get_logits(embeddings, labels)
     leaves = (embeddings, head.weight)
-    ours = value_and_gradients(head(embeddings, labels), *leaves)
-    assert_same(ours, value_and_gradients(F.cross_entropy(logits, labels), *leaves))
+    ours = value_and_gradients(head(embeddings, labels), leaves)
+    assert_same(ours, value_and_gradients(F.cross_entropy(logits, labels), leaves))
     detached = class_circle_loss(embeddings, labels, head.weight, gamma=24.0)
     assert not torch.allclose(ours[1], torch.autograd.grad(detached, embeddings)[0])
 
@@ -123,7 +123,7 @@ def test_ignored_rows_have_no_loss_and_no_gradient(name: str) -> None:
             loss = LOSSES[name](
                 embeddings, changed, weight, reduction=reduction, ignore_index=ignore_index
             )
-            ours = value_and_gradients(loss, embeddings, weight)
+            ours = value_and_gradients(loss, (embeddings, weight))
             alone = LOSSES[name](embeddings[kept], changed[kept], weight, reduction="none")
             if reduction == "none":
                 assert (ours[0][~kept] == 0).all()
@@ -133,7 +133,7 @@ def test_ignored_rows_have_no_loss_and_no_gradient(name: str) -> None:
             else:
                 alone = getattr(alone, reduction)()
             assert (ours[1][~kept] == 0).all()
-            assert_same(ours, value_and_gradients(alone, embeddings, weight))
+            assert_same(ours, value_and_gradients(alone, (embeddings, weight)))
 
 
 @for_every_loss
@@ -146,7 +146,7 @@ def test_nothing_to_compare_is_zero_attached_to_the_graph(
     embeddings, labels, weight = problem(n, num_classes)
     labels = torch.full_like(labels, 0 if num_classes == 1 else -100)
     loss, *gradients = value_and_gradients(
-        LOSSES[name](embeddings, labels, weight), embeddings, weight
+        LOSSES[name](embeddings, labels, weight), (embeddings, weight)
     )
     assert loss == 0
     assert all((gradient == 0).all() for gradient in gradients)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -19,14 +20,14 @@ from circle_kernels import (
     pair_logsumexp,
 )
 from circle_kernels.classes.sampling import sample_classes, sample_size
+from tests.support import batches
 
 NUM_CLASSES = 60
 
 
-def batch(n: int = 12, d: int = 8, seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    embeddings = torch.randn(n, d, generator=generator, dtype=torch.float64)
-    return embeddings.requires_grad_(), torch.randint(0, NUM_CLASSES, (n,), generator=generator)
+batch = functools.partial(
+    batches.batch, classes=NUM_CLASSES, random_labels=True, dtype=torch.float64
+)
 
 
 def head(sample_rate: float, head_type: type = ClassCircleLoss, **options) -> ClassCircleLoss:

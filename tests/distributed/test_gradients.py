@@ -20,16 +20,13 @@ from circle_kernels import (
     clip_grad_norm_,
 )
 from tests.distributed.processes import batch, run_processes
+from tests.support.sparse import sparse
 
 
 def in_all_processes(tensor: Tensor) -> list[Tensor]:
     parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, tensor.detach().contiguous())
     return parts
-
-
-def sparse(rows: list[int], values: Tensor, size: torch.Size) -> Tensor:
-    return torch.sparse_coo_tensor(torch.tensor([rows]), values, size, check_invariants=True)
 
 
 def _train(rank: int, options: dict) -> None:

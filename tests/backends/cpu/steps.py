@@ -11,6 +11,7 @@ from torch import Tensor
 from circle_kernels import CircleFormula, pair_logsumexp
 from circle_kernels.backends import cpu
 from circle_kernels.backends.problem import PairProblem
+from tests.support import batches
 from tests.support.targets import INTERPRETED
 
 LEVELS = cpu.supported_levels()
@@ -22,22 +23,19 @@ FORMULA = CircleFormula(m=0.25, gamma=64)
 
 
 def batch(n: int, d: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    embeddings = torch.randn(n, d, generator=generator, dtype=torch.float64).to(dtype)
-    return [
-        embeddings.requires_grad_(),
-        torch.randint(0, max(1, n // 4), (n,), generator=generator),
-    ]
+    classes = max(1, n // 4)
+    return [*batches.batch(n, d, classes=classes, random_labels=True, dtype=dtype, seed=seed)]
 
 
 def class_batch(n: int, num_classes: int, d: int, dtype: torch.dtype) -> list[Tensor]:
     """Rows against class weights, whose labels are consecutive numbers; some rows have no class."""
-    generator = torch.Generator().manual_seed(n)
     beyond = num_classes // 9
-    labels = torch.randint(-beyond, num_classes + beyond, (n,), generator=generator)
-    weight = torch.randn(num_classes, d, generator=generator, dtype=torch.float64).to(dtype)
-    embeddings, _ = batch(n, d, dtype)
-    return [embeddings, labels, weight.requires_grad_(), torch.arange(num_classes)]
+    embeddings, labels, weight = batches.class_batch(
+        n, d, classes=num_classes, random_labels=False, dtype=dtype
+    )
+    generator = torch.Generator().manual_seed(n)
+    labels.random_(-beyond, num_classes + beyond, generator=generator)
+    return [embeddings, labels, weight, torch.arange(num_classes)]
 
 
 def results(inputs: list[Tensor], backend: str = "cpu", **options) -> list[Tensor]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from circle_kernels import circle_loss
+from tests.support import batches
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 for_every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -34,18 +35,13 @@ def batch(
     n: int, m: int | None, d: int, dtype: torch.dtype, *, device: str = "cuda", seed: int = 0
 ) -> list[Tensor]:
     """Embeddings and labels, and those of references where there are some; four to a class."""
-    generator = torch.Generator().manual_seed(seed)
-    result = []
-    for size in (n,) if m is None else (n, m):
-        embeddings = torch.randn(size, d, generator=generator).to(device, dtype)
-        labels = torch.randint(0, n // 4, (size,), generator=generator)
-        result += [embeddings.requires_grad_(), labels.to(device)]
-    return result
+    options = {"classes": n // 4, "random_labels": True, "dtype": dtype, "device": device}
+    rows = batches.batch(n, d, seed=seed, **options)
+    return [*rows, *(() if m is None else batches.batch(m, d, seed=seed + 100, **options))]
 
 
 def loss_and_gradients(inputs: list[Tensor], **options) -> list[Tensor]:
-    loss = circle_loss(*inputs, **options)
-    return [loss.detach(), *torch.autograd.grad(loss.sum(), inputs[::2])]
+    return batches.value_and_gradients(circle_loss(*inputs, **options), inputs[::2])
 
 
 def assert_bitwise_equal(results: list[Tensor], expected: list[Tensor]) -> None:
