@@ -33,6 +33,7 @@ def _die_alone(rank: int) -> None:
 @pytest.mark.parametrize(
     ("function", "message"),
     [(_fail_alone, r"rank 1: .*\n(.*\n)*ValueError: only here"), (_die_alone, "rank 1: the proc")],
+    ids=["fails", "dies"],
 )
 def test_process_that_fails_or_dies_is_named_and_the_next_test_has_others(
     function, message: str
