@@ -179,6 +179,9 @@ def test_correction_adds_the_log_of_what_was_left_out() -> None:
     corrected = F.softplus(lse_pos + lse_neg + math.log(60 / 24), threshold=50)
     torch.testing.assert_close(losses[1], corrected)
     assert losses[1][0] == 0
+    function = head(0.4, sample_correction=True, gamma=8.0)
+    torch.manual_seed(3)
+    torch.testing.assert_close(function(embeddings, labels), corrected[1:].mean())
 
 
 def test_correction_brings_the_sampled_loss_to_that_of_all_classes() -> None:
