@@ -40,8 +40,8 @@ def test_without_the_extension_auto_is_tiled_and_says_so_once(monkeypatch) -> No
 @pytest.mark.parametrize(
     ("files", "remedy"),
     [
-        (["csrc/kernels.h"], "run 'pip install -e .' there"),
-        (["csrc/kernels.h", "circle_kernels/_cpu.of-another-python.so"], "for another Python"),
+        (["csrc/bindings.cpp"], "run 'pip install -e .' there"),
+        (["csrc/bindings.cpp", "circle_kernels/_cpu.of-another-python.so"], "for another Python"),
         (["circle_kernels/_cpu.abi3.so"], "compiles it for this machine"),
         ([], "without CIRCLE_KERNELS_NO_CPU_KERNEL"),
     ],
