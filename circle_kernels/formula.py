@@ -148,7 +148,9 @@ class CircleFormula(PairFormula):
         )
 
     def parameters(self) -> list[float]:
-        return [float(self.m), float(self.gamma), *(float(value) for value in self.constants)]
+        given = [getattr(self, name) for name in _CONSTANTS]
+        constants = [] if given.count(None) == len(given) else self.constants
+        return [float(self.m), float(self.gamma), *map(float, constants)]
 
     def positive_logits(self, similarity: Tensor) -> Tensor:
         optimum_pos, _, margin_pos, _ = self.constants

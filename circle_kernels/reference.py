@@ -64,7 +64,16 @@ def pair_logsumexp_reference(
     if ref_emb is not None and ref_labels is None:
         ref_labels = torch.arange(ref_emb.shape[0], device=ref_emb.device)
     similarity = similarity_matrix(embeddings, references, normalize=normalize)
-    positive, negative = pair_masks(labels, ref_labels)
+    return masked_logsumexps(similarity, *pair_masks(labels, ref_labels), formula)
+
+
+def masked_logsumexps(
+    similarity: Tensor,  # (N, M)
+    positive: Tensor,  # (N, M) bool
+    negative: Tensor,  # (N, M) bool
+    formula: PairFormula,
+) -> tuple[Tensor, Tensor]:  # (N,) each
+    """Row log-sum-exps of the pairs that the masks name."""
     return (
         masked_logsumexp(formula.positive_logits(similarity), positive, dim=1),
         masked_logsumexp(formula.negative_logits(similarity), negative, dim=1),

@@ -152,6 +152,7 @@ PYBIND11_MODULE(_cpu, module) {
   py::enum_<Reduction>(module, "Reduction")
       .value("mean", Reduction::mean)
       .value("mean_all", Reduction::mean_all)
+      .value("mean_nonzero", Reduction::mean_nonzero)
       .value("sum", Reduction::sum)
       .value("none", Reduction::none);
 

@@ -27,27 +27,45 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from glyphs.imports import packages_of_the_examples
+from glyphs import packages_of_the_examples
 
 with packages_of_the_examples():
     import torch
-    from glyphs import report
-    from glyphs.command_line import add_arguments, check_arguments, check_classes_per_batch
+    import torch.nn.functional as F
+    from glyphs import command_line, report
     from glyphs.data import ClassSplit, render_glyphs, split_classes
-    from glyphs.heads import LOSSES
-    from glyphs.metrics import retrieval_metrics
-    from glyphs.network import EMBEDDING_SIZE, embed
-    from glyphs.rate_search import try_rates
+    from glyphs.evaluation import all_pairs, draw_pairs, retrieval_metrics
+    from glyphs.figures import save_verification_figure
+    from glyphs.network import EMBEDDING_SIZE, GlyphNetwork, embed
     from glyphs.report import VerificationRow
-    from glyphs.roc_figure import save_figure
     from glyphs.training import Schedule, Step, new_network, train
-    from glyphs.verification import draw_pairs, verify
     from rich.console import Console
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from circle_kernels import ClassCircleLoss, ClassUnifiedLoss
+
+
+class SoftmaxLoss(nn.Module):
+    """Cross-entropy of a linear layer; neither its weights nor the embeddings are normalised."""
+
+    def __init__(self, num_classes: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(embedding_dim, num_classes)
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(self.linear(embeddings), labels)
+
+
+# By name: number of classes and size of the embeddings to the loss, which holds the class weights.
+LOSSES: dict[str, Callable[[int, int], nn.Module]] = {
+    "softmax": SoftmaxLoss,
+    "AM-Softmax": lambda classes, size: ClassUnifiedLoss(classes, size, m=0.35, gamma=64),
+    "circle": lambda classes, size: ClassCircleLoss(classes, size, m=0.25, gamma=256),
+}
 
 # Of the class weights. Chosen on the validation classes by:
 # python examples/glyph_classification.py --choose --steps 120
@@ -57,6 +75,7 @@ DEFAULTS = Schedule(steps=400, learning_rate=2e-3, classes_per_batch=256, pictur
 
 FARS = (1e-2, 1e-3, 1e-4)
 CHOSEN_BY = 1e-3  # a FAR
+CANDIDATES = (1e-4, 5e-4, 2e-3, 1e-2, 5e-2)  # of --choose; the same for every loss
 
 PAIRS_SEED = 0  # not the run's seed: every run is measured on the same pairs
 QUICK_LETTERS = 120
@@ -72,8 +91,7 @@ CAVEATS = (
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line, checked; ends the program with a message where it makes no sense."""
     parser = argparse.ArgumentParser(
-        description="Train embeddings of letters with three losses on class labels and report "
-        "verification metrics on letters never seen in training.",
+        description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
@@ -86,18 +104,38 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         action="store_true",
         help=f"only {QUICK_LETTERS} letters and at most {QUICK_STEPS} steps, to see that it runs",
     )
-    add_arguments(parser, DEFAULTS, "glyph_classification.png")
-    parsed = parser.parse_args(arguments)
-    check_arguments(parser, parsed, fewest_pictures=1)
-    return parsed
+    return command_line.parse(parser, arguments, DEFAULTS, fewest_pictures=1)
+
+
+def train_with(
+    name: str, schedule: Schedule, split: ClassSplit, **options: object
+) -> tuple[GlyphNetwork, list[Step]]:
+    """A network trained with the loss of that name, and the steps of its training."""
+    network = new_network(schedule.seed, batch_norm=True)
+    criterion = LOSSES[name](len(split.train.characters), EMBEDDING_SIZE)
+    history = train(network, split, schedule, criterion, **options)
+    return network, history.steps
 
 
 def choose(schedule: Schedule, split: ClassSplit, console: Console) -> None:
     """Search the class weights' learning rate of each loss and print all that was tried."""
-    results = {name: try_rates(name, schedule, split, CHOSEN_BY) for name in LOSSES}
-    console.print(report.rates_table(results, CHOSEN_BY))
-    for name, tars in results.items():
-        console.print(f"Chosen for {name}: {max(tars, key=lambda rate: tars[rate]):g}")
+    images, labels = split.validation.images_and_labels()
+
+    def validation_tar(name: str, rate: float) -> float:
+        tried = replace(schedule, class_learning_rate=rate)
+        network, _ = train_with(name, tried, split, validations=1, title=f"{name}, {rate:g}")
+        return all_pairs(embed(network, images), labels).tars([CHOSEN_BY])[0]
+
+    tars = {name: {rate: validation_tar(name, rate) for rate in CANDIDATES} for name in LOSSES}
+    rows = (
+        (name, f"{rate:g}", report.rate(tar))
+        for name, of_loss in tars.items()
+        for rate, tar in of_loss.items()
+    )
+    columns = ("loss", "class weights' learning rate", f"TAR@{report.short(CHOSEN_BY)}")
+    console.print(report.table(report.VALIDATION, *columns, rows=rows))
+    for name, of_loss in tars.items():
+        console.print(f"Chosen for {name}: {max(of_loss, key=of_loss.__getitem__):g}")
 
 
 def run(
@@ -105,47 +143,39 @@ def run(
 ) -> Path:
     """Train with each loss, verify on the test classes, print the table, write the figure.
 
-    Args:
-        schedules: by the name of the loss; all with the same seed and batches.
-        split: the classes.
-        folder: where the figure goes; made if missing.
-        console: where the table goes.
-
-    Returns:
-        The figure's path.
+    ``schedules`` are by the name of the loss, all with the same seed and batches. Returns the
+    figure's path, in ``folder``, which is made if missing.
     """
     images, labels = split.test.images_and_labels()
     pairs = draw_pairs(labels, torch.Generator().manual_seed(PAIRS_SEED))
 
     def measured(name: str, embeddings: Tensor, steps: Sequence[Step] = ()) -> VerificationRow:
-        verification = verify(embeddings, labels, pairs)
-        return VerificationRow(name, verification, retrieval_metrics(embeddings, labels), steps)
+        accuracies, every_pair = pairs.accuracies(embeddings), all_pairs(embeddings, labels)
+        recall_at_1 = retrieval_metrics(embeddings, labels).recall_at_1
+        return VerificationRow(name, accuracies, every_pair, recall_at_1, steps)
 
     baseline = measured("raw pixels", images.flatten(1))
     trained = []
     for name, schedule in schedules.items():
-        network = new_network(schedule.seed, batch_norm=True)
-        criterion = LOSSES[name](len(split.train.characters), EMBEDDING_SIZE)
-        history = train(network, split.train, split.validation, schedule, criterion, title=name)
-        trained.append(measured(name, embed(network, images), history.steps))
+        network, steps = train_with(name, schedule, split, title=name)
+        trained.append(measured(name, embed(network, images), steps))
 
-    title = f"{len(split.test.characters)} letters never seen in training, {len(labels):,} pictures"
-    roc = baseline.verification.roc
-    console.print(report.verification_table(title, [baseline, *trained], FARS))
+    rows = [baseline, *trained]
+    console.print(report.verification_table(report.unseen(split.test), rows, FARS))
     console.print(
         f"Accuracy on {len(pairs.same):,} pairs in ten folds. TAR@FAR on all pairs: "
-        f"{report.resolution_note(roc, FARS)}",
+        f"{report.resolution_note(baseline.pairs, FARS)}",
         highlight=False,
     )
     console.print(CAVEATS, style="dim", highlight=False)
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "glyph_classification.png"
-    save_figure(
+    save_verification_figure(
         path,
-        {row.name: row.verification.roc for row in trained},
-        (baseline.name, roc),
-        f"Same letter or not: all {len(roc.positives) + len(roc.negatives):,} pairs of "
+        {row.name: row.pairs for row in trained},
+        (baseline.name, baseline.pairs),
+        f"Same letter or not: all {sum(map(len, baseline.pairs)):,} pairs of "
         f"{len(split.test.characters)} unseen letters",
         FARS,
     )
@@ -161,21 +191,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         glyphs = glyphs.select(torch.arange(QUICK_LETTERS))
         parsed.steps = min(parsed.steps, QUICK_STEPS)
     split = split_classes(glyphs)
-    train_classes = len(split.train.characters)
     if parsed.quick:
+        train_classes = len(split.train.characters)
         parsed.classes_per_batch = min(parsed.classes_per_batch, train_classes)
-    check_classes_per_batch(parsed.classes_per_batch, split)
-    console.print(
-        f"{len(glyphs.characters):,} letters x {len(glyphs.faces)} faces: {train_classes} to train "
-        f"on, {len(split.validation.characters)} to validate, {len(split.test.characters)} to test"
-    )
-    schedule = replace(
-        DEFAULTS,
-        steps=parsed.steps,
-        classes_per_batch=parsed.classes_per_batch,
-        pictures_per_class=parsed.pictures_per_class,
-        seed=parsed.seed,
-    )
+    schedule = command_line.schedule(parsed, DEFAULTS, split)
+    console.print(str(split))
     if parsed.choose:
         choose(schedule, split, console)
         return

@@ -24,26 +24,43 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from glyphs.imports import packages_of_the_examples
+from glyphs import packages_of_the_examples
 
 with packages_of_the_examples():
-    from glyphs import report, search
-    from glyphs.command_line import add_arguments, check_arguments, check_classes_per_batch
+    from glyphs import command_line, report
     from glyphs.data import ClassSplit, render_glyphs, split_classes
-    from glyphs.figure import save_figure
-    from glyphs.metrics import retrieval_metrics
+    from glyphs.evaluation import RetrievalMetrics, retrieval_metrics
+    from glyphs.figures import save_retrieval_figure
     from glyphs.network import embed
-    from glyphs.training import Settings, evaluate, new_network, train
+    from glyphs.training import Schedule, evaluate, new_network, train
     from rich.console import Console
+    from sklearn.model_selection import ParameterGrid
 
     from circle_kernels import CircleLoss
 
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Schedule):
+    """The hyper-parameters of a run."""
+
+    m: float
+    gamma: float
+
+
 # Chosen on the validation classes by: python examples/glyph_retrieval.py --choose
 DEFAULTS = Settings(m=0.25, gamma=8.0, steps=600, learning_rate=2e-3)
+
+# What --choose tries, stage by stage: of each stage, everything with the best of those before.
+FIRST_TRY = Settings(m=0.25, gamma=16.0, steps=300, learning_rate=2e-3)
+STAGES = (
+    {"m": (0.25, 0.4), "gamma": (4.0, 8.0, 16.0, 32.0)},  # m: the paper's two
+    {"learning_rate": (1e-3, 2e-3, 4e-3)},
+    {"steps": (150, 300, 600)},  # what about a minute allows
+)
 
 BACKEND_OF = {"fused": "auto", "naive": "reference"}
 
@@ -57,47 +74,64 @@ CAVEATS = (
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line, checked; ends the program with a message where it makes no sense."""
     parser = argparse.ArgumentParser(
-        description="Train an embedding of letters with circle loss and report retrieval metrics "
-        "on letters never seen in training.",
+        description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--loss",
         choices=tuple(BACKEND_OF),
         default="fused",
         help="which loss drives the training; with naive, the fused one is computed on the same "
         "embeddings for comparison",
     )
-    parser.add_argument(
+    add(
         "--choose",
         action="store_true",
         help="search m, gamma, learning rate and steps on the validation classes and stop",
     )
-    parser.add_argument("--m", type=float, default=DEFAULTS.m, help="relaxation margin")
-    parser.add_argument("--gamma", type=float, default=DEFAULTS.gamma, help="scale of the logits")
-    parser.add_argument(
-        "--lr", type=float, default=DEFAULTS.learning_rate, help="Adam's first learning rate"
-    )
-    add_arguments(parser, DEFAULTS, "glyph_retrieval.png")
-    parsed = parser.parse_args(arguments)
+    add("--m", type=float, help="relaxation margin")
+    add("--gamma", type=float, help="scale of the logits")
+    add("--lr", type=float, dest="learning_rate", metavar="LR", help="Adam's first learning rate")
+    # A positive pair takes two pictures.
+    parsed = command_line.parse(parser, arguments, DEFAULTS, fewest_pictures=2)
     try:
         CircleLoss(m=parsed.m, gamma=parsed.gamma)
     except ValueError as error:
         parser.error(f"argument --m or --gamma: {error}")
-    if not 0 < parsed.lr < float("inf"):
-        parser.error(f"argument --lr: must be positive and finite, got {parsed.lr}")
-    # A positive pair takes two.
-    check_arguments(parser, parsed, fewest_pictures=2)
+    if not 0 < parsed.learning_rate < float("inf"):
+        parser.error(f"argument --lr: must be positive and finite, got {parsed.learning_rate}")
     return parsed
 
 
-def choose(split: ClassSplit, console: Console, seed: int) -> None:
-    """Search the hyper-parameters on the validation classes and print all that was tried."""
-    chosen, results = search.choose_settings(
-        lambda settings: search.validation_metrics(settings, split),
-        replace(search.FIRST_TRY, seed=seed),
+def validation_metrics(settings: Settings, split: ClassSplit) -> RetrievalMetrics:
+    """Train on the training classes and evaluate on the validation classes."""
+    network = new_network(settings.seed)
+    criterion = CircleLoss(m=settings.m, gamma=settings.gamma)
+    title = f"m={settings.m:g} gamma={settings.gamma:g} lr={settings.learning_rate:g}"
+    history = train(network, split, settings, criterion, validations=1, title=title)
+    return history.validations[-1][1]
+
+
+def choose(
+    split: ClassSplit,
+    console: Console,
+    seed: int,
+    score: Callable[[Settings, ClassSplit], RetrievalMetrics] = validation_metrics,
+) -> None:
+    """Search the settings of largest MAP@R on the validation classes and print all tried."""
+    chosen = replace(FIRST_TRY, seed=seed)
+    tried: dict[Settings, RetrievalMetrics] = {}
+    for stage in STAGES:
+        candidates = [replace(chosen, **values) for values in ParameterGrid(stage)]
+        tried |= {new: score(new, split) for new in candidates if new not in tried}
+        chosen = max(candidates, key=lambda settings: tried[settings].map_at_r)
+    columns = ("m", "gamma", "steps", "learning rate", *report.METRICS)
+    rows = (
+        (f"{s.m:g}", f"{s.gamma:g}", str(s.steps), f"{s.learning_rate:g}", *map(report.rate, found))
+        for s, found in tried.items()
     )
-    console.print(report.search_table(list(results.items())))
+    console.print(report.table(report.VALIDATION, *columns, rows=rows, names=False))
     console.print(
         f"Chosen by MAP@R: m={chosen.m:g} gamma={chosen.gamma:g} steps={chosen.steps} "
         f"learning rate={chosen.learning_rate:g}"
@@ -107,59 +141,42 @@ def choose(split: ClassSplit, console: Console, seed: int) -> None:
 def run(settings: Settings, loss: str, split: ClassSplit, folder: Path, console: Console) -> Path:
     """Train, evaluate on the test classes before and after, print the tables, write the figure.
 
-    Args:
-        settings: hyper-parameters.
-        loss: ``"fused"``, or ``"naive"`` to compare both.
-        split: the classes.
-        folder: where the figure goes; made if missing.
-        console: where the tables go.
-
-    Returns:
-        The figure's path.
+    ``loss`` is ``"fused"``, or ``"naive"`` to compare both. Returns the figure's path, in
+    ``folder``, which is made if missing.
     """
-    name = loss
+
+    def criterion(name: str) -> CircleLoss:
+        return CircleLoss(m=settings.m, gamma=settings.gamma, backend=BACKEND_OF[name])
+
     compared_name = "fused" if loss == "naive" else None
-    criterion, compared = (
-        CircleLoss(m=settings.m, gamma=settings.gamma, backend=BACKEND_OF[which]) if which else None
-        for which in (name, compared_name)
-    )
     images, labels = split.test.images_and_labels()
     network = new_network(settings.seed)
-    rows = [
-        ("raw pixels", retrieval_metrics(images.flatten(1), labels)),
-        ("network, untrained", evaluate(network, split.test)),
-    ]
+    metrics = {
+        "raw pixels": retrieval_metrics(images.flatten(1), labels),
+        "network, untrained": evaluate(network, split.test),
+    }
     history = train(
         network,
-        split.train,
-        split.validation,
+        split,
         settings,
-        criterion,
-        compared=compared,
-        title=f"training with the {name} loss",
+        criterion(loss),
+        compared=criterion(compared_name) if compared_name else None,
+        title=f"training with the {loss} loss",
     )
     embeddings = embed(network, images)
-    metrics = retrieval_metrics(embeddings, labels)
-    rows.append((f"network, {name} circle loss", metrics))
+    trained = metrics[f"network, {loss} circle loss"] = retrieval_metrics(embeddings, labels)
 
-    title = f"{len(split.test.characters)} letters never seen in training, {len(labels):,} pictures"
-    console.print(report.metrics_table(title, rows))
+    rows = ((name, *map(report.rate, found)) for name, found in metrics.items())
+    console.print(report.table(report.unseen(split.test), "embedding", *report.METRICS, rows=rows))
     console.print(CAVEATS, style="dim", highlight=False)
-    console.print(report.time_table(history.steps, name, compared_name))
-    if compared_name is not None:
-        console.print(report.agreement_table(history.steps, name, compared_name))
+    console.print(report.time_table(history.steps, loss, compared_name))
+    if compared_name:
+        console.print(report.agreement_table(history.steps, loss, compared_name))
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "glyph_retrieval.png"
-    save_figure(
-        path,
-        history,
-        (name, compared_name),
-        split.test,
-        embeddings,
-        metrics,
-        seed=settings.seed,
-    )
+    names = (loss, compared_name)
+    save_retrieval_figure(path, history, names, split.test, embeddings, trained, settings.seed)
     return path
 
 
@@ -167,26 +184,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = parse_arguments(arguments)
     start = time.perf_counter()
     console = Console()
-    glyphs = render_glyphs()
-    split = split_classes(glyphs)
-    train_classes = len(split.train.characters)
-    console.print(
-        f"{len(glyphs.characters):,} letters x {len(glyphs.faces)} faces: {train_classes} to train "
-        f"on, {len(split.validation.characters)} to validate, {len(split.test.characters)} to test"
-    )
+    split = split_classes(render_glyphs())
+    console.print(str(split))
     if parsed.choose:
         choose(split, console, parsed.seed)
         return
-    check_classes_per_batch(parsed.classes_per_batch, split)
-    settings = Settings(
-        m=parsed.m,
-        gamma=parsed.gamma,
-        steps=parsed.steps,
-        learning_rate=parsed.lr,
-        classes_per_batch=parsed.classes_per_batch,
-        pictures_per_class=parsed.pictures_per_class,
-        seed=parsed.seed,
-    )
+    settings = command_line.schedule(parsed, DEFAULTS, split)
     path = run(settings, parsed.loss, split, parsed.out, console)
     console.print(f"Figure: {path}\nTime: {time.perf_counter() - start:.0f} s", highlight=False)
 

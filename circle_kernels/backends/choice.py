@@ -1,28 +1,56 @@
-"""Which backend serves a problem, and its two functions called as they want to be."""
+"""Which backends there are, which of them serves a problem, and its functions as they want to be
+called."""
 
 from __future__ import annotations
 
 import functools
-import importlib.util
+import importlib
 import math
 import warnings
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
-from circle_kernels.backends import cpu
 from circle_kernels.backends.addressable import (
     all_addressable,
     lacks_memory,
     materialized,
     obstacle,
 )
-from circle_kernels.backends.problem import HOOKS, PairProblem
+from circle_kernels.backends.problem import Needs, PairProblem, Passed
+from circle_kernels.backends.saved_bytes import HOOKS
+from circle_kernels.formula import PairFormula
+from circle_kernels.options import check_choice
 
+
+class Backend(NamedTuple):
+    """A backend as the table lists it."""
+
+    module: str  # has what problem.py asks for; loaded when it is first asked for
+    install: str = ""  # how to get the package that it needs
+    listed_pairs: bool = True  # whether it has code for PairProblem.listed
+    of_torch: bool = False  # both passes are torch's operations, which those who watch can see
+    by_autograd: bool = False  # so the forward pass alone is called, to be differentiated
+
+
+# In the order in which users are told of them.
+BACKENDS = {
+    "triton": Backend(
+        "circle_kernels.backends.triton",
+        install="pip install 'triton>=3.3', Linux",
+        listed_pairs=False,
+    ),
+    "cpu": Backend("circle_kernels.backends.cpu"),
+    "tiled": Backend("circle_kernels.backends.tiled", of_torch=True),
+    "reference": Backend("circle_kernels.backends.reference", of_torch=True, by_autograd=True),
+}
+AUTO = "auto"
 _BEST_BACKEND = {"cuda": "triton", "cpu": "cpu"}  # by type of device
+_EVERYWHERE = "tiled"  # serves every device, dtype and formula, and all that torch calls a tensor
+
+_loaded: dict[str, Any] = {}  # modules, or why there is none
 
 
 def available_backends() -> dict[str, str]:
@@ -31,42 +59,55 @@ def available_backends() -> dict[str, str]:
     Returns:
         For each backend a sentence that begins with ``"usable"`` or ``"not usable"``.
     """
+    modules = {name: _module(name) for name in BACKENDS}
     return {
-        "triton": _triton_status(),
-        "cpu": cpu.status(),
-        "tiled": "usable: pure PyTorch in tiles, every device and dtype",
-        "reference": "usable: naive PyTorch with the whole similarity matrix, for comparison",
+        name: f"not usable: {module}" if isinstance(module, str) else module.status()
+        for name, module in modules.items()
     }
 
 
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def check_backend(name: object) -> None:
+    """Require the name of a backend, or ``"auto"``."""
+    check_choice("backend", name, (AUTO, *BACKENDS))
 
 
-def _triton_status() -> str:
-    if not _has_triton():
-        return "not usable: the package triton is not installed (pip install 'triton>=3.3', Linux)"
-    from circle_kernels.backends.triton import launch
-
-    return launch.status()
+def is_by_autograd(name: str) -> bool:
+    """Whether a backend is differentiated by autograd."""
+    return name != AUTO and BACKENDS[name].by_autograd
 
 
-def _unusable_reason(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why a backend cannot take tensors of this device and dtype; None where it can."""
-    if backend in ("tiled", "reference"):
-        return None
-    if backend == "triton" and _has_triton():
-        from circle_kernels.backends.triton import launch
-
-        return launch.unusable_reason(device, dtype)
-    if backend == "cpu":
-        return cpu.unusable_reason(device, dtype)
-    return available_backends()[backend].removeprefix("not usable: ")
+def is_of_torch(backend: str, embeddings: Tensor, formula: PairFormula) -> bool:
+    """Whether those who watch torch's operations see all that the backend does with these."""
+    name = resolve_backend(backend, embeddings.device, embeddings.dtype, formula)
+    return BACKENDS[name].of_torch
 
 
-def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The backend that serves tensors of this device and dtype.
+def _module(name: str) -> Any:
+    # Not functools.cache: compilers would look inside.
+    if name not in _loaded:
+        _loaded[name] = _load(name)
+    return _loaded[name]
+
+
+def _load(name: str) -> Any:
+    backend = BACKENDS[name]
+    try:
+        return importlib.import_module(backend.module)
+    except ModuleNotFoundError as error:
+        if not backend.install or backend.module.startswith(str(error.name)):
+            raise
+        return f"the package {error.name} is not installed ({backend.install})"
+
+
+# Those that compilers look into have to be there before these do.
+for _name in filter(is_by_autograd, BACKENDS):
+    _module(_name)
+
+
+def resolve_backend(
+    backend: str, device: torch.device, dtype: torch.dtype, formula: PairFormula
+) -> str:
+    """The backend that serves tensors of this device and dtype with this formula.
 
     ``"auto"`` is triton for CUDA and ROCm tensors, cpu for CPU tensors, and tiled for others and,
     with one warning, where those cannot serve.
@@ -75,11 +116,12 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> s
         RuntimeError: a backend asked for by name that cannot serve, with the reason; an instruction
             set asked for by name that the C++ kernel cannot take.
     """
-    best = _BEST_BACKEND.get(device.type, "tiled") if backend == "auto" else backend
-    reason = _unusable_reason(best, device, dtype)
+    best = _BEST_BACKEND.get(device.type, _EVERYWHERE) if backend == AUTO else backend
+    module = _module(best)
+    reason = module if isinstance(module, str) else module.unusable_reason(device, dtype, formula)
     if reason is None:
         return best
-    if backend != "auto":
+    if backend != AUTO:
         raise RuntimeError(
             f"backend={backend!r} cannot serve {dtype} tensors on {device}: {reason}"
         )
@@ -88,7 +130,7 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> s
         f"{device.type}, since {best} cannot: {reason}. backend='tiled' asks for it without this "
         "warning."
     )
-    return "tiled"
+    return _EVERYWHERE
 
 
 @functools.cache
@@ -96,144 +138,121 @@ def _warn_once(message: str) -> None:
     warnings.warn(message, stacklevel=2)
 
 
-def load_backend(backend: str, problem: PairProblem) -> Any:
+def serving(problem: PairProblem, backend: str) -> Any:
     """The module that serves a problem, by :func:`resolve_backend`.
 
     Asked for inside the ops and not above them, so that compilers do not have to trace imports.
     """
     embeddings = problem.embeddings
-    return _module(resolve_backend(backend, embeddings.device, embeddings.dtype), problem)
+    name = resolve_backend(backend, embeddings.device, embeddings.dtype, problem.formula)
+    return _for_its_pairs(name, problem)
 
 
-def _module(backend: str, problem: PairProblem) -> Any:
-    if backend == "triton" and problem.listed is None:
-        from circle_kernels.backends import triton
-
-        return triton
-    if backend == "cpu":
-        return cpu
-    from circle_kernels.backends import tiled
-
-    return tiled
+def _for_its_pairs(name: str, problem: PairProblem) -> Any:
+    """The backend's module, or tiled for listed pairs that it has no code for."""
+    serves = problem.listed is None or BACKENDS[name].listed_pairs
+    return _module(name if serves else _EVERYWHERE)
 
 
-def _behind_the_gate(implementation: Any, backend: str, tensors: dict[str, Tensor | None]) -> Any:
-    """The implementation, or tiled where it would read memory that some tensor does not have.
-
-    Raises:
-        RuntimeError: such a tensor, and a backend that was asked for by name; a tensor whose memory
-            is gone, which no backend can read.
-    """
-    if all_addressable(*tensors.values()):
-        return implementation
-    from circle_kernels.backends import tiled
-
-    for name, tensor in tensors.items():
-        reason = None if tensor is None else obstacle(tensor)
-        if reason is not None and backend not in ("auto", "tiled"):
-            raise RuntimeError(f"backend={backend!r} cannot read {name}: {reason}")
-        if tensor is not None and lacks_memory(tensor):
-            raise RuntimeError(f"circle_kernels: the storage of {name} was freed or resized")
-    return tiled
+def which_saved(saved: Tensor, problem: PairProblem, backend: str) -> Any:
+    """The module that ran the forward pass, whatever ``"auto"`` would be by now."""
+    if backend == AUTO:
+        best = _BEST_BACKEND.get(problem.embeddings.device.type, _EVERYWHERE)
+        by_tiled = saved.shape == _module(_EVERYWHERE).saved_shape(problem)
+        backend = _EVERYWHERE if by_tiled else best
+    return _for_its_pairs(backend, problem)
 
 
 # Of a device without, such as meta, torch does not even say that it is off.
 _has_autocast = functools.cache(torch.amp.is_autocast_available)
+_as_it_is = nullcontext()
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[Any]:
     """Nothing is cast down. Entering a context that changes nothing would cost microseconds."""
     if _has_autocast(device_type) and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
-    return nullcontext()
+    return _as_it_is
 
 
-def run_forward(
-    problem: PairProblem, backend: str, *, readable: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Both log-sum-exps, and what the backend saves for its backward.
-
-    ``readable`` says that every tensor is addressable, as somebody has found out.
-    """
+def run_forward(module: Any, problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
+    """Both log-sum-exps, and what the backend saves for its backward."""
     embeddings = problem.embeddings
-    implementation = load_backend(backend, problem)
-    if embeddings.shape[0] == 0 or problem.columns.shape[0] == 0:
+    if problem.is_empty:
         lse_pos, lse_neg = (
             embeddings.new_full((len(embeddings),), -math.inf, dtype=problem.result_dtype)
             for _ in range(2)
         )
-        return lse_pos, lse_neg, new_saved(problem, implementation)
-    if not readable:
-        implementation = _behind_the_gate(implementation, backend, problem.tensors)
+        return lse_pos, lse_neg, new_saved(module, problem)
     with without_autocast(embeddings.device.type):
-        return implementation.forward(problem)
+        return module.forward(problem)
 
 
-def new_saved(problem: PairProblem, implementation: Any) -> Tensor:
-    """What an implementation's forward pass saves, with nothing in it."""
-    return problem.embeddings.new_empty(implementation.saved_shape(problem), dtype=torch.uint8)
+def new_saved(module: Any, problem: PairProblem) -> Tensor:
+    """What a backend's forward pass saves, with nothing in it."""
+    return problem.embeddings.new_empty(module.saved_shape(problem), dtype=torch.uint8)
 
 
 def run_backward(
-    problem: PairProblem,
-    passed: Sequence[Tensor],  # lse_pos, lse_neg, saved, grad_lse_pos, grad_lse_neg
-    backend: str,
-    needs_embeddings: bool,
-    needs_references: bool,
-    *,
-    readable: bool = False,
+    module: Any, problem: PairProblem, passed: Passed, needs: Needs
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients for both sides; None for one that is not needed.
-
-    ``readable`` says that every tensor is addressable, as somebody has found out.
+    """Gradients for both sides from addressable tensors; None for one that is not needed.
 
     Raises:
         RuntimeError: tensors that are not those of the forward pass.
     """
     embeddings, ref_emb = problem.embeddings, problem.ref_emb
-    if embeddings.shape[0] == 0 or problem.columns.shape[0] == 0:
+    if problem.is_empty:
         return (
             embeddings.new_zeros(embeddings.shape),
             None if ref_emb is None else ref_emb.new_zeros(ref_emb.shape),
         )
-    lse_pos, lse_neg, saved, grad_lse_pos, grad_lse_neg = passed
-    readable = readable or all_addressable(*problem.tensors.values(), *passed)
-    if not readable:
-        grad_lse_pos, grad_lse_neg = materialized(grad_lse_pos), materialized(grad_lse_neg)
-    vectors = (lse_pos, lse_neg, grad_lse_pos, grad_lse_neg)
-    names = ("lse_pos", "lse_neg", "grad_lse_pos", "grad_lse_neg")
+    _check_passed(problem, passed)
+    with without_autocast(embeddings.device.type):
+        return module.backward(problem, passed, needs)
+
+
+def run_backward_of_any(
+    module: Any, problem: PairProblem, passed: Passed, needs: Needs, backend: str
+) -> tuple[Tensor | None, Tensor | None]:
+    """:func:`run_backward` of tensors that nobody has looked at; ``backend`` is what was asked for.
+
+    Raises:
+        RuntimeError: also a tensor that the backend asked for cannot read.
+    """
+    saved, grad_lse_pos, grad_lse_neg = passed
+    passed = Passed(saved, materialized(grad_lse_pos), materialized(grad_lse_neg))
+    tensors = {**problem.named_tensors, **passed._asdict()}
+    everywhere = _module(_EVERYWHERE)
+    module = behind_the_gate(module, backend, tensors)
+    if module is everywhere and saved.shape != everywhere.saved_shape(problem):
+        # Another backend ran the forward pass, before there was a tensor that it cannot read.
+        _check_passed(problem, passed)
+        passed = passed._replace(saved=run_forward(everywhere, problem)[2])
+    return run_backward(module, problem, passed, needs)
+
+
+def _check_passed(problem: PairProblem, passed: Passed) -> None:
+    """Hooks on saved tensors may give back others."""
+    saved, *gradients = passed
+    embeddings, labels, ref_emb, ref_labels, _ = problem.tensors
     rows, dtype = embeddings.shape[:1], problem.result_dtype
-    for name, value in zip(names, vectors, strict=True):
-        if value.shape != rows or value.dtype != dtype:
-            _refuse_passed(name, f"{dtype} of shape {tuple(rows)}", value)
+    for name, gradient in zip(Passed._fields[1:], gradients, strict=True):
+        if gradient.shape != rows or gradient.dtype != dtype:
+            _refuse_passed(name, f"{dtype} of shape {tuple(rows)}", gradient)
     if saved.dtype != torch.uint8:
         _refuse_passed("saved", "bytes", saved)
-    for name, labels, side in (
-        ("labels", problem.labels, embeddings),
-        ("ref_labels", problem.ref_labels, ref_emb),
+    if labels.shape != rows or labels.dtype != torch.int64:
+        _refuse_passed("labels", f"int64 of shape {tuple(rows)}", labels)
+    if ref_emb is None:
+        return
+    if ref_labels is not None and (
+        ref_labels.shape != ref_emb.shape[:1] or ref_labels.dtype != torch.int64
     ):
-        if labels is None or side is None:
-            continue
-        if labels.shape != side.shape[:1] or labels.dtype != torch.int64:
-            _refuse_passed(name, f"int64 of shape {tuple(side.shape[:1])}", labels)
-        if side.dtype != embeddings.dtype or side.shape[1:] != embeddings.shape[1:]:
-            wanted = f"{embeddings.dtype} of {embeddings.shape[1]} columns"
-            _refuse_passed("ref_emb", wanted, side)
-    implementation = _who_saved(saved, problem, backend)
-    if not readable:
-        tensors = {**problem.tensors, **dict(zip(names, vectors, strict=True)), "saved": saved}
-        implementation = _behind_the_gate(implementation, backend, tensors)
-    with without_autocast(embeddings.device.type):
-        return implementation.backward(
-            problem,
-            lse_pos,
-            lse_neg,
-            saved,
-            grad_lse_pos,
-            grad_lse_neg,
-            needs_embeddings=needs_embeddings,
-            needs_references=needs_references,
-        )
+        _refuse_passed("ref_labels", f"int64 of shape {tuple(ref_emb.shape[:1])}", ref_labels)
+    if ref_emb.dtype != embeddings.dtype or ref_emb.shape[1:] != embeddings.shape[1:]:
+        wanted = f"{embeddings.dtype} of {embeddings.shape[1]} columns"
+        _refuse_passed("ref_emb", wanted, ref_emb)
 
 
 def _refuse_passed(name: str, wanted: str, value: Tensor) -> NoReturn:
@@ -243,15 +262,19 @@ def _refuse_passed(name: str, wanted: str, value: Tensor) -> NoReturn:
     )
 
 
-def _who_saved(saved: Tensor, problem: PairProblem, backend: str) -> Any:
-    """The implementation that ran the forward pass, whatever ``"auto"`` would be by now: all but
-    tiled save something."""
-    if backend == "auto":
-        best = _BEST_BACKEND.get(problem.embeddings.device.type, "tiled")
-        backend = "tiled" if saved.numel() == 0 else best
-    return _module(backend, problem)
+def behind_the_gate(module: Any, backend: str, tensors: dict[str, Tensor | None]) -> Any:
+    """The module, or tiled where it would read memory that some tensor does not have.
 
-
-def saves_labels(saved: Tensor, problem: PairProblem, backend: str) -> bool:
-    """Whether the backward pass finds labels in what the forward pass saved."""
-    return _who_saved(saved, problem, backend).saves_labels(problem)
+    Raises:
+        RuntimeError: such a tensor, and a backend that was asked for by name; a tensor whose memory
+            is gone, which no backend can read.
+    """
+    if all_addressable(*tensors.values()):
+        return module
+    for name, tensor in tensors.items():
+        reason = None if tensor is None else obstacle(tensor)
+        if reason is not None and backend not in (AUTO, _EVERYWHERE):
+            raise RuntimeError(f"backend={backend!r} cannot read {name}: {reason}")
+        if tensor is not None and lacks_memory(tensor):
+            raise RuntimeError(f"circle_kernels: the storage of {name} was freed or resized")
+    return _module(_EVERYWHERE)

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circle_kernels.backends.problem import PairProblem, with_padding
-from circle_kernels.formula import PairFormula
+from circle_kernels.backends.problem import Needs, PairProblem, Passed
+from circle_kernels.backends.saved_bytes import with_padding
+from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
 
 LEVEL_VARIABLE = "CIRCLE_KERNELS_CPU_LEVEL"  # read by the extension, at every call
 
@@ -77,14 +78,16 @@ def supported_levels() -> list[str]:
     return [] if isinstance(extension, str) else extension.supported_levels()
 
 
-def unusable_reason(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why the kernel cannot take tensors of this device and dtype; None where it can.
+def unusable_reason(device: torch.device, dtype: torch.dtype, formula: PairFormula) -> str | None:
+    """Why the kernel cannot take these tensors with this formula; None where it can.
 
     Raises:
         RuntimeError: an instruction set asked for that this machine does not run.
     """
     if device.type != "cpu":
         return "the C++ kernel takes CPU tensors"
+    if type(formula) not in _KINDS:
+        return f"the C++ kernel has no code for {type(formula).__name__}"
     extension = _extension()
     if isinstance(extension, str):
         return extension
@@ -163,15 +166,7 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def backward(
-    problem: PairProblem,
-    lse_pos: Tensor,
-    lse_neg: Tensor,
-    saved: Tensor,
-    grad_lse_pos: Tensor,
-    grad_lse_neg: Tensor,
-    *,
-    needs_embeddings: bool,
-    needs_references: bool,
+    problem: PairProblem, passed: Passed, needs: Needs
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of both sides, on the instruction set of the forward pass.
 
@@ -180,13 +175,12 @@ def backward(
     """
     problem = _complete(problem)
     extension = _loaded()
-    grad_embeddings = _empty_like(problem.embeddings) if needs_embeddings else None
+    grad_embeddings = _empty_like(problem.embeddings) if needs.embeddings else None
     grad_references = (
-        _empty_like(problem.ref_emb) if needs_references and problem.ref_emb is not None else None
+        _empty_like(problem.ref_emb) if needs.references and problem.ref_emb is not None else None
     )
     # Bound to names: the extension sees addresses only, which do not keep a tensor alive.
-    grad_lse_pos, grad_lse_neg = grad_lse_pos.contiguous(), grad_lse_neg.contiguous()
-    saved = saved.contiguous()
+    saved, grad_lse_pos, grad_lse_neg = (tensor.contiguous() for tensor in passed)
     if saved.data_ptr() % extension.SAVED_HEADER_BYTES != 0:  # a hook on saved tensors has moved it
         saved = saved.clone()
     extension.backward(
@@ -203,13 +197,9 @@ def backward(
     return grad_embeddings, grad_references
 
 
-def row_losses(lse_pos: Tensor, lse_neg: Tensor, reduction: str) -> tuple[Tensor, Tensor] | None:
-    """What :func:`circle_kernels.row_losses.row_losses` returns, in one call; None without the
-    extension.
-    """
-    extension = _extension()
-    if isinstance(extension, str):
-        return None
+def row_losses(lse_pos: Tensor, lse_neg: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
+    """What :func:`circle_kernels.operation.row_losses.row_losses` returns, in one call."""
+    extension = _loaded()
     lse_pos, lse_neg = lse_pos.contiguous(), lse_neg.contiguous()
     slopes = torch.empty_like(lse_pos)
     loss = torch.empty_like(lse_pos) if reduction == "none" else lse_pos.new_empty(())
@@ -263,6 +253,8 @@ def _loaded() -> ModuleType:
     return extension
 
 
+_KINDS = {CircleFormula: "circle", UnifiedFormula: "unified"}  # of extension.FormulaKind
+
 # bfloat16 products that may stand for one of float32, where the machine has instructions for them.
 _BFLOAT_TERMS = {"highest": 0, "high": 3, "medium": 1}
 
@@ -312,7 +304,7 @@ def _scalar(extension: ModuleType, dtype: torch.dtype) -> object:
 def _describe_formula(extension: ModuleType, formula: PairFormula) -> object:
     optimum_pos, optimum_neg, margin_pos, margin_neg = formula.constants
     return extension.Formula(
-        kind=getattr(extension.FormulaKind, formula.name),
+        kind=getattr(extension.FormulaKind, _KINDS[type(formula)]),
         gamma=formula.gamma,
         optimum_pos=optimum_pos,
         optimum_neg=optimum_neg,

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from circle_kernels.backends.problem import UnitRows, result_dtype, unit_rows
+from circle_kernels.backends.problem import Needs, result_dtype
+from circle_kernels.backends.rows import UnitRows, unit_rows
 from circle_kernels.formula import PairFormula
 
 _CHUNK = 2**20  # numbers gathered at a time from each side
@@ -73,9 +74,7 @@ def backward(
     lse: Tensor,  # (2 N,), of the positives and then of the negatives
     similarities: Tensor,  # (P,)
     grad_lse: Tensor,  # (2 N,)
-    *,
-    needs_embeddings: bool,
-    needs_references: bool,
+    needs: Needs,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of both sides; without references all of it is the embeddings'."""
     sets = problem.sets
@@ -84,11 +83,11 @@ def backward(
     weights = (logits - lse[sets]).exp() * grad_lse[sets] * slopes
     embedding_side, reference_side = problem.sides()
     embeddings, references = embedding_side.rows, reference_side.rows
-    grad_embeddings = torch.zeros_like(embeddings) if needs_embeddings else None
+    grad_embeddings = torch.zeros_like(embeddings) if needs.embeddings else None
     if problem.ref_emb is None:
         grad_references = grad_embeddings
     else:
-        grad_references = torch.zeros_like(references) if needs_references else None
+        grad_references = torch.zeros_like(references) if needs.references else None
     for chunk in problem.chunks():
         rows, columns, weight = problem.rows[chunk], problem.columns[chunk], weights[chunk, None]
         if grad_embeddings is not None:

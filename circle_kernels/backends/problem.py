@@ -1,42 +1,60 @@
 """What a backend is given and what it returns.
 
-A backend is a module with two functions and what there is to know of what passes between them:
+A backend is a module, listed in :data:`circle_kernels.backends.choice.BACKENDS`, that has
 
     forward(problem) -> (lse_pos, lse_neg, saved)
-    backward(problem, lse_pos, lse_neg, saved, grad_lse_pos, grad_lse_neg, *, needs_embeddings,
-             needs_references) -> (grad_embeddings | None, grad_references | None)
+    backward(problem, passed, needs) -> (grad_embeddings | None, grad_references | None)
     saved_shape(problem) -> the shape of saved, in bytes, without computing anything
     saves_labels(problem) -> whether the backward pass finds labels there and reads no others
+    status() -> a sentence that begins with "usable" or "not usable"
+    unusable_reason(device, dtype, formula) -> why it cannot take these, or None where it can
 
-``saved`` is one tensor of bytes (uint8) with whatever the backward pass can use; it may be empty.
+and, where it has code for them,
+
+    row_losses(lse_pos, lse_neg, reduction) -> (loss, slopes) as operation/row_losses.py has them,
+        or None, which leaves these to PyTorch
+
+``saved`` is one tensor of bytes (uint8) with whatever the backward pass can use.
 Not of floats: hooks on saved tensors that compress these would not know their range. The backward
 pass raises RuntimeError where it is not what the forward pass of the problem left.
-Both functions run without autograd, with autocast off, on checked arguments, and on at least one
+Both passes run without autograd, with autocast off, on checked arguments, and on at least one
 row and one column. Log-sum-exps are (N,) in :attr:`PairProblem.result_dtype`, ``-inf`` for an empty
 set; gradients are in the inputs' dtype.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from circle_kernels.formula import PairFormula
 
-BACKENDS = ("auto", "triton", "cpu", "tiled", "reference")
-
-HOOKS = "hooks on saved tensors have to give back what they were given"
-
-NORM_EPS = 1e-12  # as torch.nn.functional.normalize
-
 # What PairProblem.listed says of the pair (i, j): how row i counts it and, in self mode, how row j
 # does. ListedPair of csrc/problem.h.
 ROW_POSITIVE, ROW_NEGATIVE, COLUMN_POSITIVE, COLUMN_NEGATIVE = 1, 2, 4, 8
 # Both sides of PairProblem.listed are padded with zeros to a multiple: the C++ kernel's PANEL.
 LISTED_MULTIPLE = 96
+
+
+TENSORS = ("embeddings", "labels", "ref_emb", "ref_labels", "listed")
+
+
+class Passed(NamedTuple):
+    """What reaches a backward pass beside the problem."""
+
+    saved: Tensor  # as the forward pass left it
+    grad_lse_pos: Tensor  # (N,)
+    grad_lse_neg: Tensor  # (N,)
+
+
+class Needs(NamedTuple):
+    """Which gradients are wanted of a backward pass."""
+
+    embeddings: bool
+    references: bool
 
 
 @dataclass(frozen=True)
@@ -65,15 +83,19 @@ class PairProblem:
     precision: str = "highest"
 
     @property
-    def tensors(self) -> dict[str, Tensor | None]:
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """The tensors in the order of :data:`TENSORS`."""
+        return self.embeddings, self.labels, self.ref_emb, self.ref_labels, self.listed
+
+    @property
+    def named_tensors(self) -> dict[str, Tensor | None]:
         """The tensors by the names of their arguments."""
-        return {
-            "embeddings": self.embeddings,
-            "labels": self.labels,
-            "ref_emb": self.ref_emb,
-            "ref_labels": self.ref_labels,
-            "listed": self.listed,
-        }
+        return dict(zip(TENSORS, self.tensors, strict=True))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no pair at all."""
+        return self.embeddings.shape[0] == 0 or self.columns.shape[0] == 0
 
     @property
     def self_mode(self) -> bool:
@@ -108,79 +130,3 @@ class PairProblem:
 def result_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype that log-sum-exps are computed and returned in."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-@dataclass(frozen=True)
-class UnitRows:
-    """One side's rows over their divisors, ``max(|x|, eps)`` per row or 1, and the way back.
-
-    A row that holds a NaN or an infinity is NaN, so that every similarity of it is NaN whatever the
-    formula, and no loss that saw the row can come out finite.
-    """
-
-    rows: Tensor  # (N, D) in the result dtype
-    divisors: Tensor  # (N,) of the rows as given times ``powers``
-    powers: Tensor  # (N,) powers of two, 1 but for rows whose squares might overflow
-    normalize: bool
-    dtype: torch.dtype  # of the rows as given, and so of their gradient
-
-    def input_gradient(
-        self,
-        gradient: Tensor,  # (N, D) with respect to ``rows``
-    ) -> Tensor:  # (N, D) with respect to the rows as given, in their dtype
-        """The gradient behind the division by the divisors."""
-        # At or below eps the divisor is a constant: nothing to project out.
-        at_zero = self.divisors <= NORM_EPS
-        if self.normalize:
-            along = (gradient * self.rows).sum(1).masked_fill(at_zero, 0)
-            gradient = (gradient - self.rows * along[:, None]) / self.divisors[:, None]
-            gradient *= self.powers[:, None]
-        # Cast to a half type without making the huge gradient of a zero vector infinite.
-        limit = torch.finfo(self.dtype).max
-        return torch.where(at_zero[:, None], gradient.clamp(-limit, limit), gradient).to(self.dtype)
-
-
-def unit_rows(
-    embeddings: Tensor,  # (N, D)
-    normalize: bool,
-) -> UnitRows:
-    """Divide rows by their norms, or leave them as they are."""
-    dtype = result_dtype(embeddings.dtype)
-    rows = embeddings.contiguous()
-    largest = torch.linalg.vector_norm(rows, math.inf, dim=1, dtype=dtype)
-    # Entries below 2^48 in float32 have squares that add up; larger ones do so times 2^-80, and
-    # their norm stays well above eps.
-    octaves = math.frexp(torch.finfo(dtype).max)[1] // 2
-    powers = torch.ones_like(largest)
-    if normalize:
-        powers.masked_fill_(largest >= 2.0 ** (octaves - 16), 2.0 ** -(octaves + 16))
-    rows = rows * powers[:, None]
-    divisors = torch.ones_like(largest)
-    if normalize:
-        divisors = torch.linalg.vector_norm(rows, dim=1).clamp_min(NORM_EPS)
-    divisors.masked_fill_(~largest.isfinite(), math.nan)
-    rows /= divisors[:, None]
-    return UnitRows(rows, divisors, powers, normalize, embeddings.dtype)
-
-
-def padded_sides(rows: int, columns: int) -> list[int]:
-    """Both sides of the memory of :attr:`PairProblem.listed`."""
-    return [-(-size // LISTED_MULTIPLE) * LISTED_MULTIPLE for size in (rows, columns)]
-
-
-def with_padding(
-    listed: Tensor,  # (N, M) uint8
-) -> Tensor:  # (N, M) uint8, the beginning of a padded matrix
-    """:attr:`PairProblem.listed` as it is or, where its padding is lost, as a copy: what hooks on
-    saved tensors give back are the entries."""
-    rows, columns = listed.shape
-    sides = padded_sides(rows, columns)
-    reach = listed.storage_offset() + (sides[0] - 1) * listed.stride(0) + sides[1]
-    if (
-        listed.stride(1) == 1
-        and listed.stride(0) >= sides[1]
-        and reach <= listed.untyped_storage().nbytes()
-    ):
-        return listed
-    padded = listed.new_zeros(sides)[:rows, :columns]
-    return padded.copy_(listed)

@@ -20,9 +20,12 @@ from circle_kernels.backends.problem import (
     COLUMN_POSITIVE,
     ROW_NEGATIVE,
     ROW_POSITIVE,
+    Needs,
     PairProblem,
-    unit_rows,
+    Passed,
 )
+from circle_kernels.backends.rows import unit_rows
+from circle_kernels.backends.saved_bytes import HOOKS, as_bytes, from_bytes
 from circle_kernels.formula import PairFormula
 from circle_kernels.logsumexp import masked_logsumexp
 
@@ -121,9 +124,23 @@ class _Tiles:
         return self.problem.labels[rows][:, None] == self.problem.column_labels[columns][None, :]
 
 
-def saved_shape(problem: PairProblem) -> tuple[int]:
-    """The forward pass keeps nothing for the backward beside the log-sum-exps."""
-    return (0,)
+def status() -> str:
+    """A sentence that begins with ``"usable"``."""
+    return "usable: pure PyTorch in tiles, every device and dtype"
+
+
+def unusable_reason(device: torch.device, dtype: torch.dtype, formula: PairFormula) -> None:
+    """Nothing keeps it from serving."""
+
+
+def saved_shape(problem: PairProblem) -> tuple[int, int]:
+    """Both log-sum-exps as bytes. No other backend saves a matrix."""
+    return (2, problem.embeddings.shape[0] * problem.result_dtype.itemsize)
+
+
+def save(lse_pos: Tensor, lse_neg: Tensor) -> Tensor:
+    """What the backward pass needs of log-sum-exps (N,) each, whoever has computed them."""
+    return as_bytes(torch.stack([lse_pos, lse_neg]))
 
 
 def saves_labels(problem: PairProblem) -> bool:
@@ -150,28 +167,30 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
                 masks = tiles.masks(rows, columns, dim=1)
             for (lse, logits), mask in zip(kinds, masks, strict=True):
                 lse[columns] = torch.logaddexp(lse[columns], masked_logsumexp(logits, mask, dim=0))
-    return lse_pos, lse_neg, lse_pos.new_empty(saved_shape(problem), dtype=torch.uint8)
+    return lse_pos, lse_neg, save(lse_pos, lse_neg)
 
 
 def backward(
-    problem: PairProblem,
-    lse_pos: Tensor,
-    lse_neg: Tensor,
-    saved: Tensor,
-    grad_lse_pos: Tensor,
-    grad_lse_neg: Tensor,
-    *,
-    needs_embeddings: bool,
-    needs_references: bool,
+    problem: PairProblem, passed: Passed, needs: Needs
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of both sides from recomputed tiles."""
+    """Gradients of both sides from recomputed tiles.
+
+    Raises:
+        RuntimeError: ``passed.saved`` is not what :func:`forward` returned for this problem.
+    """
+    saved, *gradients = passed
+    if saved.shape != saved_shape(problem):
+        raise RuntimeError(
+            f"circle_kernels: the backward pass wants log-sum-exps as {saved_shape(problem)} "
+            f"bytes, got shape {tuple(saved.shape)}; {HOOKS}"
+        )
     tiles = _Tiles(problem.with_column_labels())
-    statistics = _Statistics(lse_pos, lse_neg, grad_lse_pos, grad_lse_neg)
-    grad_rows = torch.zeros_like(tiles.rows) if needs_embeddings else None
+    statistics = _Statistics(*from_bytes(saved, problem.result_dtype), *gradients)
+    grad_rows = torch.zeros_like(tiles.rows) if needs.embeddings else None
     if problem.self_mode:
         grad_columns = grad_rows
     else:
-        grad_columns = torch.zeros_like(tiles.columns) if needs_references else None
+        grad_columns = torch.zeros_like(tiles.columns) if needs.references else None
 
     for rows, columns in tiles.slices():
         gradient = _similarity_gradient(tiles, statistics, rows, columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from circle_kernels.backends.choice import without_autocast
 from circle_kernels.backends.problem import result_dtype
 from circle_kernels.classes.labels import resolve_labels
 from circle_kernels.classes.sampling import (
+    Sampling,
     gather_rows,
     positions_among,
     sample_classes,
@@ -34,12 +36,27 @@ from circle_kernels.options import (
     check_choice,
     check_flag,
     check_integer,
-    check_sample_rate,
     explain_other_names,
 )
 from circle_kernels.reference import similarity_matrix
 
 IGNORE_INDEX = -100  # as torch.nn.functional.cross_entropy
+
+
+@dataclass(frozen=True)
+class ClassRows:
+    """What becomes of the rows' losses; arguments as for :func:`class_circle_loss`.
+
+    Raises:
+        TypeError, ValueError: one of the wrong type or range.
+    """
+
+    reduction: str
+    ignore_index: int
+
+    def __post_init__(self) -> None:
+        check_choice("reduction", self.reduction, REDUCTIONS)
+        object.__setattr__(self, "ignore_index", check_integer("ignore_index", self.ignore_index))
 
 
 @explain_other_names
@@ -98,18 +115,18 @@ def class_circle_loss(
             host does not wait to see it, and under torch.compile, it makes the row's loss NaN.
         RuntimeError: the backend asked for cannot serve these tensors; or a second derivative.
     """
-    return _class_loss(
-        embeddings,
-        labels,
-        weight,
-        operation_of(CircleFormula, m, gamma, detach_weights, normalize, skip_below, backend),
-        reduction=reduction,
-        ignore_index=ignore_index,
-        sample_rate=sample_rate,
-        sample_correction=sample_correction,
-        sparse_grad=sparse_grad,
-        generator=generator,
+    operation = operation_of(
+        CircleFormula,
+        m=m,
+        gamma=gamma,
+        detach_weights=detach_weights,
+        normalize=normalize,
+        skip_below=skip_below,
+        backend=backend,
     )
+    rows = ClassRows(reduction, ignore_index)
+    sampling = Sampling(sample_rate, sample_correction, sparse_grad, generator)
+    return _class_loss((embeddings, labels, weight), operation, rows, sampling)
 
 
 @explain_other_names
@@ -135,18 +152,17 @@ def class_unified_loss(
     It equals the cross-entropy of ``gamma * s`` with ``gamma * (s - m)`` at the target. Arguments,
     result and errors as for :func:`class_circle_loss`.
     """
-    return _class_loss(
-        embeddings,
-        labels,
-        weight,
-        operation_of(UnifiedFormula, m, gamma, True, normalize, skip_below, backend),
-        reduction=reduction,
-        ignore_index=ignore_index,
-        sample_rate=sample_rate,
-        sample_correction=sample_correction,
-        sparse_grad=sparse_grad,
-        generator=generator,
+    operation = operation_of(
+        UnifiedFormula,
+        m=m,
+        gamma=gamma,
+        normalize=normalize,
+        skip_below=skip_below,
+        backend=backend,
     )
+    rows = ClassRows(reduction, ignore_index)
+    sampling = Sampling(sample_rate, sample_correction, sparse_grad, generator)
+    return _class_loss((embeddings, labels, weight), operation, rows, sampling)
 
 
 def class_logits(
@@ -172,6 +188,7 @@ def class_logits(
         )  # (N, C)
         if labels is None:
             return similarity * formula.gamma
+        ignore_index = check_integer("ignore_index", ignore_index)
         labels, factors = _checked_labels(labels, embeddings, weight, ignore_index)
         target = labels[:, None] == torch.arange(len(weight), device=weight.device)
         logits = torch.where(
@@ -181,42 +198,32 @@ def class_logits(
 
 
 def _class_loss(
-    embeddings: Tensor,
-    labels: Tensor,
-    weight: Tensor,
+    inputs: tuple[Tensor, Tensor, Tensor],  # embeddings, labels, weight
     operation: Operation,
-    *,
-    reduction: str,
-    ignore_index: int,
-    sample_rate: float,
-    sample_correction: bool,
-    sparse_grad: bool,
-    generator: torch.Generator | None,
+    rows: ClassRows,
+    sampling: Sampling,
 ) -> Tensor:
-    check_choice("reduction", reduction, REDUCTIONS)
-    sample_rate = check_sample_rate(sample_rate)
-    check_flag("sample_correction", sample_correction)
-    check_flag("sparse_grad", sparse_grad)
+    embeddings, labels, weight = inputs
     embeddings, weight = _checked_sides(embeddings, labels, weight)
-    labels, factors = _checked_labels(labels, embeddings, weight, ignore_index)
+    labels, factors = _checked_labels(labels, embeddings, weight, rows.ignore_index)
     columns, correction = weight, 0.0
-    if sample_rate < 1 or sparse_grad:
-        size = sample_size(len(labels), len(weight), sample_rate)
-        sampled = sample_classes(labels, len(weight), size, generator)
-        columns = gather_rows(weight, sampled, sparse_grad=sparse_grad)
+    if sampling.takes_rows:
+        size = sample_size(len(labels), len(weight), sampling.rate)
+        sampled = sample_classes(labels, len(weight), size, sampling.generator)
+        columns = gather_rows(weight, sampled, sparse_grad=sampling.sparse_grad)
         labels = positions_among(labels, sampled)
-        if sample_correction and size > 0:
+        if sampling.correction and size > 0:
             correction = math.log(len(weight) / size)
     embeddings, columns = one_dtype(embeddings, columns)
     batch = Batch(embeddings, labels, columns)
     if correction == 0:
-        loss = reduced_row_losses(batch, operation, reduction)
+        loss = reduced_row_losses(batch, operation, rows.reduction)
     else:
         lse_pos, lse_neg = logsumexps(batch, operation)
-        loss = reduce_exponents(lse_pos + lse_neg + correction, reduction)
+        loss = reduce_exponents(lse_pos + lse_neg + correction, rows.reduction)
     if factors is None:
         return loss
-    return loss * (factors if reduction == "none" else factors.prod())
+    return loss * (factors if rows.reduction == "none" else factors.prod())
 
 
 def _checked_sides(
@@ -245,7 +252,6 @@ def _checked_sides(
 def _checked_labels(
     labels: Tensor, embeddings: Tensor, weight: Tensor, ignore_index: int
 ) -> tuple[Tensor, Tensor | None]:
-    ignore_index = check_integer("ignore_index", ignore_index)
     check_labels("labels", labels, embeddings.shape[0], of="embeddings")
     if not torch.compiler.is_compiling():
         labels = materialized(labels)

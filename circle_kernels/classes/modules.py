@@ -7,24 +7,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from circle_kernels.backends.problem import BACKENDS
 from circle_kernels.classes.losses import (
     IGNORE_INDEX,
+    ClassRows,
     class_circle_loss,
     class_logits,
     class_unified_loss,
 )
+from circle_kernels.classes.sampling import Sampling
 from circle_kernels.distributed.gather import refuse_ddp
 from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
-from circle_kernels.operation.row_losses import REDUCTIONS
-from circle_kernels.options import (
-    check_choice,
-    check_flag,
-    check_integer,
-    check_sample_rate,
-    check_skip_below,
-    explain_other_names,
-)
+from circle_kernels.operation.batch import operation_of
+from circle_kernels.options import check_flag, check_integer, explain_other_names
 
 _INITIAL_STD = 0.01  # usual for face recognition: short weights turn quickly at first
 
@@ -54,20 +48,26 @@ class _ClassLoss(nn.Module):
     ) -> None:
         super().__init__()
         # Checked here as well as at the call, so that a typo fails before training starts.
-        self._formula_type(m=m, gamma=gamma)
-        check_choice("reduction", reduction, REDUCTIONS)
-        check_choice("backend", backend, BACKENDS)
+        operation = operation_of(
+            self._formula_type,
+            m=m,
+            gamma=gamma,
+            normalize=normalize,
+            skip_below=skip_below,
+            backend=backend,
+        )
+        sampling = Sampling(sample_rate, sample_correction, sparse_grad)
         self.num_classes = check_integer("num_classes", num_classes, smallest=1)
         self.embedding_dim = check_integer("embedding_dim", embedding_dim, smallest=1)
         self.m = m
         self.gamma = gamma
         self.reduction = reduction
-        self.ignore_index = check_integer("ignore_index", ignore_index)
-        self.normalize = check_flag("normalize", normalize)
-        self.skip_below = check_skip_below(skip_below)
-        self.sample_rate = check_sample_rate(sample_rate)
-        self.sample_correction = check_flag("sample_correction", sample_correction)
-        self.sparse_grad = check_flag("sparse_grad", sparse_grad)
+        self.ignore_index = ClassRows(reduction, ignore_index).ignore_index
+        self.normalize = operation.normalize
+        self.skip_below = operation.skip_below
+        self.sample_rate = sampling.rate
+        self.sample_correction = sampling.correction
+        self.sparse_grad = sampling.sparse_grad
         self.backend = backend
         self.weight = nn.Parameter(
             torch.empty(self.num_classes, self.embedding_dim, device=device, dtype=dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +11,32 @@ from torch import Tensor
 
 from circle_kernels.classes.labels import NO_CLASS, host_may_look
 from circle_kernels.operation.registered import is_batch_of_gradients, under_transforms
+from circle_kernels.options import check_flag, check_sample_rate
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which classes take part; arguments as for :func:`circle_kernels.class_circle_loss`.
+
+    Raises:
+        TypeError, ValueError: one of the wrong type or range.
+    """
+
+    rate: float
+    correction: bool
+    sparse_grad: bool
+    generator: torch.Generator | None = None
+
+    def __post_init__(self) -> None:
+        # NumPy's, too, become Python's.
+        object.__setattr__(self, "rate", check_sample_rate(self.rate))
+        object.__setattr__(self, "correction", check_flag("sample_correction", self.correction))
+        object.__setattr__(self, "sparse_grad", check_flag("sparse_grad", self.sparse_grad))
+
+    @property
+    def takes_rows(self) -> bool:
+        """Whether rows of the weight are taken out of it."""
+        return self.rate < 1 or self.sparse_grad
 
 
 def sample_size(num_rows: int, num_classes: int, sample_rate: float) -> int:

@@ -8,6 +8,7 @@ Miners, reducers, regularizers, ``CrossBatchMemory``, ``SelfSupervisedLoss``,
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from typing import Any
 
@@ -20,8 +21,10 @@ from circle_kernels.arguments import (
     label_numbers,
     one_dtype,
 )
-from circle_kernels.backends.addressable import all_addressable, materialized, obstacle
+from circle_kernels.backends.addressable import all_addressable
 from circle_kernels.formula import CircleFormula
+from circle_kernels.integrations.library_inputs import are_indices, is_plain_batch, readable_indices
+from circle_kernels.operation.batch import Batch, Operation, remembered
 from circle_kernels.operation.eager import pair_logsumexp
 from circle_kernels.operation.listed_pairs import (
     PairIndices,
@@ -32,10 +35,11 @@ from circle_kernels.operation.listed_pairs import (
     pair_matrix,
     unique_pairs,
 )
-from circle_kernels.operation.row_losses import softplus
+from circle_kernels.operation.row_losses import MEAN_NONZERO, reduced_row_losses, softplus
 
 try:
     from pytorch_metric_learning import distances, losses
+    from pytorch_metric_learning.reducers import AvgNonZeroReducer
     from pytorch_metric_learning.utils import common_functions as c_f
     from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 except ModuleNotFoundError as error:
@@ -48,7 +52,6 @@ except ModuleNotFoundError as error:
     ) from error
 
 _COSINE = (distances.CosineSimilarity, distances.DotProductSimilarity)
-_INDEX_DTYPES = (torch.int32, torch.int64)
 _BOTH = ("pairs", "a pair is listed both as positive and as negative")
 
 
@@ -80,6 +83,41 @@ class CircleLoss(losses.CircleLoss):
     def __init__(self, m: float = 0.4, gamma: float = 80, **kwargs: Any) -> None:
         super().__init__(m=m, gamma=gamma, **kwargs)
         self._warned: set[str] = set()
+
+    def forward(
+        self,
+        embeddings: Tensor,  # (N, D)
+        labels: Tensor | None = None,  # (N,)
+        indices_tuple: tuple[Tensor, ...] | None = None,
+        ref_emb: Tensor | None = None,  # (M, D)
+        ref_labels: Tensor | None = None,  # (M,)
+    ) -> Tensor:
+        """What the library's own does, in its usual case as one node of the graph."""
+        if labels is not None and indices_tuple is ref_emb is ref_labels is None:
+            operation = self._plain_operation()
+            if operation is not None and is_plain_batch(embeddings, labels):
+                return reduced_row_losses(Batch(embeddings, labels), operation, MEAN_NONZERO)
+        return super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+
+    def _plain_operation(self) -> Operation | None:
+        """What a plain batch's loss is computed by, unless somebody wants to see or change what the
+        library computes on the way."""
+        reducer, distance = self.reducer, self.distance
+        if (
+            type(self).compute_loss is CircleLoss.compute_loss
+            and type(reducer) is AvgNonZeroReducer
+            and (reducer.low, reducer.high) == (0, None)
+            and type(distance) in _COSINE
+            and (distance.p, distance.power) == (2, 1)
+            and self.embedding_regularizer is None
+            and not (self.collect_stats or reducer.collect_stats or distance.collect_stats)
+        ):
+            with contextlib.suppress(TypeError, ValueError):  # then the library's own loss serves
+                return _operation(
+                    (self.m, self.gamma, self.op, self.on, self.delta_p, self.delta_n),
+                    distance.normalize_embeddings,
+                )
+        return None
 
     def compute_loss(
         self,
@@ -119,7 +157,7 @@ class CircleLoss(losses.CircleLoss):
             if all(len(each) <= 1 for each in listed):
                 return self.zero_losses()
             listed = tuple(torch.as_tensor(each, device=embeddings.device) for each in listed)
-            if not _are_indices(*listed):
+            if not are_indices(*listed):
                 reason = "a miner's tuple holds other things than vectors of int32 or int64"
                 return self._by_the_library("indices", reason, *arguments)
             statistics = self._of_pairs(embeddings, ref_emb, listed)
@@ -256,35 +294,10 @@ class CircleLoss(losses.CircleLoss):
             )
 
 
-def readable_indices(indices_tuple: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A miner's tuple as it can be looked into, which torch's own indexing may die of.
-
-    Raises:
-        TypeError: one of its tensors has no numbers of its own.
-    """
-    readable = tuple(
-        materialized(each) if isinstance(each, Tensor) else each for each in indices_tuple
-    )
-    for place, each in enumerate(readable):
-        if isinstance(each, Tensor) and not all_addressable(each):
-            raise TypeError(
-                f"indices_tuple[{place}] must be an ordinary tensor of indices, got a "
-                f"{type(each).__name__}: {obstacle(each) or 'its storage was freed or resized'}"
-            )
-    return readable
+@remembered
+def _operation(formula: tuple[Any, ...], normalize: bool) -> Operation:
+    return Operation(CircleFormula(*formula), normalize)
 
 
 def _one_dtype(embeddings: Tensor, ref_emb: Tensor | None) -> tuple[Tensor, Tensor | None]:
     return (embeddings, None) if ref_emb is None else one_dtype(embeddings, ref_emb)
-
-
-def _are_indices(
-    rows_pos: Tensor, columns_pos: Tensor, rows_neg: Tensor, columns_neg: Tensor
-) -> bool:
-    """Whether these are two lists of pairs and not, say, masks or what is to be broadcast."""
-    listed = (rows_pos, columns_pos, rows_neg, columns_neg)
-    return (
-        all(each.dim() == 1 and each.dtype in _INDEX_DTYPES for each in listed)
-        and len(rows_pos) == len(columns_pos)
-        and len(rows_neg) == len(columns_neg)
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -10,7 +11,7 @@ from circle_kernels.arguments import (
     check_similarities,
 )
 from circle_kernels.distributed.gather import gather_batch
-from circle_kernels.distributed.groups import Group, check_group_reduction
+from circle_kernels.distributed.groups import Group, check_group, check_group_reduction
 from circle_kernels.formula import CircleFormula, UnifiedFormula
 from circle_kernels.logsumexp import present_logsumexp
 from circle_kernels.operation.batch import Batch, Operation, check_batch, operation_of
@@ -22,6 +23,25 @@ from circle_kernels.options import (
 )
 
 SCOPES = ("anchor", "batch")
+
+
+@dataclass(frozen=True)
+class RowReduction:
+    """What becomes of the rows' log-sum-exps; arguments as for :func:`circle_loss`.
+
+    Raises:
+        TypeError, ValueError: one of the wrong type or range, or two that exclude each other.
+    """
+
+    scope: str
+    reduction: str
+    group: Group | None
+
+    def __post_init__(self) -> None:
+        check_choice("scope", self.scope, SCOPES)
+        check_choice("reduction", self.reduction, REDUCTIONS)
+        check_group(self.group)
+        check_group_reduction(self.group, self.reduction)
 
 
 @explain_other_names
@@ -89,16 +109,17 @@ def circle_loss(
         RuntimeError: the backend asked for cannot serve these tensors; a second derivative; or
             ``group="world"`` before ``init_process_group``.
     """
-    return _pair_loss(
-        embeddings,
-        labels,
-        ref_emb,
-        ref_labels,
-        operation_of(CircleFormula, m, gamma, detach_weights, normalize, skip_below, backend),
-        scope=scope,
-        reduction=reduction,
-        group=group,
+    operation = operation_of(
+        CircleFormula,
+        m=m,
+        gamma=gamma,
+        detach_weights=detach_weights,
+        normalize=normalize,
+        skip_below=skip_below,
+        backend=backend,
     )
+    rows = RowReduction(scope, reduction, group)
+    return pair_loss(check_batch(embeddings, labels, ref_emb, ref_labels), operation, rows)
 
 
 @explain_other_names
@@ -123,16 +144,16 @@ def unified_loss(
     NormFace. ``m`` may be any finite number; other arguments, result and errors as for
     :func:`circle_loss`.
     """
-    return _pair_loss(
-        embeddings,
-        labels,
-        ref_emb,
-        ref_labels,
-        operation_of(UnifiedFormula, m, gamma, True, normalize, skip_below, backend),
-        scope=scope,
-        reduction=reduction,
-        group=group,
+    operation = operation_of(
+        UnifiedFormula,
+        m=m,
+        gamma=gamma,
+        normalize=normalize,
+        skip_below=skip_below,
+        backend=backend,
     )
+    rows = RowReduction(scope, reduction, group)
+    return pair_loss(check_batch(embeddings, labels, ref_emb, ref_labels), operation, rows)
 
 
 @explain_other_names
@@ -166,28 +187,15 @@ def circle_loss_from_similarity(
     )
 
 
-def _pair_loss(
-    embeddings: Tensor,
-    labels: Tensor,
-    ref_emb: Tensor | None,
-    ref_labels: Tensor | None,
-    operation: Operation,
-    *,
-    scope: str,
-    reduction: str,
-    group: Group | None,
-) -> Tensor:
-    check_choice("scope", scope, SCOPES)
-    check_choice("reduction", reduction, REDUCTIONS)
-    check_group_reduction(group, reduction)
-    batch = check_batch(embeddings, labels, ref_emb, ref_labels)
-    if group is not None:
-        batch = Batch(*gather_batch(*batch[:4], group))
-    if scope == "anchor":
-        return reduced_row_losses(batch, operation, reduction)
+def pair_loss(batch: Batch, operation: Operation, rows: RowReduction) -> Tensor:
+    """The loss of a checked batch."""
+    if rows.group is not None:
+        batch = Batch(*gather_batch(*batch[:4], rows.group))
+    if rows.scope == "anchor":
+        return reduced_row_losses(batch, operation, rows.reduction)
     lse_pos, lse_neg = logsumexps(batch, operation)
     # In self mode every unordered pair stands in two rows.
-    times_counted = 2 if ref_emb is None else 1
+    times_counted = 2 if batch.ref_emb is None else 1
     return softplus(
         present_logsumexp(lse_pos, dim=0)
         + present_logsumexp(lse_neg, dim=0)

@@ -7,22 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from circle_kernels.backends.problem import BACKENDS
-from circle_kernels.distributed.groups import (
-    Group,
-    check_group,
-    check_group_reduction,
-    describe_group,
-    is_saveable,
-)
+from circle_kernels.distributed.groups import Group, describe_group, is_saveable
 from circle_kernels.formula import CircleFormula
-from circle_kernels.losses.functional import REDUCTIONS, SCOPES, circle_loss
-from circle_kernels.options import (
-    check_choice,
-    check_flag,
-    check_skip_below,
-    explain_other_names,
-)
+from circle_kernels.losses.functional import RowReduction, pair_loss
+from circle_kernels.operation.batch import check_batch, operation_of
+from circle_kernels.options import explain_other_names
 
 
 class CircleLoss(nn.Module):
@@ -49,19 +38,23 @@ class CircleLoss(nn.Module):
     ) -> None:
         super().__init__()
         # Checked here as well as at the call, so that a typo fails before training starts.
-        CircleFormula(m=m, gamma=gamma)
-        check_choice("scope", scope, SCOPES)
-        check_choice("reduction", reduction, REDUCTIONS)
-        check_group(group)
-        check_group_reduction(group, reduction)
-        check_choice("backend", backend, BACKENDS)
+        operation = operation_of(
+            CircleFormula,
+            m=m,
+            gamma=gamma,
+            detach_weights=detach_weights,
+            normalize=normalize,
+            skip_below=skip_below,
+            backend=backend,
+        )
+        RowReduction(scope, reduction, group)
         self.m = m
         self.gamma = gamma
         self.scope = scope
         self.reduction = reduction
-        self.detach_weights = check_flag("detach_weights", detach_weights)
-        self.normalize = check_flag("normalize", normalize)
-        self.skip_below = check_skip_below(skip_below)
+        self.detach_weights = operation.formula.detach_weights
+        self.normalize = operation.normalize
+        self.skip_below = operation.skip_below
         self.group = group
         self.backend = backend
 
@@ -73,21 +66,17 @@ class CircleLoss(nn.Module):
         ref_emb: Tensor | None = None,  # (M, D)
         ref_labels: Tensor | None = None,  # (M,)
     ) -> Tensor:
-        return circle_loss(
-            embeddings,
-            labels,
-            ref_emb,
-            ref_labels,
+        operation = operation_of(
+            CircleFormula,
             m=self.m,
             gamma=self.gamma,
-            scope=self.scope,
-            reduction=self.reduction,
             detach_weights=self.detach_weights,
             normalize=self.normalize,
             skip_below=self.skip_below,
-            group=self.group,
             backend=self.backend,
         )
+        rows = RowReduction(self.scope, self.reduction, self.group)
+        return pair_loss(check_batch(embeddings, labels, ref_emb, ref_labels), operation, rows)
 
     def __getstate__(self) -> dict[str, Any]:
         """What is saved; a process group belongs to running processes."""

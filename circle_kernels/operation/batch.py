@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,10 +14,10 @@ from circle_kernels.arguments import (
     check_embeddings,
     check_pair_inputs,
 )
-from circle_kernels.backends.problem import BACKENDS, PairProblem
-from circle_kernels.formula import FORMULAS, PairFormula
+from circle_kernels.backends.choice import check_backend
+from circle_kernels.backends.problem import PairProblem
+from circle_kernels.formula import FORMULAS, CircleFormula, PairFormula, UnifiedFormula
 from circle_kernels.options import (
-    check_choice,
     check_flag,
     check_skip_below,
 )
@@ -58,9 +59,10 @@ class Operation:
             wanted = " or ".join(known.__name__ for known in FORMULAS.values())
             given = f"{type(self.formula).__name__} {self.formula!r}"
             raise TypeError(f"formula must be a {wanted}, got {given}")
-        check_flag("normalize", self.normalize)
-        check_skip_below(self.skip_below)
-        check_choice("backend", self.backend, BACKENDS)
+        # NumPy's, too, become Python's.
+        object.__setattr__(self, "normalize", check_flag("normalize", self.normalize))
+        object.__setattr__(self, "skip_below", check_skip_below(self.skip_below))
+        check_backend(self.backend)
 
     def problem(
         self, batch: Batch, *, precision: str = "highest", keep_for_backward: bool = True
@@ -72,37 +74,49 @@ class Operation:
             labels,
             ref_emb,
             ref_labels,
-            self.formula,
-            bool(self.normalize),
-            float(self.skip_below),
-            keep_for_backward,
-            listed,
-            precision,
+            formula=self.formula,
+            normalize=self.normalize,
+            skip_below=self.skip_below,
+            keep_for_backward=keep_for_backward,
+            listed=listed,
+            precision=precision,
         )
 
 
-def operation_of(formula_type: Any, m: Any, gamma: Any, *options: Any) -> Operation:
-    """The operation of a formula with the paper's constants; ``options`` are ``detach_weights`` and
-    what :class:`Operation` takes after the formula.
-
-    Remembered, since nearly every step asks for the one of the step before.
-    """
-    if torch.compiler.is_compiling():  # which looks inside
-        return _new_operation(formula_type, m, gamma, *options)
-    try:
-        return _remembered_operation(formula_type, m, gamma, *options)
-    except TypeError:  # of what cannot be hashed there is a better one
-        return _new_operation(formula_type, m, gamma, *options)
+_Made = TypeVar("_Made")
 
 
-def _new_operation(
-    formula_type: Any, m: Any, gamma: Any, detach_weights: bool, *options: Any
+def remembered(make: Callable[..., _Made]) -> Callable[..., _Made]:
+    """A function that makes something of hyper-parameters, which nearly every step has from the one
+    before. Not where compilers look inside."""
+    # By type as well: 1 and True are not 1.0.
+    remembering = functools.lru_cache(maxsize=16, typed=True)(make)
+
+    @functools.wraps(make)
+    def made(*parameters: Any, **named: Any) -> _Made:
+        if torch.compiler.is_compiling():
+            return make(*parameters, **named)
+        try:
+            return remembering(*parameters, **named)
+        except TypeError:  # of what cannot be hashed there is a better one
+            return make(*parameters, **named)
+
+    return made
+
+
+@remembered
+def operation_of(
+    formula_type: type[CircleFormula] | type[UnifiedFormula],
+    *,
+    m: float,
+    gamma: float,
+    detach_weights: bool = True,
+    **options: Any,
 ) -> Operation:
-    return Operation(formula_type(m=m, gamma=gamma, detach_weights=detach_weights), *options)
-
-
-# By type as well: 1 and True are not 1.0.
-_remembered_operation = functools.lru_cache(maxsize=16, typed=True)(_new_operation)
+    """The operation of a formula with the paper's constants; ``options`` are what
+    :class:`Operation` takes beside the formula."""
+    formula = formula_type(m=m, gamma=gamma, detach_weights=detach_weights)
+    return Operation(formula, **options)
 
 
 def check_batch(

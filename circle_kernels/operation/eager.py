@@ -19,13 +19,15 @@ from circle_kernels.arguments import (
 )
 from circle_kernels.backends.addressable import all_addressable
 from circle_kernels.backends.choice import (
-    resolve_backend,
+    is_by_autograd,
+    is_of_torch,
     run_backward,
+    run_backward_of_any,
     run_forward,
-    saves_labels,
+    serving,
     without_autocast,
 )
-from circle_kernels.backends.problem import HOOKS, result_dtype
+from circle_kernels.backends.problem import Needs, Passed
 from circle_kernels.formula import PairFormula
 from circle_kernels.operation.batch import Batch, Operation, check_batch
 from circle_kernels.operation.registered import (
@@ -36,7 +38,6 @@ from circle_kernels.operation.registered import (
     under_transforms,
 )
 from circle_kernels.precision import float32_precision
-from circle_kernels.reference import pair_logsumexp_reference
 
 
 def pair_logsumexp(
@@ -89,14 +90,12 @@ def pair_logsumexp(
 
 def logsumexps(batch: Batch, operation: Operation) -> tuple[Tensor, Tensor]:
     """:func:`pair_logsumexp` of a checked batch."""
-    if operation.backend == "reference":
-        dtype = result_dtype(batch.embeddings.dtype)
+    if is_by_autograd(operation.backend):
+        problem = operation.problem(batch)
         with without_autocast(batch.embeddings.device.type):
-            lse_pos, lse_neg = pair_logsumexp_reference(
-                *batch[:4], formula=operation.formula, normalize=operation.normalize
-            )
-        return lse_pos.to(dtype), lse_neg.to(dtype)
-    if is_traced(batch, operation.backend):
+            lse_pos, lse_neg, _ = serving(problem, operation.backend).forward(problem)
+        return lse_pos, lse_neg
+    if is_traced(batch, operation):
         return traced_logsumexps(batch, operation)
     return _PairLogSumExp.apply(*batch, operation, batch.requires_grad)
 
@@ -125,21 +124,20 @@ def forward_and_keep(
     """Both log-sum-exps; with ``keep``, ``ctx`` gets what :func:`input_gradients` needs."""
     precision = float32_precision(batch.embeddings.device.type)
     problem = operation.problem(batch, precision=precision, keep_for_backward=keep)
-    lse_pos, lse_neg, saved = run_forward(problem, operation.backend, readable=True)
+    ctx.module = module = serving(problem, operation.backend)
+    lse_pos, lse_neg, saved = run_forward(module, problem)
     if keep:
-        needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[2])
-        are_read = not saves_labels(saved, problem, operation.backend)
+        are_read = not module.saves_labels(problem)
         ctx.save_for_backward(
             owned(batch.embeddings),
             owned(batch.labels, are_read),
             owned(batch.ref_emb),
             owned(batch.ref_labels, are_read),
             batch.listed,  # which no one else has
-            as_bytes(lse_pos),
-            as_bytes(lse_neg),
             saved,
         )
-        ctx.operation, ctx.precision, ctx.needs = operation, precision, needs
+        ctx.operation, ctx.precision = operation, precision
+        ctx.needs = Needs(ctx.needs_input_grad[0], ctx.needs_input_grad[2])
     return lse_pos, lse_neg
 
 
@@ -153,28 +151,6 @@ def owned(tensor: Tensor | None, is_read: bool = True) -> Tensor | None:
     return tensor.data  # whose changes autograd does not count
 
 
-def as_bytes(vector: Tensor) -> Tensor:
-    """A vector as hooks on saved tensors leave it alone: those that compress floats would round a
-    log-sum-exp by far more than an exponent of the weights that are taken relative to it may be."""
-    return vector.view(torch.uint8)
-
-
-def from_bytes(saved: Tensor, dtype: torch.dtype) -> Tensor:
-    """The vector again.
-
-    Raises:
-        RuntimeError: something else came back.
-    """
-    if saved.dtype != torch.uint8 or saved.numel() % dtype.itemsize:
-        raise RuntimeError(
-            f"circle_kernels: the backward pass wants a log-sum-exp's bytes, got {saved.dtype} of "
-            f"shape {tuple(saved.shape)}; {HOOKS}"
-        )
-    if saved.storage_offset() % dtype.itemsize or not saved.is_contiguous():
-        saved = saved.clone(memory_format=torch.contiguous_format)
-    return saved.view(dtype)
-
-
 def input_gradients(
     ctx: Any, saved_tensors: tuple[Any, ...], grad_lse_pos: Tensor, grad_lse_neg: Tensor
 ) -> tuple[Tensor | None, None, Tensor | None, None, None]:
@@ -182,21 +158,20 @@ def input_gradients(
 
     The saved tensors come as an argument since checkpointing lets them be asked for only once.
     """
-    *tensors, pos_bytes, neg_bytes, saved = saved_tensors
-    batch, operation = Batch(*tensors), ctx.operation
-    dtype = result_dtype(batch.embeddings.dtype)
-    lse_pos, lse_neg = from_bytes(pos_bytes, dtype), from_bytes(neg_bytes, dtype)
-    passed = (lse_pos, lse_neg, saved, grad_lse_pos, grad_lse_neg)
-    readable = all_addressable(*tensors, *passed)
-    if not readable and is_batch_of_gradients(grad_lse_pos, grad_lse_neg):
-        gradients = traced_gradients(batch, operation, passed, ctx.needs)
+    *tensors, saved = saved_tensors
+    batch, operation, needs = Batch(*tensors), ctx.operation, ctx.needs
+    passed = Passed(saved, grad_lse_pos, grad_lse_neg)
+    problem = operation.problem(batch, precision=ctx.precision)
+    if all_addressable(*tensors, *passed):
+        gradients = run_backward(ctx.module, problem, passed, needs)
+    elif is_batch_of_gradients(grad_lse_pos, grad_lse_neg):
+        gradients = traced_gradients(batch, operation, passed, needs)
     else:
-        problem = operation.problem(batch, precision=ctx.precision)
-        gradients = run_backward(problem, passed, operation.backend, *ctx.needs, readable=readable)
+        gradients = run_backward_of_any(ctx.module, problem, passed, needs, operation.backend)
     return (
-        gradients[0] if ctx.needs[0] else None,
+        gradients[0] if needs.embeddings else None,
         None,
-        gradients[1] if ctx.needs[1] else None,
+        gradients[1] if needs.references else None,
         None,
         None,
     )
@@ -216,10 +191,10 @@ def once(
         if type(gradient) is not Tensor:
             check_undistributed("the upstream gradient", gradient)
             check_real_or_fake({"embeddings": saved[0], "the upstream gradient": gradient})
-    with torch.no_grad():
+    if not torch.is_grad_enabled():
+        return compute(saved, upstream)
+    with torch.no_grad():  # create_graph=True
         gradients = compute(saved, upstream)
-    if not torch.is_grad_enabled():  # create_graph=True
-        return gradients
     sources = [each for each in (*saved, *upstream) if each is not None and each.requires_grad]
     return tuple(
         None if gradient is None else _NoSecondDerivative.apply(gradient, *sources)
@@ -239,20 +214,17 @@ class _NoSecondDerivative(torch.autograd.Function):
         raise RuntimeError(NO_SECOND_DERIVATIVE)
 
 
-def is_traced(batch: Batch, backend: str = "auto") -> bool:
+def is_traced(batch: Batch, operation: Operation) -> bool:
     """Whether the operation has to be one registered op.
 
     Compilers must not look inside the kernels; and kernels read memory, which fake tensors and
     wrappers do not have and of which tracers see nothing. In eager mode a registered op would only
     add tens of microseconds to each call.
     """
-    embeddings = batch.embeddings
     if torch.compiler.is_compiling() or under_transforms():
         return True
     if not all_addressable(*batch):
         return True
-    # Tiled is made of torch's own operations, which those who watch can see.
-    return (
-        is_in_torch_dispatch_mode()
-        and resolve_backend(backend, embeddings.device, embeddings.dtype) != "tiled"
+    return is_in_torch_dispatch_mode() and not is_of_torch(
+        operation.backend, batch.embeddings, operation.formula
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from circle_kernels.arguments import (
     check_kinds,
 )
-from circle_kernels.backends import cpu, gathered
+from circle_kernels.backends import cpu, gathered, tiled
 from circle_kernels.backends.addressable import all_addressable, is_plain, materialized
 from circle_kernels.backends.choice import without_autocast
 from circle_kernels.backends.gathered import GatheredProblem
@@ -24,14 +24,14 @@ from circle_kernels.backends.problem import (
     COLUMN_POSITIVE,
     ROW_NEGATIVE,
     ROW_POSITIVE,
-    padded_sides,
+    Needs,
+    Passed,
     result_dtype,
 )
+from circle_kernels.backends.saved_bytes import as_bytes, from_bytes, padded_sides
 from circle_kernels.formula import PairFormula
 from circle_kernels.operation.batch import Batch, Operation
 from circle_kernels.operation.eager import (
-    as_bytes,
-    from_bytes,
     is_traced,
     logsumexps,
     once,
@@ -226,7 +226,7 @@ def gathered_logsumexp(
 ) -> tuple[Tensor, Tensor]:
     """:func:`circle_kernels.pair_logsumexp` over a few pairs."""
     embeddings, ref_emb = _readable(embeddings, ref_emb)
-    if is_traced(Batch(embeddings, pairs[0], ref_emb)):
+    if is_traced(Batch(embeddings, pairs[0], ref_emb), Operation(formula, normalize)):
         kinds = _matrix_of(pairs, embeddings, ref_emb)
         return matrix_logsumexp(embeddings, ref_emb, kinds, formula=formula, normalize=normalize)
     keep = Batch(embeddings, pairs[0], ref_emb).requires_grad
@@ -249,7 +249,7 @@ class _GatheredLogSumExp(torch.autograd.Function):
         with without_autocast(problem.embeddings.device.type):
             lse_pos, lse_neg, similarities = gathered.forward(problem)
         if keep:
-            ctx.settings, ctx.needs = arguments[-3:-1], ctx.needs_input_grad[:2]
+            ctx.settings, ctx.needs = arguments[-3:-1], Needs(*ctx.needs_input_grad[:2])
             sides = (owned(side) for side in arguments[:2])
             statistics = map(as_bytes, (lse_pos, lse_neg, similarities))
             ctx.save_for_backward(*sides, *arguments[2:-3], *statistics)
@@ -277,7 +277,7 @@ def _gathered_gradients(
     saved: tuple[Any, ...],
     upstream: tuple[Tensor, ...],
     settings: tuple[PairFormula, bool],
-    needs: tuple[bool, bool],
+    needs: Needs,
 ) -> _Gradients:
     embeddings, ref_emb, rows, columns, positive, lse_pos, lse_neg, similarities = saved
     with without_autocast(embeddings.device.type):
@@ -286,8 +286,7 @@ def _gathered_gradients(
             torch.cat([lse_pos, lse_neg]),
             similarities,
             torch.cat(upstream),
-            needs_embeddings=needs[0],
-            needs_references=needs[1],
+            needs,
         )
 
 
@@ -295,7 +294,7 @@ def _batch_of_gradients(
     saved: tuple[Any, ...],
     upstream: tuple[Tensor, ...],
     settings: tuple[PairFormula, bool],
-    needs: tuple[bool, bool],
+    needs: Needs,
 ) -> _Gradients:
     """The same by the registered op, which ``torch.func`` knows, over a matrix of the pairs."""
     embeddings, ref_emb, rows, columns, positive, lse_pos, lse_neg, _ = saved
@@ -304,8 +303,8 @@ def _batch_of_gradients(
     of_rows, of_columns = traced_gradients(
         _listed_batch(embeddings, references, kinds),
         Operation(*settings, backend="tiled"),
-        (lse_pos, lse_neg, kinds.new_empty(0), *upstream),
-        (needs[0], needs[0] if ref_emb is None else needs[1]),
+        Passed(tiled.save(lse_pos, lse_neg), *upstream),
+        Needs(needs.embeddings, needs.embeddings if ref_emb is None else needs.references),
     )
     if ref_emb is None and of_rows is not None and of_columns is not None:
         return of_rows + of_columns, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,13 +12,17 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _python_dispatch
 
-from circle_kernels.backends.addressable import is_legacy_batch
+from circle_kernels.backends.addressable import all_addressable, is_legacy_batch
 from circle_kernels.backends.choice import (
-    load_backend,
+    behind_the_gate,
     new_saved,
     run_backward,
+    run_backward_of_any,
     run_forward,
+    serving,
+    which_saved,
 )
+from circle_kernels.backends.problem import Needs, Passed
 from circle_kernels.formula import formula_from_parameters
 from circle_kernels.operation.batch import Batch, Operation, check_layout
 from circle_kernels.precision import float32_precision
@@ -25,7 +30,7 @@ from circle_kernels.precision import float32_precision
 # Raised when a backend saves something of another shape. torch keeps compiled graphs on disk by the
 # arguments of their ops: with this among them, none is found that an earlier version compiled. (Not
 # as a default, which torch leaves out.)
-SAVED_LAYOUT = 8
+SAVED_LAYOUT = 9
 
 # The arguments of both ops, once: a Batch, and an Operation as ops can carry it. The formula's
 # numbers are a tensor, since to ops every number is a constant, and a schedule of gamma would
@@ -64,19 +69,26 @@ def encode(batch: Batch, operation: Operation) -> tuple[Any, ...]:
         parameters,
         formula.name,
         formula.detach_weights,
-        bool(operation.normalize),
-        float(operation.skip_below),
+        operation.normalize,
+        operation.skip_below,
         operation.backend,
     )
 
 
 def _decode(arguments: Sequence[Any], *, fake: bool = False) -> tuple[Batch, Operation, Any]:
     """What :func:`encode` was given, and the arguments that follow."""
-    parameters, formula, detach_weights, *options = arguments[_LABELS:_OPTIONS]
+    parameters, *others = arguments[_LABELS:_OPTIONS]
     # Of a fake tensor there are no numbers, and shapes do not depend on them.
-    numbers = [1.0] * parameters.shape[0] if fake else parameters.tolist()
-    operation = Operation(formula_from_parameters(formula, numbers, detach_weights), *options)
+    numbers = [0.5] * parameters.shape[0] if fake else parameters.tolist()
+    operation = _decode_operation(tuple(numbers), *others)
     return Batch(*arguments[:_LABELS]), operation, arguments[_OPTIONS:]
+
+
+@functools.lru_cache(maxsize=16)
+def _decode_operation(
+    numbers: tuple[float, ...], formula: str, detach_weights: bool, *options: Any
+) -> Operation:
+    return Operation(formula_from_parameters(formula, list(numbers), detach_weights), *options)
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -84,40 +96,57 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     check_layout(batch)
     precision = float32_precision(batch.embeddings.device.type)
     problem = operation.problem(batch, precision=precision, keep_for_backward=keep_for_backward)
-    return run_forward(problem, operation.backend)
+    module = serving(problem, operation.backend)
+    if not (problem.is_empty or all_addressable(*problem.tensors)):
+        module = behind_the_gate(module, operation.backend, problem.named_tensors)
+    return run_forward(module, problem)
 
 
 def _backward(*arguments: Any) -> tuple[Tensor, Tensor]:
     """Gradients for both sides; an empty tensor stands for one that is not needed."""
-    batch, operation, (*passed, needs_embeddings, needs_references) = _decode(arguments)
+    batch, operation, (*tensors, needs_embeddings, needs_references) = _decode(arguments)
     check_layout(batch)
     precision = float32_precision(batch.embeddings.device.type)
-    problem = operation.problem(batch, precision=precision)
-    gradients = run_backward(problem, passed, operation.backend, needs_embeddings, needs_references)
+    problem, passed = operation.problem(batch, precision=precision), Passed(*tensors)
+    module = which_saved(passed.saved, problem, operation.backend)
+    needs = Needs(needs_embeddings, needs_references)
+    if all_addressable(*problem.tensors, *passed):
+        gradients = run_backward(module, problem, passed, needs)
+    else:
+        gradients = run_backward_of_any(module, problem, passed, needs, operation.backend)
     grad_embeddings, grad_references = (
         batch.embeddings.new_empty(0) if gradient is None else gradient for gradient in gradients
     )
     return grad_embeddings, grad_references
 
 
-_forward_op = torch.library.custom_op(
-    "circle_kernels::pair_logsumexp_forward",
-    _forward,
-    mutates_args=(),
-    schema=f"({_BATCH}, {_OPERATION}, bool keep_for_backward, int saved_layout) "
+def _define(name: str, schema: str, kind: str, implementation: Callable[..., Any]) -> Any:
+    """An op. Not by ``torch.library.custom_op``, which checks at every call that results are no
+    views of arguments, in more time than a small batch takes."""
+    torch.library.define(f"circle_kernels::{name}", schema, tags=torch.Tag.pt2_compliant_tag)
+    torch.library.impl(f"circle_kernels::{name}", kind, implementation)
+    return getattr(torch.ops.circle_kernels, name).default
+
+
+# What graphs hold. Gradients are not registered with them: where one is wanted, the op is called
+# inside of a function that has it, and when a graph runs nobody asks for one.
+_forward_op = _define(
+    "pair_logsumexp_forward",
+    f"({_BATCH}, {_OPERATION}, bool keep_for_backward, int saved_layout) "
     "-> (Tensor, Tensor, Tensor)",
+    "CompositeExplicitAutograd",
+    _forward,
 )
-_backward_op = torch.library.custom_op(
-    "circle_kernels::pair_logsumexp_backward",
+_backward_op = _define(
+    "pair_logsumexp_backward",
+    f"({_BATCH}, {_OPERATION}, Tensor saved, Tensor grad_lse_pos, Tensor grad_lse_neg, "
+    "bool needs_embeddings, bool needs_references) -> (Tensor, Tensor)",
+    "CompositeExplicitAutograd",
     _backward,
-    mutates_args=(),
-    schema=f"({_BATCH}, {_OPERATION}, Tensor lse_pos, Tensor lse_neg, Tensor saved, "
-    "Tensor grad_lse_pos, Tensor grad_lse_neg, bool needs_embeddings, bool needs_references) "
-    "-> (Tensor, Tensor)",
 )
 
 
-@_forward_op.register_fake
+@torch.library.register_fake("circle_kernels::pair_logsumexp_forward")
 def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     batch, operation, (keep_for_backward, _) = _decode(arguments, fake=True)
     problem = operation.problem(batch, keep_for_backward=keep_for_backward)
@@ -125,10 +154,10 @@ def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     lse_pos, lse_neg = (
         batch.embeddings.new_empty(rows, dtype=problem.result_dtype) for _ in range(2)
     )
-    return lse_pos, lse_neg, new_saved(problem, load_backend(operation.backend, problem))
+    return lse_pos, lse_neg, new_saved(serving(problem, operation.backend), problem)
 
 
-@_backward_op.register_fake
+@torch.library.register_fake("circle_kernels::pair_logsumexp_backward")
 def _backward_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
     batch, _, (*_, needs_embeddings, needs_references) = _decode(arguments, fake=True)
     embeddings, ref_emb = batch.embeddings, batch.ref_emb
@@ -142,20 +171,20 @@ def _backward_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 def _keep_for_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *arguments, keep_for_backward, _ = inputs
-    ctx.save_for_backward(*arguments[: _LABELS + 1], *output)
+    ctx.save_for_backward(*arguments[: _LABELS + 1], output[2])
     ctx.settings = arguments[_LABELS + 1 :]
     ctx.kept = keep_for_backward
     ctx.mark_non_differentiable(output[2])
 
 
 def _gradient(ctx: Any, grad_lse_pos: Tensor, grad_lse_neg: Tensor, _: Any) -> tuple[Any, ...]:
-    *inputs, lse_pos, lse_neg, saved = ctx.saved_tensors
+    *inputs, saved = ctx.saved_tensors
     if not ctx.kept:  # traced where no gradient was wanted, and run where one is
-        lse_pos, lse_neg, saved = _forward_op(*inputs, *ctx.settings, True, SAVED_LAYOUT)
+        saved = _forward_op(*inputs, *ctx.settings, True, SAVED_LAYOUT)[2]
     gradients = _traced_gradients(
         (*inputs, *ctx.settings),
-        (lse_pos, lse_neg, saved, grad_lse_pos, grad_lse_neg),
-        (ctx.needs_input_grad[0], ctx.needs_input_grad[2]),
+        Passed(saved, grad_lse_pos, grad_lse_neg),
+        Needs(ctx.needs_input_grad[0], ctx.needs_input_grad[2]),
     )
     return gradients[0], None, gradients[1], *(None,) * 10
 
@@ -163,19 +192,21 @@ def _gradient(ctx: Any, grad_lse_pos: Tensor, grad_lse_neg: Tensor, _: Any) -> t
 def traced_gradients(
     batch: Batch,
     operation: Operation,
-    passed: Sequence[Tensor],  # as for choice.run_backward
-    needs: tuple[bool, bool],  # gradients of embeddings, of references
+    passed: Passed,
+    needs: Needs,
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of :func:`traced_logsumexps` as one op."""
     return _traced_gradients(encode(batch, operation), passed, needs)
 
 
 def _traced_gradients(
-    encoded: tuple[Any, ...], passed: Sequence[Tensor], needs: tuple[bool, bool]
+    encoded: tuple[Any, ...], passed: Passed, needs: Needs
 ) -> tuple[Tensor | None, Tensor | None]:
-    op = _BackwardTransformed.apply if under_transforms() else _backward_op
-    grad_embeddings, grad_references = op(*encoded, *passed, *needs)
-    return grad_embeddings if needs[0] else None, grad_references if needs[1] else None
+    grad_embeddings, grad_references = _Backward.apply(*encoded, *passed, *needs)
+    return (
+        grad_embeddings if needs.embeddings else None,
+        grad_references if needs.references else None,
+    )
 
 
 NO_SECOND_DERIVATIVE = (
@@ -186,10 +217,6 @@ NO_SECOND_DERIVATIVE = (
 
 def _no_second_derivative(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
     raise RuntimeError(NO_SECOND_DERIVATIVE)
-
-
-_forward_op.register_autograd(_gradient, setup_context=_keep_for_gradient)
-_backward_op.register_autograd(_no_second_derivative)
 
 
 def _one_by_one(op: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:
@@ -211,12 +238,12 @@ def _one_by_one(op: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:
     return rule
 
 
-_forward_op.register_vmap(_one_by_one(_forward_op))
-_backward_op.register_vmap(_one_by_one(_backward_op))
+torch.library.register_vmap(_forward_op, _one_by_one(_forward_op))
+torch.library.register_vmap(_backward_op, _one_by_one(_backward_op))
 
 
-class _ForwardTransformed(torch.autograd.Function):
-    """The forward op for ``torch.func``, which does not know gradients that were registered."""
+class _Forward(torch.autograd.Function):
+    """The forward op with its gradient."""
 
     generate_vmap_rule = True
     forward = staticmethod(_forward_op)
@@ -224,8 +251,8 @@ class _ForwardTransformed(torch.autograd.Function):
     backward = staticmethod(_gradient)
 
 
-class _BackwardTransformed(torch.autograd.Function):
-    """The backward op for ``torch.func``."""
+class _Backward(torch.autograd.Function):
+    """The backward op, which cannot be differentiated."""
 
     generate_vmap_rule = True
     forward = staticmethod(_backward_op)
@@ -236,10 +263,21 @@ class _BackwardTransformed(torch.autograd.Function):
         """Nothing is kept, since nothing is differentiated again."""
 
 
+# The forward op with its gradient, as compilers find it, which do not look into autograd functions
+# that are called by other names than these.
+_differentiable_op = _define(
+    "pair_logsumexp",
+    f"({_BATCH}, {_OPERATION}, bool keep_for_backward, int saved_layout) "
+    "-> (Tensor, Tensor, Tensor)",
+    "CompositeImplicitAutograd",
+    lambda *arguments: _Forward.apply(*arguments),
+)
+
+
 def traced_logsumexps(batch: Batch, operation: Operation) -> tuple[Tensor, Tensor]:
     """:func:`circle_kernels.pair_logsumexp` of a checked batch as one op, differentiable once."""
     _tell_flop_counters()
-    op = _ForwardTransformed.apply if under_transforms() else _forward_op
+    op = _Forward.apply if under_transforms() else _differentiable_op
     lse_pos, lse_neg, _ = op(*encode(batch, operation), batch.requires_grad, SAVED_LAYOUT)
     return lse_pos, lse_neg
 
@@ -271,5 +309,5 @@ def _tell_flop_counters() -> None:
         if hasattr(mode, "counter")
     ]
     for each in (counting, *(c for c in counters if isinstance(c, counting.FlopCounterMode))):
-        each.flop_registry.setdefault(_forward_op._opoverload.overloadpacket, _forward_flops)
-        each.flop_registry.setdefault(_backward_op._opoverload.overloadpacket, _backward_flops)
+        each.flop_registry.setdefault(_forward_op.overloadpacket, _forward_flops)
+        each.flop_registry.setdefault(_backward_op.overloadpacket, _backward_flops)

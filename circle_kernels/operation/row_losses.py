@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from circle_kernels.backends import cpu
-from circle_kernels.backends.choice import resolve_backend
+from circle_kernels.backends.choice import is_by_autograd
 from circle_kernels.operation.batch import Batch, Operation
 from circle_kernels.operation.eager import (
     forward_and_keep,
@@ -26,6 +25,9 @@ from circle_kernels.operation.eager import (
 )
 
 REDUCTIONS = ("mean", "mean_all", "sum", "none")
+# Of pytorch-metric-learning: the mean over rows whose loss is greater than 0, which NaN is not; or
+# NaN where there is nothing but NaN.
+MEAN_NONZERO = "mean_nonzero"
 
 
 def softplus(x: Tensor) -> Tensor:
@@ -41,42 +43,39 @@ def rows_counted(exponents: Tensor, reduction: str) -> Tensor | int:
 
 
 def row_losses(
+    module: Any,  # the backend that serves the rows
     lse_pos: Tensor,  # (N,)
     lse_neg: Tensor,  # (N,)
     reduction: str,
 ) -> tuple[Tensor, Tensor]:
     """The loss, and its derivative (N,) with respect to either log-sum-exp of each row."""
     # Who watches what is done to tensors has to see it.
-    at_once = None
-    if not is_in_torch_dispatch_mode():
-        at_once = _row_losses_at_once(lse_pos, lse_neg, reduction)
-    if at_once is not None:
-        return at_once
+    if hasattr(module, "row_losses") and not is_in_torch_dispatch_mode():
+        at_once = module.row_losses(lse_pos, lse_neg, reduction)
+        if at_once is not None:
+            return at_once
     exponents = lse_pos + lse_neg
     losses = softplus(exponents)
     slopes = torch.sigmoid(exponents)  # of -inf 0 exactly
     if reduction == "none":
         return losses, slopes
+    if reduction == MEAN_NONZERO:
+        counted = losses > 0
+        slopes = slopes.masked_fill(~counted, 0) / counted.sum().clamp_min(1)
+        return _mean_nonzero(losses), slopes
     count = rows_counted(exponents, reduction)
     return losses.sum() / count, slopes / count
 
 
-def _row_losses_at_once(
-    lse_pos: Tensor, lse_neg: Tensor, reduction: str
-) -> tuple[Tensor, Tensor] | None:
-    """The same in one call or launch, where there is code for it."""
-    if lse_pos.device.type == "cpu":
-        return cpu.row_losses(lse_pos, lse_neg, reduction)
-    if resolve_backend("auto", lse_pos.device, lse_pos.dtype) != "triton":
-        return None
-    from circle_kernels.backends.triton import row_losses
-
-    return row_losses.row_losses(lse_pos, lse_neg, reduction)
+def _mean_nonzero(losses: Tensor) -> Tensor:
+    counted = losses > 0
+    mean = losses.masked_fill(~counted, 0).sum() / counted.sum().clamp_min(1)
+    return mean.masked_fill(~counted.any() & losses.isnan().any(), math.nan)
 
 
 def reduced_row_losses(batch: Batch, operation: Operation, reduction: str) -> Tensor:
     """The loss of a checked batch with one ``softplus`` per row."""
-    if operation.backend != "reference" and not is_traced(batch, operation.backend):
+    if not is_by_autograd(operation.backend) and not is_traced(batch, operation):
         return _RowLosses.apply(*batch, operation, reduction, batch.requires_grad)
     lse_pos, lse_neg = logsumexps(batch, operation)
     return reduce_exponents(lse_pos + lse_neg, reduction)
@@ -88,6 +87,8 @@ def reduce_exponents(exponents: Tensor, reduction: str) -> Tensor:  # of (N,), a
     A row without positives or negatives has the exponent -inf, hence loss and gradient exactly 0.
     """
     losses = softplus(exponents)
+    if reduction == MEAN_NONZERO:
+        return _mean_nonzero(losses)
     return losses if reduction == "none" else losses.sum() / rows_counted(exponents, reduction)
 
 
@@ -96,7 +97,7 @@ class _RowLosses(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         *tensors, operation, reduction, keep = arguments
         lse_pos, lse_neg = forward_and_keep(ctx, Batch(*tensors), operation, keep)
-        loss, slopes = row_losses(lse_pos, lse_neg, reduction)
+        loss, slopes = row_losses(ctx.module, lse_pos, lse_neg, reduction)
         # Made here and used in backward only, so it may live outside save_for_backward.
         ctx.slopes = slopes
         return loss

@@ -18,21 +18,12 @@ NOISE_STD = 0.1
 
 
 def pk_batch(
-    glyphs: GlyphSet,
-    classes_per_batch: int,
-    pictures_per_class: int,
-    generator: torch.Generator,
+    glyphs: GlyphSet, classes_per_batch: int, pictures_per_class: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """P different classes, and K different pictures of each.
 
-    Args:
-        glyphs: C classes in F faces.
-        classes_per_batch: P, at most C.
-        pictures_per_class: K, at most F.
-        generator: source of the random numbers.
-
-    Returns:
-        (P * K, 1, H, W) float32 images, distorted, and their (P * K,) labels in 0 to C - 1.
+    Returns (P * K, 1, H, W) float32 images, distorted, and their (P * K,) labels, the indices of
+    the classes.
     """
     number_of_classes, number_of_faces = glyphs.pictures.shape[:2]
     classes = torch.randperm(number_of_classes, generator=generator)[:classes_per_batch]

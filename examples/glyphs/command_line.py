@@ -4,48 +4,33 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from glyphs.data import ClassSplit
 from glyphs.training import Schedule
 
-
-def add_arguments(parser: argparse.ArgumentParser, defaults: Schedule, file_name: str) -> None:
-    """The arguments that :func:`check_arguments` checks.
-
-    Args:
-        parser: gets the arguments.
-        defaults: what holds where an argument is not given.
-        file_name: of the figure.
-    """
-    parser.add_argument("--steps", type=int, default=defaults.steps, help="training steps")
-    parser.add_argument(
-        "--classes-per-batch", type=int, default=defaults.classes_per_batch, help="P of P x K"
-    )
-    parser.add_argument(
-        "--pictures-per-class", type=int, default=defaults.pictures_per_class, help="K of P x K"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=defaults.seed, help="of the network and the batches"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path(__file__).parents[1] / "output",
-        help=f"folder for {file_name}",
-    )
+OUTPUT = Path(__file__).parents[1] / "output"
+AnySchedule = TypeVar("AnySchedule", bound=Schedule)
 
 
-def check_arguments(
-    parser: argparse.ArgumentParser, parsed: argparse.Namespace, fewest_pictures: int
-) -> None:
-    """Ends the program with a message where the arguments of :func:`add_arguments` make no sense.
-
-    Args:
-        parser: that parsed them.
-        parsed: the arguments.
-        fewest_pictures: of a class in a batch; what the loss needs.
-    """
+def parse(
+    parser: argparse.ArgumentParser,  # with the example's own arguments
+    arguments: Sequence[str] | None,  # None: those of the process
+    defaults: Schedule,
+    fewest_pictures: int,  # of a class in a batch; what the loss needs
+) -> argparse.Namespace:
+    """Parse the example's own arguments and the common ones, and check the common ones."""
+    add = parser.add_argument
+    add("--steps", type=int, help="training steps")
+    add("--classes-per-batch", type=int, help="P of P x K")
+    add("--pictures-per-class", type=int, help="K of P x K")
+    add("--seed", type=int, help="of the network and the batches")
+    add("--out", type=Path, default=OUTPUT, help="folder for the figure")
+    parser.set_defaults(**vars(defaults))
+    parsed = parser.parse_args(arguments)
     if parsed.steps < 1:
         parser.error(f"argument --steps: must be at least 1, got {parsed.steps}")
     if parsed.classes_per_batch < 2:
@@ -62,13 +47,15 @@ def check_arguments(
         parser.error(f"argument --seed: must be in 0 to 2**63 - 1, got {parsed.seed}")
     if parsed.out.exists() and not parsed.out.is_dir():
         parser.error(f"argument --out: {parsed.out} is not a folder")
+    return parsed
 
 
-def check_classes_per_batch(classes_per_batch: int, split: ClassSplit) -> None:
-    """Ends the program with a message where a batch would need more classes than there are."""
+def schedule(parsed: argparse.Namespace, defaults: AnySchedule, split: ClassSplit) -> AnySchedule:
+    """The parsed schedule; ends the program where a batch needs more classes than there are."""
     train_classes = len(split.train.characters)
-    if classes_per_batch > train_classes:
+    if parsed.classes_per_batch > train_classes:
         sys.exit(
             f"--classes-per-batch must be at most {train_classes}, the number of "
-            f"training classes, got {classes_per_batch}"
+            f"training classes, got {parsed.classes_per_batch}"
         )
+    return replace(defaults, **{name: getattr(parsed, name) for name in vars(defaults)})

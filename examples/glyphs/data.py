@@ -130,6 +130,15 @@ class ClassSplit:
     validation: GlyphSet
     test: GlyphSet
 
+    def __str__(self) -> str:
+        train, validation, test = (
+            len(part.characters) for part in (self.train, self.validation, self.test)
+        )
+        return (
+            f"{train + validation + test:,} letters x {len(self.train.faces)} faces: {train} to "
+            f"train on, {validation} to validate, {test} to test"
+        )
+
 
 def split_classes(glyphs: GlyphSet, validation_share: float = 1 / 6) -> ClassSplit:
     """Half of the classes, at random, for testing; of the other half a share for validation."""

@@ -41,9 +41,15 @@ class GlyphNetwork(nn.Module):
 
 @torch.no_grad()
 def embed(network: nn.Module, images: Tensor, chunk: int = 1024) -> Tensor:
-    """Embeddings of (N, 1, 32, 32) images in evaluation mode, (N, D), a chunk at a time."""
+    """Embeddings of (N, 1, 32, 32) images in evaluation mode, (N, D), a chunk at a time.
+
+    Raises:
+        ValueError: an embedding that is not finite; the training has diverged.
+    """
     was_training = network.training
     network.eval()
     embeddings = torch.cat([network(part) for part in images.split(chunk)])
     network.train(was_training)
+    if not embeddings.isfinite().all():
+        raise ValueError("embeddings must be finite")
     return embeddings

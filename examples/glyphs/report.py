@@ -3,127 +3,117 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from statistics import median
+from collections.abc import Iterable, Sequence
+from statistics import fmean, median
+from typing import NamedTuple
 
+import numpy as np
 from rich.table import Table
 
-from glyphs.metrics import RetrievalMetrics
-from glyphs.training import Settings, Step
-from glyphs.verification import Roc, Verification
+from glyphs.data import GlyphSet
+from glyphs.evaluation import AllPairs
+from glyphs.training import Step
+
+METRICS = ("Recall@1", "R-precision", "MAP@R")  # the fields of RetrievalMetrics
+VALIDATION = "Validation classes (of the training half, not trained on)"
 
 
-def metrics_table(title: str, rows: Sequence[tuple[str, RetrievalMetrics]]) -> Table:
-    """One row per way to embed the pictures."""
-    table = Table(title=title)
-    table.add_column("embedding")
-    for name in ("Recall@1", "R-precision", "MAP@R"):
-        table.add_column(name, justify="right")
-    for name, metrics in rows:
-        table.add_row(
-            name,
-            f"{metrics.recall_at_1:.3f}",
-            f"{metrics.r_precision:.3f}",
-            f"{metrics.map_at_r:.3f}",
-        )
-    return table
+def unseen(glyphs: GlyphSet) -> str:
+    """Title of a table on the test classes."""
+    classes, faces = glyphs.pictures.shape[:2]
+    return f"{classes} letters never seen in training, {classes * faces:,} pictures"
 
 
-def mean_milliseconds(seconds: Sequence[float]) -> float:
-    return 1000 * sum(seconds) / len(seconds)
+def table(
+    title: str, *columns: str, rows: Iterable[Iterable[str]] = (), names: bool = True
+) -> Table:
+    """Numbers in the columns, but in the first one names, if it has any."""
+    result = Table(title=title)
+    for index, column in enumerate(columns):
+        named = names and index == 0
+        result.add_column(column, justify="left" if named else "right", no_wrap=not named)
+    for row in rows:
+        result.add_row(*row)
+    return result
+
+
+def rate(value: float) -> str:
+    return "n/a" if math.isnan(value) else f"{value:.3f}"
+
+
+def short(far: float) -> str:
+    """As 1e-3, not 1e-03."""
+    return f"{far:.0e}".replace("e-0", "e-")
 
 
 def time_table(steps: Sequence[Step], name: str, compared_name: str | None = None) -> Table:
     """Mean time of each loss, and its share of a step that uses it and not the other."""
-    rest = mean_milliseconds([step.rest_seconds for step in steps])
-    table = Table(title=f"Mean time of a loss, forward and backward, over {len(steps)} steps")
-    table.add_column("loss")
-    for column in ("loss", "rest of step", "share of step"):
-        table.add_column(column, justify="right")
+    rest = 1000 * fmean(step.rest_seconds for step in steps)
+    result = table(
+        f"Mean time of a loss, forward and backward, over {len(steps)} steps",
+        *("loss", "loss", "rest of step", "share of step"),
+    )
 
-    def add_row(label: str, seconds: Sequence[float]) -> None:
-        loss = mean_milliseconds(seconds)
-        table.add_row(label, f"{loss:.2f} ms", f"{rest:.2f} ms", f"{loss / (loss + rest):.1%}")
+    def add_row(label: str, seconds: Iterable[float]) -> None:
+        loss = 1000 * fmean(seconds)
+        result.add_row(label, f"{loss:.2f} ms", f"{rest:.2f} ms", f"{loss / (loss + rest):.1%}")
 
-    add_row(f"{name} (drove the training)", [step.seconds for step in steps])
+    add_row(f"{name} (drove the training)", (step.seconds for step in steps))
     if compared_name is not None:
-        compared_seconds = [step.compared_seconds or 0.0 for step in steps]
-        add_row(f"{compared_name} (same embeddings)", compared_seconds)
-    return table
+        add_row(f"{compared_name} (same embeddings)", (step.compared.seconds for step in steps))
+    return result
 
 
 def agreement_table(steps: Sequence[Step], name: str, compared_name: str, rows: int = 8) -> Table:
     """Both losses and their largest differences over consecutive ranges that cover every step."""
-    table = Table(title="Both losses at every step: means and largest relative differences")
-    table.add_column("steps", justify="right")
-    for column in (name, compared_name, "loss differs by", "gradient differs by"):
-        table.add_column(column, justify="right")
-    length = -(-len(steps) // rows)
+    result = table(
+        "Both losses at every step: means and largest relative differences",
+        *("steps", name, compared_name, "loss differs by", "gradient differs by"),
+        names=False,
+    )
 
     def add_row(label: str, part: Sequence[Step]) -> None:
-        table.add_row(
+        compared = [step.compared for step in part]
+        result.add_row(
             label,
-            f"{sum(step.value for step in part) / len(part):.4f}",
-            f"{sum(step.compared_value or 0.0 for step in part) / len(part):.4f}",
-            f"{max(step.value_difference or 0.0 for step in part):.1e}",
-            f"{max(step.gradient_difference or 0.0 for step in part):.1e}",
+            f"{fmean(step.loss for step in part):.4f}",
+            f"{fmean(other.loss for other in compared):.4f}",
+            f"{max(other.loss_difference for other in compared):.1e}",
+            f"{max(other.gradient_difference for other in compared):.1e}",
         )
 
+    length = math.ceil(len(steps) / rows)
     for first in range(0, len(steps), length):
         part = steps[first : first + length]
         add_row(f"{first + 1} to {first + len(part)}", part)
-    table.add_section()
+    result.add_section()
     add_row("all", steps)
-    return table
+    return result
 
 
-def search_table(results: Sequence[tuple[Settings, RetrievalMetrics]]) -> Table:
-    """One row per setting tried, in the order tried."""
-    table = Table(title="Validation classes (of the training half, not trained on)")
-    columns = ("m", "gamma", "steps", "learning rate", "Recall@1", "R-precision", "MAP@R")
-    for column in columns:
-        table.add_column(column, justify="right")
-    for settings, metrics in results:
-        table.add_row(
-            f"{settings.m:g}",
-            f"{settings.gamma:g}",
-            str(settings.steps),
-            f"{settings.learning_rate:g}",
-            f"{metrics.recall_at_1:.3f}",
-            f"{metrics.r_precision:.3f}",
-            f"{metrics.map_at_r:.3f}",
-        )
-    return table
-
-
-@dataclass(frozen=True)
-class VerificationRow:
+class VerificationRow(NamedTuple):
     """What the verification table says of one way to embed the pictures."""
 
     name: str
-    verification: Verification
-    retrieval: RetrievalMetrics
+    accuracies: np.ndarray  # (folds,)
+    pairs: AllPairs
+    recall_at_1: float
     steps: Sequence[Step] = ()  # none: nothing was trained
 
 
-def verification_table(title: str, rows: Sequence[VerificationRow], fars: Sequence[float]) -> Table:
+def verification_table(title: str, rows: Iterable[VerificationRow], fars: Sequence[float]) -> Table:
     """One row per way to embed the pictures; "n/a" where the pairs cannot resolve a rate."""
-    table = Table(title=title)
-    table.add_column("")
-    tars = (f"TAR\n@{_short(far)}" for far in fars)
-    for column in ("ms/step\n(loss)", "accuracy %\n± std", *tars, "Recall\n@1"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in rows:
-        accuracies = 100 * row.verification.accuracies
-        table.add_row(
-            row.name,
-            _step_and_loss(row.steps),
-            f"{accuracies.mean():.1f} ± {accuracies.std(ddof=1):.1f}",
-            *(_rate(row.verification.roc.tar_at_far(far)) for far in fars),
-            f"{row.retrieval.recall_at_1:.3f}",
+    tar_columns = (f"TAR\n@{short(far)}" for far in fars)
+    result = table(title, "", "ms/step\n(loss)", "accuracy %\n± std", *tar_columns, "Recall\n@1")
+    for name, accuracies, pairs, recall_at_1, steps in rows:
+        result.add_row(
+            name,
+            _step_and_loss(steps),
+            f"{100 * accuracies.mean():.1f} ± {100 * accuracies.std(ddof=1):.1f}",
+            *map(rate, pairs.tars(fars)),
+            rate(recall_at_1),
         )
-    return table
+    return result
 
 
 def _step_and_loss(steps: Sequence[Step]) -> str:
@@ -135,31 +125,11 @@ def _step_and_loss(steps: Sequence[Step]) -> str:
     return f"{whole:.0f} ({loss:.1f})"
 
 
-def _rate(rate: float) -> str:
-    return "n/a" if math.isnan(rate) else f"{rate:.3f}"
-
-
-def _short(far: float) -> str:
-    """As 1e-3, not 1e-03."""
-    return f"{far:.0e}".replace("e-0", "e-")
-
-
-def resolution_note(roc: Roc, fars: Sequence[float]) -> str:
+def resolution_note(pairs: AllPairs, fars: Sequence[float]) -> str:
     """On how many pairs the rates of the verification table rest."""
-    allowed = ", ".join(f"{roc.allowed_false_accepts(far):,} at {_short(far)}" for far in fars)
+    positives, negatives = len(pairs.positives), len(pairs.negatives)
+    allowed = ", ".join(f"{pairs.false_accepts(far):,} at {short(far)}" for far in fars)
     return (
-        f"{len(roc.positives):,} positive and {len(roc.negatives):,} negative pairs. False accepts "
-        f"allowed: {allowed}; no FAR below {_short(1 / len(roc.negatives))} can be told from 0."
+        f"{positives:,} positive and {negatives:,} negative pairs. False accepts allowed: "
+        f"{allowed}; no FAR below {short(1 / negatives)} can be told from 0."
     )
-
-
-def rates_table(results: Mapping[str, Mapping[float, float]], far: float) -> Table:
-    """One row per loss and learning rate of its class weights, in the order tried."""
-    table = Table(title="Validation classes (of the training half, not trained on)")
-    table.add_column("loss")
-    for column in ("class weights' learning rate", f"TAR@{_short(far)}"):
-        table.add_column(column, justify="right")
-    for name, tars in results.items():
-        for rate, tar in tars.items():
-            table.add_row(name, f"{rate:g}", _rate(tar))
-    return table

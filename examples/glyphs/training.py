@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from glyphs.batches import pk_batch
-from glyphs.data import GlyphSet
-from glyphs.metrics import RetrievalMetrics, retrieval_metrics
+from glyphs.data import ClassSplit, GlyphSet
+from glyphs.evaluation import RetrievalMetrics, retrieval_metrics
 from glyphs.network import GlyphNetwork, embed
 
 
@@ -28,14 +28,6 @@ class Schedule:
     seed: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings(Schedule):
-    """The hyper-parameters of a run with circle loss on pairs."""
-
-    m: float
-    gamma: float
-
-
 @dataclass(frozen=True)
 class LossResult:
     """A loss, its gradient with respect to the embeddings, and how long both took."""
@@ -46,16 +38,23 @@ class LossResult:
 
 
 @dataclass(frozen=True)
-class Step:
-    """One training step: the loss that drove it and, if asked for, the compared loss."""
+class Comparison:
+    """Another loss on the embeddings of a step, beside the one that drove it."""
 
-    value: float
+    loss: float
+    seconds: float
+    loss_difference: float  # relative
+    gradient_difference: float  # relative, in the Euclidean norm
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training step."""
+
+    loss: float
     seconds: float  # of the loss, forward and backward to the embeddings
     rest_seconds: float  # of the rest: batch, network, optimizer
-    compared_value: float | None = None
-    compared_seconds: float | None = None
-    value_difference: float | None = None  # relative
-    gradient_difference: float | None = None  # relative, in the Euclidean norm
+    compared: Comparison | None = None
 
 
 @dataclass
@@ -92,75 +91,57 @@ def timed_loss(criterion: nn.Module, embeddings: Tensor, labels: Tensor) -> Loss
     return LossResult(value.item(), leaf.grad, seconds)
 
 
+def compare(result: LossResult, other: LossResult) -> Comparison:
+    """How far another loss lies from the one that drives the training."""
+    tiny = torch.finfo(torch.float32).tiny  # a loss of 0 has no relative difference
+    gradient_difference = (result.gradient - other.gradient).norm()
+    return Comparison(
+        other.value,
+        other.seconds,
+        loss_difference=abs(result.value - other.value) / max(abs(result.value), tiny),
+        gradient_difference=float(gradient_difference / result.gradient.norm().clamp_min(tiny)),
+    )
+
+
 def train(
     network: nn.Module,
-    train_glyphs: GlyphSet,
-    validation_glyphs: GlyphSet,
-    settings: Schedule,
-    criterion: nn.Module,
+    split: ClassSplit,
+    schedule: Schedule,
+    criterion: nn.Module,  # (embeddings, labels) to a scalar; its parameters are trained as well
     *,
-    compared: nn.Module | None = None,
-    validations: int = 10,
+    compared: nn.Module | None = None,  # evaluated on each step's embeddings, without any effect
+    validations: int = 10,  # evenly spaced, after the one before the first step
     title: str = "training",
 ) -> History:
-    """Train ``network`` in place with ``criterion``: Adam, its rate falling to 0 along a cosine.
-
-    Args:
-        network: (N, 1, 32, 32) images to (N, D) embeddings.
-        train_glyphs: the classes that the batches are drawn from.
-        validation_glyphs: other classes, evaluated now and then.
-        settings: steps, batches and learning rate.
-        criterion: (embeddings, labels) to the scalar loss that drives the training. Its
-            parameters, class weights for instance, are trained as well.
-        compared: a second loss, evaluated on each step's embeddings without any effect on the run.
-        validations: number of evaluations, evenly spaced, after the one before the first step.
-        title: name of the progress bar.
-    """
-    generator = torch.Generator().manual_seed(settings.seed)
+    """Train ``network`` in place with ``criterion``: Adam, its rate falling to 0 along a cosine."""
+    generator = torch.Generator().manual_seed(schedule.seed)
     groups: list[dict[str, Any]] = [{"params": network.parameters()}]
     if class_weights := list(criterion.parameters()):
-        rate = settings.class_learning_rate or settings.learning_rate
+        rate = schedule.class_learning_rate or schedule.learning_rate
         groups.append({"params": class_weights, "lr": rate})
-    optimizer = torch.optim.Adam(groups, lr=settings.learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
-    interval = max(settings.steps // validations, 1)
+    optimizer = torch.optim.Adam(groups, lr=schedule.learning_rate)
+    falling_rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, schedule.steps)
+    interval = max(schedule.steps // validations, 1)
     history = History()
-    history.validations.append((0, evaluate(network, validation_glyphs)))
+    history.validations.append((0, evaluate(network, split.validation)))
     network.train()
-    progress = tqdm(range(1, settings.steps + 1), desc=title, unit="step")
+    progress = tqdm(range(1, schedule.steps + 1), desc=title, unit="step")
     for done in progress:
         start = time.perf_counter()
         images, labels = pk_batch(
-            train_glyphs, settings.classes_per_batch, settings.pictures_per_class, generator
+            split.train, schedule.classes_per_batch, schedule.pictures_per_class, generator
         )
         embeddings = network(images)
         optimizer.zero_grad()
         result = timed_loss(criterion, embeddings, labels)
         embeddings.backward(result.gradient)
         optimizer.step()
-        schedule.step()
+        falling_rate.step()
         rest_seconds = time.perf_counter() - start - result.seconds
-        if compared is None:
-            history.steps.append(Step(result.value, result.seconds, rest_seconds))
-        else:
-            other = timed_loss(compared, embeddings, labels)
-            history.steps.append(_compare(result, other, rest_seconds))
-        if done % interval == 0 or done == settings.steps:
-            metrics = evaluate(network, validation_glyphs)
+        comparison = compared and compare(result, timed_loss(compared, embeddings, labels))
+        history.steps.append(Step(result.value, result.seconds, rest_seconds, comparison))
+        if done % interval == 0 or done == schedule.steps:
+            metrics = evaluate(network, split.validation)
             history.validations.append((done, metrics))
             progress.set_postfix(loss=f"{result.value:.2f}", val_map=f"{metrics.map_at_r:.3f}")
     return history
-
-
-def _compare(result: LossResult, other: LossResult, rest_seconds: float) -> Step:
-    tiny = torch.finfo(torch.float32).tiny  # a loss of 0 has no relative difference
-    gradient_difference = (result.gradient - other.gradient).norm()
-    return Step(
-        value=result.value,
-        seconds=result.seconds,
-        rest_seconds=rest_seconds,
-        compared_value=other.value,
-        compared_seconds=other.seconds,
-        value_difference=abs(result.value - other.value) / max(abs(result.value), tiny),
-        gradient_difference=float(gradient_difference / result.gradient.norm().clamp_min(tiny)),
-    )

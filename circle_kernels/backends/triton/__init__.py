@@ -2,6 +2,16 @@
 
 from circle_kernels.backends.triton.backward_pass.backward import backward
 from circle_kernels.backends.triton.forward_pass.forward import forward
+from circle_kernels.backends.triton.launch import status, unusable_reason
+from circle_kernels.backends.triton.reduction import row_losses
 from circle_kernels.backends.triton.saved import saved_shape, saves_labels
 
-__all__ = ["backward", "forward", "saved_shape", "saves_labels"]
+__all__ = [
+    "backward",
+    "forward",
+    "row_losses",
+    "saved_shape",
+    "saves_labels",
+    "status",
+    "unusable_reason",
+]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from circle_kernels.backends.triton.primitives import REACH, load_tile
 from circle_kernels.backends.triton.settings import INTERPRETER, Settings, nvidia_architecture
-from circle_kernels.formula import PairFormula
+from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
 
 # Triton decides when a kernel is defined, from TRITON_INTERPRET, whether it is interpreted.
 INTERPRETED = not isinstance(load_tile, triton.runtime.JITFunction)
@@ -30,12 +30,14 @@ def status() -> str:
         )
     if not torch.cuda.is_available():
         return "not usable: PyTorch sees no CUDA or ROCm device"
-    reason = unusable_reason(torch.device("cuda"), torch.float32)
+    reason = unusable_reason(torch.device("cuda"), torch.float32, CircleFormula())
     return "usable: on CUDA and ROCm tensors" if reason is None else f"not usable: {reason}"
 
 
-def unusable_reason(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why the kernels cannot take tensors of this device and dtype; None where they can."""
+def unusable_reason(device: torch.device, dtype: torch.dtype, formula: PairFormula) -> str | None:
+    """Why the kernels cannot take these tensors with this formula; None where they can."""
+    if type(formula) not in (CircleFormula, UnifiedFormula):
+        return f"the Triton kernels have no code for {type(formula).__name__}"
     if dtype not in DTYPES:
         return f"the Triton kernels take float16, bfloat16 and float32, not {dtype}"
     if INTERPRETED:

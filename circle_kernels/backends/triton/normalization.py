@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from circle_kernels.backends.problem import NORM_EPS
+from circle_kernels.backends.rows import NORM_EPS
 from circle_kernels.backends.triton.launch import launch_kernel
 from circle_kernels.backends.triton.operands import NORM_UNIT, ROW_BLOCK, Side
 from circle_kernels.backends.triton.primitives import load_tile

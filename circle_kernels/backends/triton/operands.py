@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from circle_kernels.backends.problem import NORM_EPS, PairProblem
+from circle_kernels.backends.problem import PairProblem
+from circle_kernels.backends.rows import NORM_EPS
 from circle_kernels.backends.triton.launch import coordinate_scale, launch_kernel
 from circle_kernels.backends.triton.primitives import STATISTICS_BLOCK
 

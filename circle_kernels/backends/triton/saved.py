@@ -10,7 +10,8 @@ import torch
 import triton
 from torch import Tensor
 
-from circle_kernels.backends.problem import HOOKS, PairProblem
+from circle_kernels.backends.problem import PairProblem
+from circle_kernels.backends.saved_bytes import HOOKS
 from circle_kernels.backends.triton.operands import Side, new_sides, operand_layout
 from circle_kernels.backends.triton.plan import Layout, plan_layout
 

@@ -12,7 +12,7 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from circle_kernels.backends.problem import PairProblem
+from circle_kernels.backends.problem import Needs, PairProblem, Passed
 from circle_kernels.backends.triton.backward_pass.statistics import (
     gradient_unit,
     prepare_statistics,
@@ -35,17 +35,10 @@ from circle_kernels.backends.triton.settings import dot_precision, weights_setti
 
 
 def backward(
-    problem: PairProblem,
-    lse_pos: Tensor,
-    lse_neg: Tensor,
-    saved: Tensor,  # saved.view_saved
-    grad_lse_pos: Tensor,
-    grad_lse_neg: Tensor,
-    *,
-    needs_embeddings: bool,
-    needs_references: bool,
+    problem: PairProblem, passed: Passed, needs: Needs
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of both sides."""
+    saved, grad_lse_pos, grad_lse_neg = passed
     with on_device(problem.embeddings.device):
         walk = plan_problem(problem)
         left = view_saved(saved, problem, walk)
@@ -61,9 +54,9 @@ def backward(
             len(rows), len(columns), problem.self_mode, rows.operand.dtype.itemsize
         )
         of_rows = of_columns = None
-        if needs_embeddings:
+        if needs.embeddings:
             of_rows = _SideGradient(rows, chunks.rows, chunks.column_chunks, unit)
-        if needs_references:
+        if needs.references:
             of_columns = _SideGradient(columns, chunks.columns, chunks.row_chunks, unit)
         _multiply_chunks(
             problem,

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
-for package in ("fontTools", "matplotlib", "PIL", "rich", "tqdm"):
+PACKAGES = (
+    *("fontTools", "matplotlib", "PIL", "pytorch_metric_learning", "rich", "sklearn", "tqdm"),
+)
+for package in PACKAGES:
     pytest.importorskip(package)
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))

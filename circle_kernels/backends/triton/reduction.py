@@ -11,6 +11,7 @@ from circle_kernels.backends.triton.launch import launch_kernel, on_device
 # One program passes all rows: for more than this, several launches of many programs are faster.
 MAX_ROWS = 16_384
 _BLOCK_ROWS = 1024
+_REDUCTIONS = ("mean", "mean_all", "sum", "none")
 
 
 @triton.jit
@@ -41,7 +42,7 @@ def softplus(x):
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def row_losses_kernel(
+def reduce_rows_kernel(
     lse_pos_ptr,  # (N,) float32
     lse_neg_ptr,  # (N,) float32
     losses_ptr,  # (N,) float32 if not reduced, else ()
@@ -83,15 +84,16 @@ def row_losses(
     lse_neg: Tensor,  # (N,) float32
     reduction: str,
 ) -> tuple[Tensor, Tensor] | None:
-    """The loss and its derivative (N,) by either log-sum-exp; None for too many rows or none."""
+    """The loss and its derivative (N,) by either log-sum-exp; None for too many rows or none, and
+    for a reduction that the kernel does not have."""
     num_rows = len(lse_pos)
-    if not 1 <= num_rows <= MAX_ROWS:
+    if reduction not in _REDUCTIONS or not 1 <= num_rows <= MAX_ROWS:
         return None
     losses = lse_pos.new_empty(num_rows if reduction == "none" else ())
     slopes = lse_pos.new_empty(num_rows)
     with on_device(lse_pos.device):
         launch_kernel(
-            row_losses_kernel,
+            reduce_rows_kernel,
             1,
             {
                 "lse_pos_ptr": lse_pos.contiguous(),

@@ -1,0 +1,132 @@
+"""How well embeddings retrieve the pictures of a letter, and tell pairs of one letter from others.
+
+In verification a pair is accepted where its cosine similarity is above a threshold. TAR (true
+accept rate) is the accepted share of the positive pairs, FAR (false accept rate) that of the
+negative ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pytorch_metric_learning.distances import CosineSimilarity
+from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+from pytorch_metric_learning.utils.inference import CustomKNN
+from sklearn.metrics import roc_curve
+from torch import Tensor
+
+FOLDS = 10
+QUERIES_AT_A_TIME = 1024  # rows of the similarity matrix in memory
+
+
+class RetrievalMetrics(NamedTuple):
+    """Means over all queries, each in [0, 1]."""
+
+    recall_at_1: float
+    r_precision: float
+    map_at_r: float
+
+
+def retrieval_metrics(embeddings: Tensor, labels: Tensor) -> RetrievalMetrics:
+    """Metrics of (N, D) embeddings, each the query once, with all others as its gallery.
+
+    They are those of Musgrave et al., "A Metric Learning Reality Check" (ECCV 2020), section 3.2;
+    Recall@1 is called precision at 1 there.
+    """
+    calculator = AccuracyCalculator(
+        include=("precision_at_1", "r_precision", "mean_average_precision_at_r"),
+        k="max_bin_count",
+        device=embeddings.device,
+        knn_func=CustomKNN(CosineSimilarity(), QUERIES_AT_A_TIME),
+    )
+    found = calculator.get_accuracy(embeddings, labels)
+    return RetrievalMetrics(
+        recall_at_1=found["precision_at_1"],
+        r_precision=found["r_precision"],
+        map_at_r=found["mean_average_precision_at_r"],
+    )
+
+
+class Pairs(NamedTuple):
+    """P pairs in folds that have no class in common."""
+
+    first: Tensor  # (P,) indices of embeddings
+    second: Tensor  # (P,) indices of embeddings, larger than those of `first`
+    same: np.ndarray  # (P,) bool, whether both are of one class; half of the pairs of each fold are
+    fold: np.ndarray  # (P,) integers in 0 to folds - 1
+
+    def accuracies(self, embeddings: Tensor) -> np.ndarray:
+        """Accuracy on each fold with the best threshold of all the other folds, (folds,)."""
+        scores = torch.cosine_similarity(embeddings[self.first], embeddings[self.second]).numpy()
+        accuracies = []
+        for held_out in np.unique(self.fold):
+            inside = self.fold == held_out
+            fars, tars, thresholds = roc_curve(self.same[~inside], scores[~inside])
+            # With half of the pairs positive, of P of each kind, (TAR - FAR) P more are told apart
+            # than by accepting all of them: a whole number. Of equal ones the lowest threshold.
+            gains = np.rint((tars - fars) * self.same[~inside].sum())
+            threshold = thresholds[np.flatnonzero(gains == gains.max())[-1]]
+            accuracies.append(((scores[inside] >= threshold) == self.same[inside]).mean())
+        return np.array(accuracies)
+
+
+def draw_pairs(
+    labels: Tensor,  # (N,) integers in 0 to C - 1
+    generator: torch.Generator,
+    folds: int = FOLDS,
+) -> Pairs:
+    """Every positive pair, and in each fold as many different negative pairs drawn at random.
+
+    The classes are dealt to the folds at random; a pair lies within a fold. This is the protocol
+    of Labeled Faces in the Wild (Huang et al., 2007), but with all positive pairs.
+    """
+    fold_of_class = torch.randperm(int(labels.max()) + 1, generator=generator) % folds
+    parts = []
+    for fold in range(folds):
+        members = torch.nonzero(fold_of_class[labels] == fold).flatten()
+        first, second = torch.combinations(members).T
+        same = labels[first] == labels[second]
+        positives, negatives = torch.nonzero(same).flatten(), torch.nonzero(~same).flatten()
+        drawn = torch.randperm(len(negatives), generator=generator)[: len(positives)]
+        chosen = torch.cat([positives, negatives[drawn]])
+        parts.append((first[chosen], second[chosen], same[chosen], torch.full_like(chosen, fold)))
+    first, second, same, fold = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Pairs(first, second, same.numpy(), fold.numpy())
+
+
+class AllPairs(NamedTuple):
+    """The cosine similarity of every unordered pair of different embeddings."""
+
+    positives: np.ndarray
+    negatives: np.ndarray
+
+    def false_accepts(self, far: float) -> int:
+        """The most negative pairs that may be accepted for a false accept rate of at most far."""
+        return int(far * len(self.negatives))
+
+    def thresholds(self, fars: Sequence[float]) -> np.ndarray:
+        """The similarities above which a pair is accepted, for false accept rates below 1.
+
+        They are those of the best negative pairs to refuse; ties with these are refused as well.
+        """
+        return np.quantile(self.negatives, 1 - np.asarray(fars), method="inverted_cdf")
+
+    def tars(self, fars: Sequence[float]) -> np.ndarray:
+        """The largest TAR for each FAR; NaN where not even one negative pair may be accepted."""
+        refused = np.searchsorted(np.sort(self.positives), self.thresholds(fars), side="right")
+        resolved = np.asarray(fars) >= 1 / len(self.negatives)
+        return np.where(resolved, 1 - refused / len(self.positives), np.nan)
+
+
+def all_pairs(embeddings: Tensor, labels: Tensor) -> AllPairs:
+    """All pairs of (N, D) embeddings with (N,) labels."""
+    normalized = F.normalize(embeddings, dim=1)
+    similarity = normalized @ normalized.T
+    once = torch.ones_like(similarity, dtype=torch.bool).triu(diagonal=1)
+    same = labels[:, None] == labels
+    positives, negatives = (similarity.masked_select(once & kind) for kind in (same, ~same))
+    return AllPairs(positives.numpy(), negatives.numpy())

@@ -1,0 +1,213 @@
+"""What the glyph examples measure, against definitions and scikit-learn."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import tests.examples.programs  # noqa: F401  # isort: skip
+
+from glyphs import evaluation, figures, network
+from glyphs.evaluation import AllPairs, Pairs, all_pairs, draw_pairs, retrieval_metrics
+from sklearn.metrics import roc_curve
+
+# Retrieval
+
+
+def brute_force_metrics(embeddings: Tensor, labels: Tensor) -> tuple[float, float, float]:
+    """Recall@1, R-precision and MAP@R straight from their definitions."""
+    first_hits, r_precisions, average_precisions = [], [], []
+    for query in range(len(labels)):
+        others = [index for index in range(len(labels)) if index != query]
+        cosine = torch.cosine_similarity(embeddings[query], embeddings, dim=1).tolist()
+        ranking = sorted(others, key=lambda index: -cosine[index])
+        hits = [bool(labels[index] == labels[query]) for index in ranking]
+        relevant = sum(hits)
+        if relevant == 0:
+            continue
+        first_hits.append(hits[0])
+        r_precisions.append(sum(hits[:relevant]) / relevant)
+        precisions = [sum(hits[: i + 1]) / (i + 1) for i in range(relevant) if hits[i]]
+        average_precisions.append(sum(precisions) / relevant)
+    return tuple(
+        sum(values) / len(values) for values in (first_hits, r_precisions, average_precisions)
+    )
+
+
+def clustered_embeddings(seed: int) -> tuple[Tensor, Tensor]:
+    """Classes of 1 to 9 noisy embeddings, shuffled."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(7).repeat_interleave(torch.tensor([9, 2, 1, 5, 7, 1, 4]))
+    labels = labels[torch.randperm(len(labels), generator=generator)]
+    centres = torch.randn(7, 6, generator=generator)
+    return centres[labels] + torch.randn(len(labels), 6, generator=generator), labels
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("queries_at_a_time", [4, 1024])
+def test_metrics_equal_a_brute_force_computation(
+    seed: int, queries_at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "QUERIES_AT_A_TIME", queries_at_a_time)
+    embeddings, labels = clustered_embeddings(seed)
+    result = retrieval_metrics(embeddings, labels)
+    assert result == pytest.approx(brute_force_metrics(embeddings, labels))
+    assert 0 < result.map_at_r < result.r_precision < 1
+
+
+def test_query_is_not_its_own_neighbor() -> None:
+    embeddings = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    queries = torch.tensor([7, 0, 19])
+    neighbors = figures.nearest_neighbors(embeddings, queries, 19)
+    cosines = torch.cosine_similarity(embeddings[queries, None], embeddings[neighbors], dim=2)
+    assert (cosines.diff(dim=1) <= 0).all()
+    for query, row in zip(queries.tolist(), neighbors.tolist(), strict=True):
+        assert sorted([query, *row]) == list(range(20))
+
+
+def test_embeddings_of_a_run_that_diverged_are_refused() -> None:
+    diverged = network.GlyphNetwork()
+    torch.nn.init.constant_(diverged.embed.bias, math.nan)
+    with pytest.raises(ValueError, match="embeddings must be finite"):
+        network.embed(diverged, torch.zeros(2, 1, 32, 32))
+
+
+# Accuracy on folds
+
+
+def unit_vectors(cosines: np.ndarray) -> Tensor:
+    """A vector with each cosine, before them the one that they are measured from."""
+    cosines = torch.tensor([1.0, *cosines], dtype=torch.float64)
+    return torch.stack([cosines, (1 - cosines**2).sqrt()], dim=1)
+
+
+def accuracies(scores: np.ndarray, same: np.ndarray, fold: np.ndarray) -> list[float]:
+    second = torch.arange(len(scores)) + 1
+    pairs = Pairs(torch.zeros_like(second), second, np.array(same), np.array(fold))
+    return pairs.accuracies(unit_vectors(scores)).tolist()
+
+
+def coarse_scores(seed: int, size: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """Similarities with many ties, larger on average where the pair is positive, as every other."""
+    same = np.arange(size) % 2 == 0
+    scores = np.random.default_rng(seed).normal(0.3 * same, 0.3)
+    return np.round(scores, 1).clip(-1, 1), same
+
+
+def test_threshold_of_a_fold_comes_from_the_others() -> None:
+    scores, same = [0.1, 0.3, 0.4, 0.6], [False, True, False, True]
+    # Thresholds 0.6 for fold 0, which refuses its positive, and 0.3 for fold 1.
+    assert accuracies(scores, same, [0, 0, 1, 1]) == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("scores", [[0.5] * 4, [0.6, 0.2, 0.6, 0.2]], ids=["ties", "reversed"])
+def test_where_nothing_separates_the_pairs_half_are_right(scores: list[float]) -> None:
+    assert accuracies(scores, [False, True] * 2, [0, 0, 1, 1]) == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_accuracies_equal_a_loop_over_folds_and_thresholds(seed: int) -> None:
+    scores, same = coarse_scores(seed)
+    fold = np.arange(len(scores)) // 2 % 4
+    cosines = torch.cosine_similarity(unit_vectors(scores)[:1], unit_vectors(scores)[1:]).numpy()
+    results = accuracies(scores, same, fold)
+    for held_out in range(4):
+        inside, outside = fold == held_out, fold != held_out
+        thresholds = [*np.unique(cosines), math.inf]
+        hits = np.array([((cosines[outside] >= t) == same[outside]).sum() for t in thresholds])
+        accepted = cosines[inside] >= thresholds[hits.argmax()]  # the lowest of the best
+        assert results[held_out] == (accepted == same[inside]).mean()
+
+
+def test_folds_share_no_class_and_hold_every_positive_pair_of_theirs() -> None:
+    labels = torch.arange(20).repeat(3)
+    pairs = draw_pairs(labels, torch.Generator().manual_seed(0), folds=5)
+    first, second = labels[pairs.first], labels[pairs.second]
+    assert (pairs.first < pairs.second).all()
+    assert len(set(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True))) == len(first)
+    np.testing.assert_array_equal(pairs.same, (first == second).numpy())
+    classes = [
+        set(torch.cat([first, second])[np.tile(pairs.fold == f, 2)].tolist()) for f in range(5)
+    ]
+    assert sum(map(len, classes)) == len(set.union(*classes)) == 20
+    for fold in range(5):
+        in_fold = pairs.same[pairs.fold == fold]
+        assert (in_fold.sum(), (~in_fold).sum()) == (4 * 3, 4 * 3)
+
+
+def test_pairs_depend_on_the_generator_only() -> None:
+    labels = torch.arange(20).repeat_interleave(3)
+    draws = [draw_pairs(labels, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4)]
+    assert torch.equal(draws[0].second, draws[1].second)
+    assert not torch.equal(draws[0].second, draws[2].second)
+
+
+# TAR@FAR
+
+
+HAND = AllPairs(np.array([0.9, 0.2, 0.7, 0.5]), np.array([0.6, 0.1, 0.8, 0.3, 0.6]))
+
+
+@pytest.mark.parametrize(
+    ("far", "tar"), [(0.19, math.nan), (0.2, 0.5), (0.4, 0.5), (0.6, 0.75), (0.8, 1.0), (1.0, 1.0)]
+)
+def test_tar_at_far_by_hand(far: float, tar: float) -> None:
+    assert HAND.tars([far]) == pytest.approx([tar], nan_ok=True)
+
+
+def test_tied_negatives_are_not_split() -> None:
+    # One accepted of the two negatives at 0.6 would accept the other, and the positive below 0.8.
+    tied = AllPairs(np.array([0.6, 0.6, 0.7]), np.array([0.1, 0.6, 0.6, 0.8]))
+    assert tied.tars([0.25, 0.5, 0.75]) == pytest.approx([1 / 3, 1 / 3, 1.0])
+
+
+def test_rates_of_millions_of_pairs_are_exact_in_single_precision() -> None:
+    negatives = np.arange(2**24, dtype=np.float32) / 2**24
+    pairs = AllPairs(np.zeros(1, np.float32), negatives)
+    fars = (1e-2, 1e-3, 1e-4, 3e-5)
+    accepted = [np.count_nonzero(negatives > threshold) for threshold in pairs.thresholds(fars)]
+    assert accepted == [pairs.false_accepts(far) for far in fars] == [167_772, 16_777, 1677, 503]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_tar_at_far_equals_that_of_scikit_learn(seed: int) -> None:
+    scores, same = coarse_scores(seed)
+    expected_fars, expected_tars, _ = roc_curve(same, scores, drop_intermediate=False)
+    fars = np.array([1 / (~same).sum(), 0.015, 0.05, 0.1, 0.5])
+    expected = [expected_tars[expected_fars <= far].max() for far in fars]
+    assert AllPairs(scores[same], scores[~same]).tars(fars) == pytest.approx(expected)
+
+
+def test_all_pairs_are_each_unordered_pair_once() -> None:
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(23, 5, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 5, (23,), generator=generator)
+    pairs = all_pairs(embeddings, labels)
+    expected: dict[bool, list[float]] = {True: [], False: []}
+    for i in range(23):
+        for j in range(i):
+            cosine = torch.cosine_similarity(embeddings[i], embeddings[j], dim=0).item()
+            expected[bool(labels[i] == labels[j])].append(cosine)
+    assert sorted(pairs.positives) == pytest.approx(sorted(expected[True]))
+    assert sorted(pairs.negatives) == pytest.approx(sorted(expected[False]))
+
+
+def test_separated_classes_are_verified_without_error() -> None:
+    labels = torch.arange(20).repeat_interleave(3)
+    embeddings = torch.eye(20)[labels]
+    pairs = draw_pairs(labels, torch.Generator().manual_seed(0), folds=5)
+    assert pairs.accuracies(embeddings).tolist() == [1.0] * 5
+    assert all_pairs(embeddings, labels).tars([1e-3, 0.1, 1.0]).tolist() == [1.0] * 3
+    assert retrieval_metrics(embeddings, labels) == (1.0, 1.0, 1.0)
+
+
+def test_random_embeddings_are_verified_by_chance() -> None:
+    labels = torch.arange(100).repeat_interleave(5)
+    embeddings = torch.randn(500, 64, generator=torch.Generator().manual_seed(0))
+    pairs = draw_pairs(labels, torch.Generator().manual_seed(0))
+    assert abs(pairs.accuracies(embeddings).mean() - 0.5) < 0.05
+    assert abs(all_pairs(embeddings, labels).tars([0.1])[0] - 0.1) < 0.05
