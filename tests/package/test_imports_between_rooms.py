@@ -14,8 +14,9 @@ from tests.support.places import ROOT
 PACKAGE = "circle_kernels"
 
 # Of each room those whose modules it may import, beside its own. A room is a module or a folder,
-# and a module belongs to the narrowest that is listed. Imports inside functions count as well.
+# and a module belongs to the narrowest that is listed. Imports inside functions count, too.
 BOTTOM = ("formula", "options", "arguments", "precision", "logsumexp")
+OF_BACKENDS = ("formula", "backends.problem", "backends.rows", "backends.saved_bytes")
 OPERATION = ("operation", *BOTTOM, "backends.problem", "backends.addressable")
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "_version": (),
@@ -28,27 +29,32 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "options": ("arguments",),
     "formula": ("options",),
     "reference": ("formula", "logsumexp"),
-    # No backend imports another.
     "backends": (),
     "backends.problem": ("formula",),
-    "backends.tiled": ("backends.problem", "formula", "logsumexp"),
-    "backends.gathered": ("backends.problem", "formula"),
-    "backends.cpu": ("backends.problem", "formula", "_cpu"),
-    "backends.triton": ("backends.problem", "formula"),
+    "backends.rows": ("backends.problem",),
+    "backends.saved_bytes": ("backends.problem",),
+    # No backend imports another.
+    "backends.reference": ("backends.problem", "formula", "reference"),
+    "backends.tiled": (*OF_BACKENDS, "logsumexp"),
+    "backends.gathered": OF_BACKENDS,
+    "backends.cpu": (*OF_BACKENDS, "_cpu"),
+    "backends.triton": OF_BACKENDS,
     "backends.choice": (
-        "backends.problem",
+        *OF_BACKENDS,
+        "options",
         "backends.addressable",
+        "backends.reference",
         "backends.tiled",
         "backends.cpu",
         "backends.triton",
     ),
     "operation": (
         *OPERATION,
-        "reference",
+        "backends.saved_bytes",
         "backends.choice",
+        "backends.tiled",
         "backends.cpu",
         "backends.gathered",
-        "backends.triton",
     ),
     "distributed": OPERATION,
     "losses": (*OPERATION, "distributed"),
@@ -90,7 +96,7 @@ def room(module: str) -> str:
 
 
 def imported(tree: ast.Module, module: str) -> Iterator[tuple[int, str]]:
-    """Lines and modules of the package that are imported there, also inside functions."""
+    """Lines and modules of the package that are imported there, or named in a string."""
     for node in ast.walk(tree):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -104,8 +110,9 @@ def imported(tree: ast.Module, module: str) -> Iterator[tuple[int, str]]:
                 source = ".".join([*above, source]).rstrip(".")
             # What is imported may be a module itself.
             names = [f"{source}.{each.name}" for each in node.names]
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
-            names = [each.value for each in node.args if isinstance(each, ast.Constant)]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            # For importlib.
+            names = [node.value] if node.value.removeprefix(f"{PACKAGE}.") in MODULES else []
         for name in names:
             if name == PACKAGE or name.startswith(f"{PACKAGE}."):
                 parts = name.split(".")[1:]
