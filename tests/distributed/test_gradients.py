@@ -103,7 +103,7 @@ def _average(rank: int) -> None:
         dense = [torch.zeros(shape).double() if g is None else g.to_dense().clone() for g in case]
         average_gradients(parameter)
         assert parameter.grad.is_sparse == all(g is None or g.is_sparse for g in case)
-        assert parameter.grad.is_coalesced() or not parameter.grad.is_sparse
+        assert not parameter.grad.is_sparse or parameter.grad.is_coalesced()
         torch.testing.assert_close(parameter.grad.to_dense(), sum(dense) / 2)
     unused = nn.Parameter(torch.zeros(2))
     average_gradients([unused])

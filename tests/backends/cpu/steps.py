@@ -10,7 +10,7 @@ from torch import Tensor
 
 from circle_kernels import CircleFormula, pair_logsumexp
 from circle_kernels.backends import cpu
-from circle_kernels.backends.problem import PairProblem
+from circle_kernels.backends.problem import Needs, PairProblem, Passed
 from tests.support import batches
 from tests.support.targets import INTERPRETED
 
@@ -59,17 +59,9 @@ def two_passes(inputs: list[Tensor], between=lambda saved: saved, **changes) -> 
     """The embeddings' gradient from the backend's two functions; ``between`` sees what is saved."""
     values = [value.detach() for value in inputs]
     problem = PairProblem(*values, *(None,) * (4 - len(values)), FORMULA, True)
-    lse_pos, lse_neg, saved = cpu.forward(problem)
+    lse_pos, _, saved = cpu.forward(problem)
     upstream = torch.linspace(0.5, 2, len(lse_pos), dtype=lse_pos.dtype)
-    saved = between(saved)
-    gradient, _ = cpu.backward(
-        dataclasses.replace(problem, **changes),
-        lse_pos,
-        lse_neg,
-        saved,
-        upstream,
-        -upstream,
-        needs_embeddings=True,
-        needs_references=False,
-    )
+    passed = Passed(between(saved), upstream, -upstream)
+    problem = dataclasses.replace(problem, **changes)
+    gradient, _ = cpu.backward(problem, passed, Needs(embeddings=True, references=False))
     return gradient
