@@ -14,7 +14,7 @@ help:
 	@echo "make demo-classes  train three losses on class labels and verify pairs (two minutes)"
 	@echo "make test    all tests: main, C++, compiled for seven GPUs without one, interpreted kernels"
 	@echo "make test-cpp  of these the C++ kernel's own, plain and under sanitizers (four minutes)"
-	@echo "make lint    ruff, clang-format and mypy"
+	@echo "make lint    ruff, clang-format, mypy, and counts of arguments, lines and files"
 	@echo "make format  let ruff and clang-format rewrite what they can"
 	@echo "make bench   time every backend beside mm, eager, torch.compile and"
 	@echo "             pytorch-metric-learning (about ten minutes; leave the machine alone)"
@@ -69,7 +69,7 @@ test-cpp-sanitized: $(VENV)/installed
 # out: memory that a sanitised module does not keep, limits on memory and deaths, which the runtime
 # has its own ways with, and steps that take long.
 MODULE_TESTS := $(addprefix tests/operation/test_,searches.py tensor_kinds.py \
-	listed_pairs.py skip_below.py row_losses.py oracle.py) tests/backends/test_cpu_kernel.py
+	listed_pairs.py skip_below.py row_losses.py oracle.py) tests/backends/cpu
 MODULE_SELECTION := not (tiled or next_step or next_one or leave_nothing or and_a_death \
 	or little_memory or ctrl_c) \
 	and (not test_oracle or random-19 or clusters-67 or mixed)
@@ -100,6 +100,7 @@ test-interpreter: $(VENV)/installed
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tools/shape.py
 	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
 	$(BIN)/mypy
 

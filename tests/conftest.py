@@ -7,7 +7,7 @@ import os
 import pytest
 
 from circle_kernels.backends import cpu, tiled
-from tests.support.cases import Target
+from tests.support.targets import Target
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from tests.operation.numbers.test_oracle import (
+    test_logsumexps_and_gradients_are_as_exact_as_eager as hold_to_the_oracle,
+)
 
 from circle_kernels import (
     CircleFormula,
@@ -19,9 +22,6 @@ from circle_kernels import (
 from circle_kernels.backends import choice
 from circle_kernels.operation.batch import operation_of
 from circle_kernels.operation.listed_pairs import PairIndices, pair_matrix
-from tests.operation.numbers.test_oracle import (
-    test_logsumexps_and_gradients_are_as_exact_as_eager as hold_to_the_oracle,
-)
 from tests.support import toy_backend
 from tests.support.batches import batch, batch_with_references, class_batch
 from tests.support.cases import Case

@@ -14,7 +14,7 @@ from bench.classes.heads import HEADS, HeadCase, HeadWork
 from bench.measuring.data import COSINE_TO_CENTRE
 from bench.reporting import results
 from circle_kernels import CircleFormula, pair_logsumexp
-from tests.support.cases import INTERPRETED
+from tests.support.targets import INTERPRETED
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter lane is for kernels")
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
-from tests.support.cases import ON_GPU
 from tests.support.places import ROOT
+from tests.support.targets import ON_GPU
 
 pytest.importorskip("triton", minversion="3.3")
 

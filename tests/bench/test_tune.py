@@ -40,7 +40,7 @@ from circle_kernels.backends.triton.settings_table import (
     read_entries,
     unusable_shape,
 )
-from tests.support.cases import INTERPRETED
+from tests.support.targets import INTERPRETED
 
 H100 = Hardware("sm_90", 132, 32)
 MI300 = Hardware("gfx942", 304, 64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -19,14 +20,14 @@ from circle_kernels import (
     pair_logsumexp,
 )
 from circle_kernels.classes.sampling import sample_classes, sample_size
+from tests.support import batches
 
 NUM_CLASSES = 60
 
 
-def batch(n: int = 12, d: int = 8, seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    embeddings = torch.randn(n, d, generator=generator, dtype=torch.float64)
-    return embeddings.requires_grad_(), torch.randint(0, NUM_CLASSES, (n,), generator=generator)
+batch = functools.partial(
+    batches.batch, classes=NUM_CLASSES, random_labels=True, dtype=torch.float64
+)
 
 
 def head(sample_rate: float, head_type: type = ClassCircleLoss, **options) -> ClassCircleLoss:
@@ -178,6 +179,9 @@ def test_correction_adds_the_log_of_what_was_left_out() -> None:
     corrected = F.softplus(lse_pos + lse_neg + math.log(60 / 24), threshold=50)
     torch.testing.assert_close(losses[1], corrected)
     assert losses[1][0] == 0
+    function = head(0.4, sample_correction=True, gamma=8.0)
+    torch.manual_seed(3)
+    torch.testing.assert_close(function(embeddings, labels), corrected[1:].mean())
 
 
 def test_correction_brings_the_sampled_loss_to_that_of_all_classes() -> None:

@@ -7,14 +7,10 @@ import re
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from circle_kernels import SparseSGD
-
-
-def sparse(rows: list[int], values: Tensor, size: torch.Size) -> Tensor:
-    return torch.sparse_coo_tensor(torch.tensor([rows]), values, size, check_invariants=True)
-
+from tests.support.sparse import sparse
 
 OPTIONS = [
     {},

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,17 +19,14 @@ from circle_kernels import (
     average_gradients,
     clip_grad_norm_,
 )
-from tests.distributed.test_distributed import batch, run_processes
+from tests.distributed.processes import batch, run_processes
+from tests.support.sparse import sparse
 
 
 def in_all_processes(tensor: Tensor) -> list[Tensor]:
     parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, tensor.detach().contiguous())
     return parts
-
-
-def sparse(rows: list[int], values: Tensor, size: torch.Size) -> Tensor:
-    return torch.sparse_coo_tensor(torch.tensor([rows]), values, size, check_invariants=True)
 
 
 def _train(rank: int, options: dict) -> None:
@@ -84,8 +80,8 @@ def _train(rank: int, options: dict) -> None:
     assert not torch.equal(first, before)
 
 
-def test_head_with_sparse_gradients_beside_ddp_trains_as_one_process(tmp_path: Path) -> None:
-    run_processes(tmp_path, 2, _train, {"group": "world"})
+def test_head_with_sparse_gradients_beside_ddp_trains_as_one_process() -> None:
+    run_processes(2, _train, {"group": "world"})
 
 
 def _average(rank: int) -> None:
@@ -107,6 +103,7 @@ def _average(rank: int) -> None:
         dense = [torch.zeros(shape).double() if g is None else g.to_dense().clone() for g in case]
         average_gradients(parameter)
         assert parameter.grad.is_sparse == all(g is None or g.is_sparse for g in case)
+        assert not parameter.grad.is_sparse or parameter.grad.is_coalesced()
         torch.testing.assert_close(parameter.grad.to_dense(), sum(dense) / 2)
     unused = nn.Parameter(torch.zeros(2))
     average_gradients([unused])
@@ -119,8 +116,8 @@ def _average(rank: int) -> None:
     average_gradients(unused, group=dist.group.WORLD)
 
 
-def test_mean_of_every_pair_of_layouts_is_that_of_dense_gradients(tmp_path: Path) -> None:
-    run_processes(tmp_path, 2, _average)
+def test_mean_of_every_pair_of_layouts_is_that_of_dense_gradients() -> None:
+    run_processes(2, _average)
 
 
 def test_average_needs_processes() -> None:
@@ -167,8 +164,8 @@ def _wrap_in_ddp(rank: int) -> None:
         assert first.any()
 
 
-def test_sparse_gradient_inside_ddp_is_refused_with_a_remedy_that_works(tmp_path: Path) -> None:
-    run_processes(tmp_path, 2, _wrap_in_ddp)
+def test_sparse_gradient_inside_ddp_is_refused_with_a_remedy_that_works() -> None:
+    run_processes(2, _wrap_in_ddp)
 
 
 def dense_and_sparse() -> tuple[list[nn.Parameter], list[nn.Parameter]]:

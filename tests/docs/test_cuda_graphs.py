@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.cases import INTERPRETED, ON_GPU
 from tests.support.places import ROOT
+from tests.support.targets import INTERPRETED, ON_GPU
 
 PAGE = ROOT / "docs" / "cuda-graphs.md"
 SETUP, *RECIPES = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)

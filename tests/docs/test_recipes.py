@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from circle_kernels import ClassUnifiedLoss, SparseSGD
-from tests.distributed.test_distributed import run_processes
-from tests.losses.test_single_file_form import expected_loss, similarities
+from tests.distributed.processes import run_processes
+from tests.losses.single_file_form import expected_loss, similarities
 from tests.support.places import ROOT
 
 PAGE = ROOT / "docs" / "recipes.md"
@@ -156,11 +156,9 @@ def _compare_with_wrapper(rank: int) -> None:
         torch.testing.assert_close(theirs, expected, rtol=1e-8, atol=1e-8)
 
 
-def test_wrapper_for_distributed_losses_has_the_same_gradient_and_twice_the_value(
-    tmp_path: Path,
-) -> None:
+def test_wrapper_for_distributed_losses_has_the_same_gradient_and_twice_the_value() -> None:
     pytest.importorskip("pytorch_metric_learning")
-    run_processes(tmp_path, 2, _compare_with_wrapper)
+    run_processes(2, _compare_with_wrapper)
 
 
 def _train_head_beside_ddp(rank: int) -> None:
@@ -185,8 +183,8 @@ def _train_head_beside_ddp(rank: int) -> None:
         assert not torch.equal(parts[0], start)
 
 
-def test_class_head_beside_ddp_stays_in_step(tmp_path: Path) -> None:
-    run_processes(tmp_path, 2, _train_head_beside_ddp)
+def test_class_head_beside_ddp_stays_in_step() -> None:
+    run_processes(2, _train_head_beside_ddp)
 
 
 def test_every_block_of_the_page_is_run_here() -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-from tests.support.cases import INTERPRETED
+from tests.support.targets import INTERPRETED
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -59,13 +57,13 @@ def model() -> SentenceTransformer:
     return library.SentenceTransformer(modules=[words, modules.Pooling(12), modules.Dense(12, 8)])
 
 
-def batch(model: SentenceTransformer) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+def features_and_labels(model: SentenceTransformer) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     sentences, labels = corpus(4)
     return model.preprocess(sentences), torch.tensor(labels)
 
 
 def test_loss_is_that_of_the_embedded_sentences(model: SentenceTransformer) -> None:
-    features, labels = batch(model)
+    features, labels = features_and_labels(model)
     expected = circle_loss(model(dict(features))["sentence_embedding"], labels, m=0.25, gamma=64)
     loss = CircleLoss(model, m=0.25, gamma=64)
     assert torch.equal(loss([features], labels), expected)
@@ -73,7 +71,7 @@ def test_loss_is_that_of_the_embedded_sentences(model: SentenceTransformer) -> N
 
 
 def test_labels_of_any_column_of_a_dataset_are_taken(model: SentenceTransformer) -> None:
-    features, labels = batch(model)
+    features, labels = features_and_labels(model)
     for dtype in (*FLOATING_DTYPES, *INTEGER_DTYPES):
         column = (labels / 4 if dtype in FLOATING_DTYPES else labels).to(dtype)
         expected = CircleLoss(model)([dict(features)], column.to(torch.float64).mul(4).long())
@@ -82,7 +80,7 @@ def test_labels_of_any_column_of_a_dataset_are_taken(model: SentenceTransformer)
 
 
 def test_sentence_whose_label_is_nan_has_no_positives(model: SentenceTransformer) -> None:
-    features, labels = batch(model)
+    features, labels = features_and_labels(model)
     column = labels.float()
     column[[0, 1, 4]] = float("nan")
     alone = labels.clone()
@@ -92,7 +90,7 @@ def test_sentence_whose_label_is_nan_has_no_positives(model: SentenceTransformer
 
 
 def test_few_steps_lower_the_loss(model: SentenceTransformer) -> None:
-    features, labels = batch(model)
+    features, labels = features_and_labels(model)
     loss = CircleLoss(model)
     optimizer = torch.optim.Adam(loss.parameters(), lr=1e-2)
     losses = []
@@ -142,7 +140,7 @@ def test_trainer_of_the_library_separates_the_topics(
 
 
 def test_losses_of_the_library_can_wrap_it(model: SentenceTransformer) -> None:
-    features, labels = batch(model)
+    features, labels = features_and_labels(model)
     losses = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
     wrapped = losses.MatryoshkaLoss(model, CircleLoss(model), matryoshka_dims=[8, 4])
     embeddings = model(dict(features))["sentence_embedding"]
@@ -163,7 +161,7 @@ def test_model_card_lists_the_hyper_parameters(model: SentenceTransformer) -> No
 
 
 def test_bad_input_is_named(model: SentenceTransformer) -> None:
-    features, labels = batch(model)
+    features, labels = features_and_labels(model)
     with pytest.raises(ValueError, match=r"one column of sentences.* got 2 columns"):
         CircleLoss(model)([dict(features), dict(features)], labels)
     with pytest.raises(TypeError, match=r"labels must be an integer tensor.* got NoneType"):
@@ -180,15 +178,3 @@ def test_bad_input_is_named(model: SentenceTransformer) -> None:
         CircleLoss(model, gamma=0)
     with pytest.raises(ValueError, match=r"reduction must be .* to train; got 'none'"):
         CircleLoss(model, reduction="none")
-
-
-def test_without_the_library_the_import_says_what_to_install() -> None:
-    code = (
-        "import sys; sys.modules['sentence_transformers'] = None\n"
-        "import circle_kernels.integrations.sentence_transformers"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode != 0
-    last = result.stderr.splitlines()[-1]
-    assert last.startswith("ImportError: circle_kernels.integrations.sentence_transformers needs")
-    assert "pip install 'sentence-transformers>=6'" in last

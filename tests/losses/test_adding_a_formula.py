@@ -6,15 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from tests.operation.numbers.test_oracle import (
+    test_logsumexps_and_gradients_are_as_exact_as_eager as hold_to_the_oracle,
+)
 
 from circle_kernels import pair_logsumexp
 from circle_kernels.backends.choice import _warn_once
 from circle_kernels.formula import FORMULAS
 from circle_kernels.operation.batch import Operation, check_batch
 from circle_kernels.operation.row_losses import reduced_row_losses
-from tests.operation.numbers.test_oracle import (
-    test_logsumexps_and_gradients_are_as_exact_as_eager as hold_to_the_oracle,
-)
 from tests.support.batches import batch
 from tests.support.cases import Case
 from tests.support.targets import Target

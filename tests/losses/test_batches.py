@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
 
 from bench.measuring.operators import CountOperators
 from circle_kernels import circle_loss, nonfinite_rows, pair_logsumexp, valid_rows
-from circle_kernels.arguments import (
-    INTEGER_DTYPES,
-)
+from circle_kernels.arguments import INTEGER_DTYPES
 from circle_kernels.formula import CircleFormula
-from tests.support.cases import ON_GPU, REGIMES
+from tests.support.regimes import REGIMES
+from tests.support.targets import ON_GPU
 
 DEVICES = ["cpu", pytest.param("cuda", marks=ON_GPU)]
 
@@ -27,20 +28,18 @@ def by_pairs(labels: Tensor, ref_labels: Tensor | None) -> Tensor:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("references", [None, 0, 1, 30])
 @pytest.mark.parametrize("regime", REGIMES)
-@pytest.mark.parametrize("rows", [0, 1, 2, 3, 40])
-def test_valid_rows_are_those_with_a_positive_and_a_negative(
-    rows: int, regime: str, references: int | None, device: str
-) -> None:
-    _, labels = REGIMES[regime](max(rows, 1), 2, torch.Generator().manual_seed(rows))
-    labels, ref_labels = labels[:rows].to(device), None
-    if references is not None:
-        _, ref_labels = REGIMES[regime](max(references, 1), 2, torch.Generator().manual_seed(5))
-        ref_labels = ref_labels[:references].to(device)
-    found = valid_rows(labels, ref_labels)
-    assert found.dtype == torch.bool
-    assert torch.equal(found, by_pairs(labels, ref_labels))
+def test_valid_rows_are_those_with_a_positive_and_a_negative(regime: str, device: str) -> None:
+    def draw(rows: int, seed: int) -> Tensor:
+        _, labels = REGIMES[regime](max(rows, 1), 2, torch.Generator().manual_seed(seed))
+        return labels[:rows].to(device)
+
+    for rows, references in itertools.product((0, 1, 2, 3, 40), (None, 0, 1, 30)):
+        labels = draw(rows, seed=rows)
+        ref_labels = None if references is None else draw(references, seed=5)
+        found = valid_rows(labels, ref_labels)
+        assert found.dtype == torch.bool
+        assert torch.equal(found, by_pairs(labels, ref_labels)), f"{rows} rows, {references}"
 
 
 def test_valid_rows_are_those_whose_loss_counts() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from circle_kernels import CircleFormula, UnifiedFormula
 from circle_kernels.formula import PairFormula, formula_from_parameters
-from tests.support.cases import INTERPRETED
+from tests.support.targets import INTERPRETED
 
 FORMULAS = [
     CircleFormula(),

@@ -20,14 +20,14 @@ from circle_kernels import (
     pair_logsumexp,
     unified_loss,
 )
+from tests.support import batches
 
 
 @pytest.fixture
 def batch() -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    embeddings = torch.randn(40, 12, generator=generator, dtype=torch.float64)
-    labels = torch.randint(0, 12, (40,), generator=generator)
-    return embeddings, labels
+    return batches.batch(
+        40, 12, classes=12, random_labels=True, dtype=torch.float64, requires_grad=False
+    )
 
 
 def test_batch_scope_with_references_counts_every_pair(batch: tuple[Tensor, Tensor]) -> None:

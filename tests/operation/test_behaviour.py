@@ -15,7 +15,9 @@ from circle_kernels import (
     pair_logsumexp,
     unified_loss,
 )
-from tests.support.cases import INTERPRETED, Case, Target, for_every_backend, gradients
+from tests.support.cases import Case
+from tests.support.targets import INTERPRETED, Target, for_every_backend
+from tests.support.yardstick import gradients
 
 pytestmark = pytest.mark.backends
 

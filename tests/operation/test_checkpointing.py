@@ -7,7 +7,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from circle_kernels import circle_loss
-from tests.support.cases import Target, for_every_backend
+from tests.support.targets import Target, for_every_backend
 
 pytestmark = pytest.mark.backends
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from circle_kernels import CircleFormula, circle_loss, pair_logsumexp
-from tests.support.cases import REGIMES
+from tests.support.regimes import REGIMES
 
 
 def equations_9_and_10(

@@ -21,7 +21,9 @@ from circle_kernels.operation.listed_pairs import (
     unique_pairs,
 )
 from circle_kernels.reference import similarity_matrix
-from tests.support.cases import INTERPRETED, TARGETS, Case, Target, Yardstick, gradients
+from tests.support.cases import Case
+from tests.support.targets import INTERPRETED, TARGETS, Target
+from tests.support.yardstick import Yardstick, gradients
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the triton backend takes no listed pairs")
 

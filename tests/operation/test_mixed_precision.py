@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from circle_kernels import CircleFormula, CircleLoss, circle_loss
 from circle_kernels.reference import pair_logsumexp_reference
-from tests.support.cases import REGIMES, Target, for_every_backend
+from tests.support.regimes import REGIMES
+from tests.support.targets import Target, for_every_backend
 
 pytestmark = pytest.mark.backends
 

@@ -8,7 +8,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from bench.measuring.operators import CountOperators, waits
 from circle_kernels import CircleFormula, circle_loss
-from tests.support.cases import INTERPRETED
+from tests.support.targets import INTERPRETED
 
 
 class RecordOperators(CountOperators):

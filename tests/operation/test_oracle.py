@@ -6,16 +6,9 @@ import pytest
 import torch
 
 from circle_kernels import pair_logsumexp
-from tests.support.cases import (
-    INTERPRETED,
-    Case,
-    Target,
-    for_every_backend,
-    for_every_case,
-    for_every_large_case,
-    gradients,
-    yardsticks,
-)
+from tests.support.cases import Case, for_every_case, for_every_large_case
+from tests.support.targets import INTERPRETED, Target, for_every_backend
+from tests.support.yardstick import gradients, yardsticks
 
 pytestmark = pytest.mark.backends
 

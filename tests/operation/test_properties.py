@@ -13,7 +13,7 @@ from torch import Tensor
 
 from circle_kernels import CircleFormula, circle_loss, pair_logsumexp
 from circle_kernels.reference import pair_masks, similarity_matrix
-from tests.support.cases import INTERPRETED, Target, for_every_backend
+from tests.support.targets import INTERPRETED, Target, for_every_backend
 
 pytestmark = pytest.mark.backends
 checked = settings(

@@ -13,7 +13,7 @@ from torch import Tensor
 from circle_kernels import available_backends
 from circle_kernels.backends import cpu
 from circle_kernels.operation.row_losses import REDUCTIONS, rows_counted, softplus
-from tests.support.cases import INTERPRETED
+from tests.support.targets import INTERPRETED
 
 
 def _triton(*arguments: Any) -> tuple[Tensor, Tensor] | None:

@@ -41,8 +41,9 @@ from circle_kernels.operation.listed_pairs import (
 )
 from circle_kernels.reference import pair_masks, similarity_matrix
 from tests.support.apart import apart
-from tests.support.cases import INTERPRETED, Target, for_every_backend, gradients
 from tests.support.raw_ops import call_op
+from tests.support.targets import INTERPRETED, Target, for_every_backend
+from tests.support.yardstick import gradients
 
 PROBLEMS = 6 if INTERPRETED else 120
 SEEDS = range(2 if INTERPRETED else 6)

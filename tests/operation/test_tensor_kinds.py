@@ -44,8 +44,8 @@ from circle_kernels.arguments import (
 )
 from circle_kernels.operation.row_losses import softplus
 from tests.support.apart import Ended, answers
-from tests.support.cases import INTERPRETED
 from tests.support.raw_ops import call_op
+from tests.support.targets import INTERPRETED
 from tests.support.wrapper import Wrapper
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter lane is for kernels")

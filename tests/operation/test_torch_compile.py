@@ -11,7 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from circle_kernels import CircleFormula, CircleLoss, circle_loss, unified_loss
 from circle_kernels.operation.batch import Batch, Operation
 from circle_kernels.operation.registered import SAVED_LAYOUT, encode
-from tests.support.cases import INTERPRETED
+from tests.support.targets import INTERPRETED
 
 
 def inputs(n: int, m: int | None = None) -> list[Tensor]:

@@ -34,9 +34,10 @@ from circle_kernels.operation.listed_pairs import (
     unique_pairs,
 )
 from tests.support.apart import apart
-from tests.support.cases import INTERPRETED, Target, for_every_backend, gradients
 from tests.support.raw_ops import call_op
+from tests.support.targets import INTERPRETED, Target, for_every_backend
 from tests.support.wrapper import Wrapper
+from tests.support.yardstick import gradients
 
 ROWS, REFERENCES, DEPTH = 12, 9, 6
 on_cpu = pytest.mark.skipif(INTERPRETED, reason="the interpreter lane is for kernels")

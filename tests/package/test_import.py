@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 OPTIONAL = (
     "triton",
     "pytorch_metric_learning",
@@ -26,42 +28,43 @@ def run(code: str) -> str:
     ).stdout
 
 
-def test_import_loads_neither_triton_nor_any_optional_library() -> None:
+@pytest.fixture(scope="module")
+def loaded() -> tuple[list[str], list[str]]:
+    """Modules beside torch's after the import, and those that a step on the CPU adds."""
     code = (
         "import json, sys, torch; before = set(sys.modules)\n"
-        "import circle_kernels\n"
-        "print(json.dumps(sorted(set(sys.modules) - before)))"
-    )
-    loaded = json.loads(run(code))
-    assert "circle_kernels" in loaded
-    assert [name for name in loaded if name.startswith(OPTIONAL)] == []
-    assert "circle_kernels.backends.triton" not in loaded
-
-
-def test_use_on_the_cpu_does_not_load_triton() -> None:
-    code = (
-        "import sys, torch, circle_kernels\n"
+        "import circle_kernels; imported = set(sys.modules)\n"
         "x = torch.randn(8, 4, requires_grad=True)\n"
         "circle_kernels.CircleLoss()(x, torch.arange(8) // 2).backward()\n"
-        "print('triton' in sys.modules)"
+        "print(json.dumps([sorted(imported - before), sorted(set(sys.modules) - imported)]))"
     )
-    assert run(code).strip() == "False"
+    imported, used = json.loads(run(code))
+    assert "circle_kernels" in imported
+    return imported, used
 
 
-def test_import_loads_nothing_but_the_package_beside_torch() -> None:
-    code = (
-        "import json, sys, torch; before = set(sys.modules)\n"
-        "import circle_kernels\n"
-        "print(json.dumps(sorted(set(sys.modules) - before)))"
-    )
+def test_import_loads_neither_triton_nor_any_optional_library(loaded) -> None:
+    imported, _ = loaded
+    assert [name for name in imported if name.startswith(OPTIONAL)] == []
+    assert "circle_kernels.backends.triton" not in imported
+
+
+def test_use_on_the_cpu_does_not_load_triton(loaded) -> None:
+    _, used = loaded
+    assert [name for name in used if "triton" in name] == []
+
+
+def test_import_loads_nothing_but_the_package_beside_torch(loaded) -> None:
+    imported, _ = loaded
     known = {"circle_kernels", "torch", *sys.stdlib_module_names}
-    assert [name for name in json.loads(run(code)) if name.partition(".")[0] not in known] == []
+    assert [name for name in imported if name.partition(".")[0] not in known] == []
 
 
 # Counted after the modules were compiled once. Today it is 102,000: what a few milliseconds hold.
 MOST_INSTRUCTIONS = 250_000
 
 
+@pytest.mark.usefixtures("loaded")  # which compiles them
 def test_import_executes_few_instructions_beside_torch() -> None:
     """Instructions of Python's, which are the same however busy the machine is."""
     code = (
@@ -77,6 +80,4 @@ def test_import_executes_few_instructions_beside_torch() -> None:
         "sys.settrace(None)\n"
         "print(executed)"
     )
-    run("import circle_kernels")
-    executed = int(run(code))
-    assert 10_000 < executed < MOST_INSTRUCTIONS
+    assert 10_000 < int(run(code)) < MOST_INSTRUCTIONS

@@ -33,7 +33,8 @@ def run_without(code: str) -> str:
             "ImportError: torch is not installed. circle_kernels needs PyTorch 2.7 or newer",
         ),
         (
-            "import torch; torch.__version__ = '2.6.1+cpu'",
+            "import sys, types; torch = sys.modules['torch'] = types.ModuleType('torch')\n"
+            "torch.__version__ = '2.6.1+cpu'; torch.__spec__ = sys.__spec__",
             "ImportError: torch is 2.6.1+cpu. circle_kernels needs PyTorch 2.7 or newer",
         ),
     ],

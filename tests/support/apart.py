@@ -22,9 +22,9 @@ from typing import Any
 import pytest
 import torch
 
-_CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT = multiprocessing.get_context("forkserver")
 # What takes long to import; fake tensors import the compiler.
-_CONTEXT.set_forkserver_preload(
+CONTEXT.set_forkserver_preload(
     ["circle_kernels", "pytest", "torch._dynamo", "pytorch_metric_learning.losses"]
 )
 
@@ -46,8 +46,8 @@ def answers(function: Callable[..., None], *arguments: Any) -> Iterator[Any]:
 
     The function has to be found in its module by its name; what it sends must not be tensors.
     """
-    receiver, sender = _CONTEXT.Pipe(duplex=False)
-    process = _CONTEXT.Process(target=_run, args=(sender, function, arguments), daemon=True)
+    receiver, sender = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=_run, args=(sender, function, arguments), daemon=True)
     process.start()
     sender.close()
     try:

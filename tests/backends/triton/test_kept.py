@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from circle_kernels import CircleFormula, UnifiedFormula, pair_logsumexp
-from tests.support.cases import INTERPRETED, REGIMES, Case, gradients, yardsticks
+from tests.support.cases import Case
+from tests.support.regimes import REGIMES
+from tests.support.targets import INTERPRETED
+from tests.support.yardstick import gradients, yardsticks
 
 pytest.importorskip("triton", minversion="3.3")
 

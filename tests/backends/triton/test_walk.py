@@ -11,7 +11,10 @@ from circle_kernels import CircleFormula, UnifiedFormula, pair_logsumexp
 from circle_kernels.operation.batch import Batch, Operation
 from circle_kernels.operation.eager import logsumexps
 from tests.support.cases import CASES as oracle_cases
-from tests.support.cases import INTERPRETED, REGIMES, Case, gradients, yardsticks
+from tests.support.cases import Case
+from tests.support.regimes import REGIMES
+from tests.support.targets import INTERPRETED
+from tests.support.yardstick import gradients, yardsticks
 
 pytest.importorskip("triton", minversion="3.3")
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from circle_kernels import pair_logsumexp
-from tests.support.cases import INTERPRETED, Case, gradients
+from tests.support.cases import Case
+from tests.support.targets import INTERPRETED
+from tests.support.yardstick import gradients
 
 pytest.importorskip("triton", minversion="3.3")
 

@@ -1,0 +1,51 @@
+"""Sizes on both sides of what a device's kernels choose by, and steps over them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from circle_kernels import circle_loss
+from tests.support import batches
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+for_every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+def _rows_in_label_order() -> int:
+    """Just enough rows for the kernels in label order, and no multiple of a tile."""
+    if not torch.cuda.is_available():
+        return 8_001
+    multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
+    return 128 * math.ceil(math.sqrt(24 * multiprocessors)) + 1
+
+
+# Rows, references and depth. The large ones take the kernels in label order, in self mode over the
+# triangle; depths are a multiple of a tile's and not.
+MANY = _rows_in_label_order()
+SMALL = [(300, None, 64), (300, 200, 64), (300, None, 600), (300, 200, 600)]
+LARGE = [(MANY, None, 64), (MANY - 500, MANY + 1_000, 64), (MANY, None, 600)]
+for_every_size = pytest.mark.parametrize(("n", "m", "d"), [*SMALL, *LARGE])
+
+
+def batch(
+    n: int, m: int | None, d: int, dtype: torch.dtype, *, device: str = "cuda", seed: int = 0
+) -> list[Tensor]:
+    """Embeddings and labels, and those of references where there are some; four to a class."""
+    options = {"classes": n // 4, "random_labels": True, "dtype": dtype, "device": device}
+    rows = batches.batch(n, d, seed=seed, **options)
+    return [*rows, *(() if m is None else batches.batch(m, d, seed=seed + 100, **options))]
+
+
+def loss_and_gradients(inputs: list[Tensor], **options) -> list[Tensor]:
+    return batches.value_and_gradients(circle_loss(*inputs, **options), inputs[::2])
+
+
+def assert_bitwise_equal(results: list[Tensor], expected: list[Tensor]) -> None:
+    assert len(results) == len(expected)
+    for result, wanted in zip(results, expected, strict=True):
+        assert wanted.isfinite().all()
+        assert torch.equal(result, wanted)

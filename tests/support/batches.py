@@ -1,0 +1,107 @@
+"""Random batches, in the order in which the losses take their tensors.
+
+``circle_loss(*batch(40, 12))``, ``circle_loss(*batch_with_references(40, 12, references=30))`` and
+``class_circle_loss(*class_batch(40, 12, classes=21))``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    embeddings: Tensor  # (rows, depth)
+    labels: Tensor  # (rows,)
+
+
+class BatchWithReferences(NamedTuple):
+    embeddings: Tensor  # (rows, depth)
+    labels: Tensor  # (rows,)
+    ref_emb: Tensor  # (references, depth)
+    ref_labels: Tensor  # (references,)
+
+
+class ClassBatch(NamedTuple):
+    embeddings: Tensor  # (rows, depth)
+    labels: Tensor  # (rows,), each a row of the weight
+    weight: Tensor  # (classes, depth)
+
+
+def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Normally distributed; the same numbers in every dtype, but for their rounding."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def batch(
+    rows: int = 12,
+    depth: int = 8,
+    *,
+    classes: int = 3,
+    random_labels: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    seed: int = 0,
+    requires_grad: bool = True,
+) -> Batch:
+    """Embeddings and labels.
+
+    Args:
+        rows: number of embeddings.
+        depth: their dimension.
+        classes: labels are 0 to classes - 1.
+        random_labels: draw them, so that some rows may have no positive; by default the classes
+            take turns.
+        dtype: of the embeddings.
+        device: where all tensors are.
+        seed: other numbers for another.
+        requires_grad: whether the embeddings require a gradient.
+    """
+    if random_labels:
+        generator = torch.Generator().manual_seed(seed + 1)
+        labels = torch.randint(0, classes, (rows,), generator=generator)
+    else:
+        labels = torch.arange(rows) % classes
+    embeddings = randn(rows, depth, seed=seed, dtype=dtype).to(device)
+    return Batch(embeddings.requires_grad_(requires_grad), labels.to(device))
+
+
+def batch_with_references(
+    rows: int = 12, depth: int = 8, *, references: int = 9, seed: int = 0, **options
+) -> BatchWithReferences:
+    """Embeddings and as many references as asked for; options as for :func:`batch`."""
+    return BatchWithReferences(
+        *batch(rows, depth, seed=seed, **options),
+        *batch(references, depth, seed=seed + 100, **options),
+    )
+
+
+def class_batch(
+    rows: int = 12,
+    depth: int = 8,
+    *,
+    classes: int = 9,
+    random_labels: bool = True,
+    seed: int = 0,
+    **options,
+) -> ClassBatch:
+    """Embeddings, labels and the weight of their classes; options as for :func:`batch`."""
+    embeddings, labels = batch(
+        rows, depth, classes=classes, random_labels=random_labels, seed=seed, **options
+    )
+    weight, _ = batch(classes, depth, seed=seed + 100, **options)
+    return ClassBatch(embeddings, labels, weight)
+
+
+def leaves(tensors: Iterable[Tensor | None]) -> list[Tensor]:
+    """Those of a batch's tensors that have a gradient."""
+    return [value for value in tensors if value is not None and value.is_floating_point()]
+
+
+def value_and_gradients(output: Tensor, wanted: Iterable[Tensor]) -> list[Tensor]:
+    """What a loss is, and the gradient of its sum with respect to each of these tensors."""
+    return [output.detach(), *torch.autograd.grad(output.sum(), list(wanted))]

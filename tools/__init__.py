@@ -1,0 +1,1 @@
+"""What the lint counts beside ruff, clang-format and mypy."""
