@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd.functional import jacobian
 from torch.func import grad, vmap
 
 from circle_kernels import (
@@ -16,7 +15,6 @@ from circle_kernels import (
 from tests.support.batches import (
     DEPTH,
     ROWS,
-    batch,
     batch_with_references,
     class_batch,
     leaves_of,
@@ -39,9 +37,9 @@ from tests.support.targets import Target, for_every_backend
 def test_batched_gradients_are_those_taken_one_by_one(target: Target) -> None:
     if torch.float32 not in target.dtypes:
         pytest.skip("this level adds bfloat16 products only")
-    tensors = list(batch_with_references(device=target.device, requires_grad=False))
+    tensors = batch_with_references(6, references=5, device=target.device)
     leaves = leaves_of(tensors)
-    eye = torch.eye(ROWS, device=target.device)
+    eye = torch.eye(6, device=target.device)
     for inputs in (tensors, tensors[:2]):
         wanted = leaves if len(inputs) == 4 else leaves[:1]
         rows = circle_loss(*inputs, gamma=16, reduction="none", backend=target.backend)
@@ -57,20 +55,6 @@ def test_batched_gradients_are_those_taken_one_by_one(target: Target) -> None:
             for row in eye
         ]
         assert_close(batched, [torch.stack(each) for each in zip(*single, strict=True)])
-
-
-@pytest.mark.backends
-@for_every_backend
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
-def test_vectorized_jacobian_is_the_jacobian(target: Target) -> None:
-    if torch.float32 not in target.dtypes:
-        pytest.skip("this level adds bfloat16 products only")
-    x, labels = batch(device=target.device, requires_grad=False)
-
-    def rows(values: Tensor) -> Tensor:
-        return circle_loss(values, labels, gamma=16, reduction="none", backend=target.backend)
-
-    assert_close([jacobian(rows, x, vectorize=True)], [jacobian(rows, x)])
 
 
 @pytest.mark.parametrize("backend", ["auto", "tiled"])

@@ -30,14 +30,24 @@ from tests.support.yardstick import gradients
 @pytest.mark.backends
 @for_every_backend
 @pytest.mark.parametrize("side", [0, 2], ids=["embeddings", "references"])
+def test_narrower_side_is_widened(target: Target, side: int) -> None:
+    expect_widened("circle", side, target.backend, target.device)
+    expect_widened("class circle", side, target.backend, target.device)
+
+
+@pytest.mark.parametrize("side", [0, 2], ids=["embeddings", "references"])
 @for_every_loss
-def test_narrower_side_is_widened(target: Target, loss: str, side: int) -> None:
+def test_narrower_side_of_every_loss_is_widened(loss: str, side: int) -> None:
+    expect_widened(loss, side, "auto", "cpu")
+
+
+def expect_widened(loss: str, side: int, backend: str, device: str) -> None:
     wide = torch.float32
     for narrow in (torch.float16, torch.bfloat16):
-        tensors = list(batch_with_references(device=target.device, requires_grad=False))
+        tensors = list(batch_with_references(device=device, requires_grad=False))
         tensors[side] = tensors[side].to(narrow)
         leaves = leaves_of(tensors)
-        results = value_and_gradients(LOSSES[loss](*tensors, backend=target.backend), leaves)
+        results = value_and_gradients(LOSSES[loss](*tensors, backend=backend), leaves)
         assert [each.dtype for each in results] == [wide, *(leaf.dtype for leaf in leaves)]
         expected = truth(loss, [value.cpu() for value in tensors])
         assert_close([each.cpu() for each in results], expected, 4 * torch.finfo(narrow).eps)

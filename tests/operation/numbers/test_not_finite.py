@@ -26,10 +26,26 @@ from tests.support.targets import INTERPRETED, Target, for_every_backend
 pytestmark = pytest.mark.backends
 
 
+CIRCLE, UNIFIED = CircleFormula(), UnifiedFormula(m=0.2)
+BAD_NUMBERS = [
+    (CIRCLE, math.inf, True),
+    (CIRCLE, math.nan, False),
+    (UNIFIED, -math.inf, True),
+    (UNIFIED, math.inf, False),
+]
+if not INTERPRETED:
+    BAD_NUMBERS = [
+        (formula, bad, normalize)
+        for formula in (CIRCLE, UNIFIED)
+        for bad in (math.nan, math.inf, -math.inf)
+        for normalize in (True, False)
+    ]
+
+
 @for_every_backend
-@pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("formula", [CircleFormula(), UnifiedFormula(m=0.2)], ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    ("formula", "bad", "normalize"), BAD_NUMBERS, ids=lambda value: getattr(value, "name", None)
+)
 def test_bad_numbers_make_every_loss_that_saw_them_nan(
     target: Target, bad: float, normalize: bool, formula: CircleFormula | UnifiedFormula
 ) -> None:
@@ -78,9 +94,9 @@ def test_product_beyond_the_dtype_is_no_finite_loss(target: Target) -> None:
 
 
 @for_every_backend
-@pytest.mark.parametrize("skip_below", [0.0, 0.5])
+@pytest.mark.parametrize("skip_below", [0.0] if INTERPRETED else [0.0, 0.5])
 @pytest.mark.parametrize("m", [None, 40])
-@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("bad", [math.inf, math.nan, *([] if INTERPRETED else [-math.inf])])
 def test_upstream_gradients_that_are_not_finite_reach_whoever_they_reach_in_eager(
     target: Target, bad: float, m: int | None, skip_below: float
 ) -> None:

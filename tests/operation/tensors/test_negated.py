@@ -38,17 +38,27 @@ def lazily_negated(value: Tensor) -> Tensor:
 @pytest.mark.backends
 @for_every_backend
 @pytest.mark.parametrize("position", [0, 2], ids=["embeddings", "references"])
-@for_every_loss
 def test_lazily_negated_views_are_the_numbers_that_they_stand_for(
-    target: Target, loss: str, position: int
+    target: Target, position: int
 ) -> None:
     if torch.float32 not in target.dtypes:
         pytest.skip("complex parts are float32")
-    tensors = list(batch_with_references(device=target.device, requires_grad=False))
+    expect_numbers_of_negated("circle", position, target.backend, target.device)
+    expect_numbers_of_negated("class circle", position, target.backend, target.device)
+
+
+@pytest.mark.parametrize("position", [0, 2], ids=["embeddings", "references"])
+@for_every_loss
+def test_lazily_negated_views_are_the_numbers_in_every_loss(loss: str, position: int) -> None:
+    expect_numbers_of_negated(loss, position, "auto", "cpu")
+
+
+def expect_numbers_of_negated(loss: str, position: int, backend: str, device: str) -> None:
+    tensors = list(batch_with_references(device=device, requires_grad=False))
     expected = truth(loss, [value.cpu() for value in tensors])
     tensors[position] = lazily_negated(tensors[position])
     leaves = leaves_of(tensors)
-    output = LOSSES[loss](*tensors, backend=target.backend)
+    output = LOSSES[loss](*tensors, backend=backend)
     assert_close([each.cpu() for each in value_and_gradients(output, leaves)], expected)
 
 
