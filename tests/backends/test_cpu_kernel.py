@@ -32,6 +32,7 @@ from tests.support.targets import INTERPRETED
 
 LEVELS = cpu.supported_levels()
 pytestmark = [
+    pytest.mark.sanitized,
     pytest.mark.skipif(INTERPRETED, reason="the interpreter lane is for Triton"),
     pytest.mark.skipif(not LEVELS, reason="CIRCLE_KERNELS_NO_CPU_KERNEL is set"),
 ]

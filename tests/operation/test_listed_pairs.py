@@ -25,6 +25,8 @@ from tests.support.cases import Case
 from tests.support.targets import TARGETS, Target
 from tests.support.yardstick import Yardstick, gradients
 
+pytestmark = pytest.mark.sanitized
+
 CASES = [
     Case("random"),
     Case("random", m=130),

@@ -10,6 +10,8 @@ from torch import Tensor
 from circle_kernels import CircleFormula, circle_loss, pair_logsumexp
 from circle_kernels.backends import cpu
 
+pytestmark = pytest.mark.sanitized
+
 FORMULA = CircleFormula(m=0.25, gamma=256)
 
 

@@ -141,6 +141,7 @@ def poison(problem: Problem, chosen: random.Random) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.backends
+@pytest.mark.sanitized
 @for_every_backend
 @pytest.mark.parametrize("seed", SEEDS)
 def test_nan_shows_in_the_losses_that_saw_it_and_in_no_other(target: Target, seed: int) -> None:

@@ -18,6 +18,8 @@ from tests.support.random_problems import (
 from tests.support.targets import INTERPRETED, Target, for_every_backend
 from tests.support.yardstick import gradients
 
+pytestmark = pytest.mark.sanitized
+
 PROBLEMS = 6 if INTERPRETED else 120
 SEEDS = range(2 if INTERPRETED else 6)
 

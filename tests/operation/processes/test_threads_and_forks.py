@@ -19,6 +19,8 @@ from tests.support.apart import apart
 from tests.support.random_problems import Problem, draw_problem, in_its_layout, logsumexps
 from tests.support.yardstick import gradients
 
+pytestmark = pytest.mark.sanitized
+
 
 def steps(seed: int) -> list[Callable[[], list[Tensor]]]:
     """Training steps of several kinds, each of which gives the same numbers every time."""

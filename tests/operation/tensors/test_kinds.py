@@ -28,6 +28,8 @@ from tests.support.apart import Ended, answers
 from tests.support.public_functions import FUNCTIONS, Function, inputs
 from tests.support.tensor_kinds import KINDS, Kind, same
 
+pytestmark = pytest.mark.sanitized
+
 PACKAGE = str(Path(circle_kernels.__file__).parent)
 
 
