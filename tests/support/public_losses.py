@@ -24,10 +24,7 @@ from circle_kernels.operation.listed_pairs import (
     pair_matrix,
     unique_pairs,
 )
-from tests.support.batches import (
-    ROWS,
-    value_and_gradients,
-)
+from tests.support.batches import ROWS, value_and_gradients
 
 # What a tensor that cannot be served ends in.
 REFUSALS = (TypeError, ValueError, RuntimeError, NotImplementedError)

@@ -10,11 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circle_kernels import (
-    CircleFormula,
-    UnifiedFormula,
-    pair_logsumexp,
-)
+from circle_kernels import CircleFormula, UnifiedFormula, pair_logsumexp
 from circle_kernels.formula import PairFormula
 from circle_kernels.logsumexp import masked_logsumexp
 from circle_kernels.operation.listed_pairs import (
@@ -26,6 +22,11 @@ from circle_kernels.operation.listed_pairs import (
 )
 from circle_kernels.reference import pair_masks, similarity_matrix
 from tests.support.raw_ops import call_op
+from tests.support.targets import INTERPRETED
+
+# How many a test takes, and the seeds that it takes them from.
+PROBLEMS = 6 if INTERPRETED else 120
+SEEDS = range(2 if INTERPRETED else 6)
 
 
 @dataclass

@@ -7,19 +7,8 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from circle_kernels import (
-    CircleFormula,
-    circle_loss,
-    pair_logsumexp,
-)
-from tests.support.batches import (
-    DEPTH,
-    ROWS,
-    batch_with_references,
-    class_batch,
-    leaves_of,
-    randn,
-)
+from circle_kernels import CircleFormula, circle_loss, pair_logsumexp
+from tests.support.batches import DEPTH, ROWS, batch_with_references, class_batch, leaves_of, randn
 from tests.support.public_losses import (
     SAMPLED,
     assert_close,

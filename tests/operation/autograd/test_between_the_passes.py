@@ -12,10 +12,7 @@ from torch import Tensor
 
 from circle_kernels.backends import choice, cpu
 from tests.support.apart import apart
-from tests.support.batches import (
-    batch_with_references,
-    value_and_gradients,
-)
+from tests.support.batches import batch_with_references, value_and_gradients
 from tests.support.public_losses import (
     LOSSES,
     REFUSALS,

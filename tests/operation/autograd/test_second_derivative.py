@@ -6,21 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from circle_kernels import (
-    CircleFormula,
-    circle_loss,
-    pair_logsumexp,
-)
-from tests.support.batches import (
-    batch,
-    batch_with_references,
-    leaves_of,
-)
-from tests.support.public_losses import (
-    LOSSES,
-    for_every_loss,
-    listed_logsumexps,
-)
+from circle_kernels import CircleFormula, circle_loss, pair_logsumexp
+from tests.support.batches import batch, batch_with_references, leaves_of
+from tests.support.public_losses import LOSSES, for_every_loss, listed_logsumexps
 from tests.support.targets import Target, for_every_backend
 
 

@@ -5,14 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from circle_kernels import (
-    CircleFormula,
-    circle_loss,
-    pair_logsumexp,
-)
-from tests.support.batches import (
-    batch,
-)
+from circle_kernels import CircleFormula, circle_loss, pair_logsumexp
+from tests.support.batches import batch
 from tests.support.cases import Case
 from tests.support.targets import INTERPRETED, Target, for_every_backend
 from tests.support.yardstick import gradients

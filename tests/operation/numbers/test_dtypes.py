@@ -7,22 +7,10 @@ import warnings
 import pytest
 import torch
 
-from circle_kernels import (
-    CircleFormula,
-    pair_logsumexp,
-)
+from circle_kernels import CircleFormula, pair_logsumexp
 from tests.support.apart import apart
-from tests.support.batches import (
-    batch_with_references,
-    leaves_of,
-    value_and_gradients,
-)
-from tests.support.public_losses import (
-    LOSSES,
-    assert_close,
-    for_every_loss,
-    truth,
-)
+from tests.support.batches import batch_with_references, leaves_of, value_and_gradients
+from tests.support.public_losses import LOSSES, assert_close, for_every_loss, truth
 from tests.support.targets import Target, for_every_backend
 from tests.support.yardstick import gradients
 

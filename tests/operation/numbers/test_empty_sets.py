@@ -7,14 +7,8 @@ import math
 import pytest
 import torch
 
-from circle_kernels import (
-    CircleFormula,
-    circle_loss,
-    pair_logsumexp,
-)
-from tests.support.batches import (
-    batch,
-)
+from circle_kernels import CircleFormula, circle_loss, pair_logsumexp
+from tests.support.batches import batch
 from tests.support.targets import Target, for_every_backend
 
 pytestmark = pytest.mark.backends

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from tests.support.random_problems import (
+    PROBLEMS,
+    SEEDS,
     Problem,
     as_leaves,
     draw_problem,
@@ -15,13 +17,10 @@ from tests.support.random_problems import (
     logsumexps,
     naive_logsumexps,
 )
-from tests.support.targets import INTERPRETED, Target, for_every_backend
+from tests.support.targets import Target, for_every_backend
 from tests.support.yardstick import gradients
 
 pytestmark = pytest.mark.sanitized
-
-PROBLEMS = 6 if INTERPRETED else 120
-SEEDS = range(2 if INTERPRETED else 6)
 
 
 def assert_as_exact_as_eager(problem: Problem, target: Target, skip_below: float = 0.0) -> None:

@@ -7,15 +7,8 @@ import math
 import pytest
 import torch
 
-from circle_kernels import (
-    CircleFormula,
-    UnifiedFormula,
-    circle_loss,
-    pair_logsumexp,
-)
-from tests.support.batches import (
-    batch,
-)
+from circle_kernels import CircleFormula, UnifiedFormula, circle_loss, pair_logsumexp
+from tests.support.batches import batch
 from tests.support.cases import Case
 from tests.support.targets import INTERPRETED, Target, for_every_backend
 

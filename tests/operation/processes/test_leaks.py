@@ -13,16 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from circle_kernels import (
-    CircleFormula,
-    circle_loss,
-    class_circle_loss,
-)
-from circle_kernels.operation.listed_pairs import (
-    PairIndices,
-    matrix_logsumexp,
-    pair_matrix,
-)
+from circle_kernels import CircleFormula, circle_loss, class_circle_loss
+from circle_kernels.operation.listed_pairs import PairIndices, matrix_logsumexp, pair_matrix
 from tests.support.apart import apart
 from tests.support.random_problems import draw_problem, in_its_layout, logsumexps
 from tests.support.yardstick import gradients

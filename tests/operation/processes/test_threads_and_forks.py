@@ -12,9 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from circle_kernels import (
-    class_circle_loss,
-)
+from circle_kernels import class_circle_loss
 from tests.support.apart import apart
 from tests.support.random_problems import Problem, draw_problem, in_its_layout, logsumexps
 from tests.support.yardstick import gradients

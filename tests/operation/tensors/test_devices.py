@@ -6,17 +6,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from circle_kernels import (
-    circle_loss,
-    class_circle_loss,
-)
-from tests.support.batches import (
-    ROWS,
-    batch,
-    batch_with_references,
-    leaves_of,
-    value_and_gradients,
-)
+from circle_kernels import circle_loss, class_circle_loss
+from tests.support.batches import ROWS, batch, batch_with_references, leaves_of, value_and_gradients
 from tests.support.public_losses import (
     LOSSES,
     SAMPLED,

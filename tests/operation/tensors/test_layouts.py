@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from circle_kernels import (
-    circle_loss,
-)
+from circle_kernels import circle_loss
 from tests.support.targets import Target, for_every_backend
 
 pytestmark = pytest.mark.backends

@@ -10,15 +10,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.support.apart import apart
-from tests.support.batches import (
-    ROWS,
-    batch_with_references,
-)
-from tests.support.public_losses import (
-    REFUSALS,
-    assert_close,
-    listed_logsumexps,
-)
+from tests.support.batches import ROWS, batch_with_references
+from tests.support.public_losses import REFUSALS, assert_close, listed_logsumexps
 from tests.support.tensor_kinds import Wrapper
 
 

@@ -6,10 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from circle_kernels import (
-    CircleFormula,
-    pair_logsumexp,
-)
+from circle_kernels import CircleFormula, pair_logsumexp
 from tests.support.batches import (
     ROWS,
     batch,

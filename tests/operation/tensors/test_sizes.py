@@ -8,10 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from circle_kernels import (
-    circle_loss,
-    class_circle_loss,
-)
+from circle_kernels import circle_loss, class_circle_loss
 from tests.support.apart import apart
 from tests.support.public_losses import REFUSALS
 

@@ -6,13 +6,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.support.batches import (
-    batch_with_references,
-)
-from tests.support.public_losses import (
-    LOSSES,
-    for_every_loss,
-)
+from tests.support.batches import batch_with_references
+from tests.support.public_losses import LOSSES, for_every_loss
 
 
 @pytest.mark.parametrize("references", [True, False])

@@ -6,18 +6,11 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from circle_kernels import (
-    CircleFormula,
-    circle_loss,
-)
+from circle_kernels import CircleFormula, circle_loss
 from circle_kernels.operation.batch import Batch, Operation
 from circle_kernels.operation.registered import SAVED_LAYOUT, encode
 from tests.support.apart import apart
-from tests.support.batches import (
-    batch,
-    batch_with_references,
-    randn,
-)
+from tests.support.batches import batch, batch_with_references, randn
 from tests.support.public_losses import REFUSALS
 from tests.support.raw_ops import call_op
 

@@ -8,10 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from circle_kernels import (
-    CircleLoss,
-    ClassCircleLoss,
-)
+from circle_kernels import CircleLoss, ClassCircleLoss
 from tests.support.batches import (
     DEPTH,
     REFERENCES,
@@ -19,10 +16,7 @@ from tests.support.batches import (
     class_batch,
     value_and_gradients,
 )
-from tests.support.public_losses import (
-    assert_close,
-    head_rows,
-)
+from tests.support.public_losses import assert_close, head_rows
 
 
 class Naive(nn.Module):

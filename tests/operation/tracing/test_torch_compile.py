@@ -8,11 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from circle_kernels import (
-    CircleLoss,
-    circle_loss,
-    unified_loss,
-)
+from circle_kernels import CircleLoss, circle_loss, unified_loss
 from tests.support.batches import batch_with_references, value_and_gradients
 from tests.support.targets import INTERPRETED
 
