@@ -99,16 +99,16 @@ def test_product_beyond_the_dtype_is_no_finite_loss(target: Target) -> None:
 def test_upstream_gradients_that_are_not_finite_reach_whoever_they_reach_in_eager(
     target: Target, bad: float, m: int | None, skip_below: float
 ) -> None:
-    formula = CircleFormula(m=0.25, gamma=256)
+    formula, rows = CircleFormula(m=0.25, gamma=256), 70 if INTERPRETED else 130
     for dtype in target.dtypes:
         for kind in (0, 1):
             broken = []
             for backend, skipped in (("reference", 0.0), (target.backend, skip_below)):
-                inputs = Case("random", n=130, m=m, d=12).tensors(dtype, target.device)
+                inputs = Case("random", n=rows, m=m, d=12).tensors(dtype, target.device)
                 statistics = pair_logsumexp(
                     *inputs, formula=formula, skip_below=skipped, backend=backend
                 )
-                upstream = torch.ones(2, 130, dtype=statistics[0].dtype, device=target.device)
+                upstream = torch.ones(2, rows, dtype=statistics[0].dtype, device=target.device)
                 row = int((statistics[0] + statistics[1]).isfinite().nonzero()[0])
                 upstream[kind, row] = bad
                 wanted = [value for value in inputs[::2] if value is not None]
