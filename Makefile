@@ -66,10 +66,8 @@ test-cpp-sanitized: $(VENV)/installed
 
 # A share of the Python tests, in a copy of what they need with the module of test-cpp-sanitized.
 # Python is not sanitised, so the runtime (GCC's) is loaded before it, and is not asked for leaks. Left
-# out: memory that a sanitised module does not keep, limits on memory and deaths, which the runtime
-# has its own ways with, and steps that take long.
-MODULE_TESTS := $(addprefix tests/operation/test_,searches.py tensor_kinds.py \
-	listed_pairs.py skip_below.py row_losses.py oracle.py) tests/backends/cpu
+# out of those marked: memory that a sanitised module does not keep, limits on memory and deaths, which
+# the runtime has its own ways with, and steps that take long.
 MODULE_SELECTION := not (tiled or next_step or next_one or leave_nothing or and_a_death \
 	or little_memory or ctrl_c) \
 	and (not test_oracle or random-19 or clusters-67 or mixed)
@@ -86,7 +84,7 @@ test-cpp-module: $(VENV)/installed
 		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 OMP_NUM_THREADS=2 && \
 		$(abspath $(BIN))/python -c "import circle_kernels._cpu as module; \
 			assert module.__file__.startswith('$(CURDIR)/build/$@/'), module.__file__" && \
-		$(abspath $(BIN))/python -m pytest -q $(MODULE_TESTS) -k "$(MODULE_SELECTION)"
+		$(abspath $(BIN))/python -m pytest -q -m sanitized tests/operation tests/backends -k "$(MODULE_SELECTION)"
 
 # Several kernels at a time: the compiler uses one core each.
 test-compile: $(VENV)/installed

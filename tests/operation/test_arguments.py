@@ -16,11 +16,7 @@ from circle_kernels import (
     pair_logsumexp,
     unified_loss,
 )
-from circle_kernels.arguments import (
-    FLOATING_DTYPES,
-    INTEGER_DTYPES,
-    label_numbers,
-)
+from circle_kernels.arguments import FLOATING_DTYPES, INTEGER_DTYPES, label_numbers
 
 X = torch.randn(4, 3)
 Y = torch.arange(4)

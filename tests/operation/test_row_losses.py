@@ -15,6 +15,8 @@ from circle_kernels.backends import cpu
 from circle_kernels.operation.row_losses import REDUCTIONS, rows_counted, softplus
 from tests.support.targets import INTERPRETED
 
+pytestmark = pytest.mark.sanitized
+
 
 def _triton(*arguments: Any) -> tuple[Tensor, Tensor] | None:
     from circle_kernels.backends.triton import row_losses

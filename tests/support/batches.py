@@ -6,11 +6,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+ROWS, REFERENCES, DEPTH = 12, 9, 8  # where nothing else is asked for
 
 
 class Batch(NamedTuple):
@@ -38,8 +40,8 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 
 
 def batch(
-    rows: int = 12,
-    depth: int = 8,
+    rows: int = ROWS,
+    depth: int = DEPTH,
     *,
     classes: int = 3,
     random_labels: bool = False,
@@ -71,20 +73,25 @@ def batch(
 
 
 def batch_with_references(
-    rows: int = 12, depth: int = 8, *, references: int = 9, seed: int = 0, **options
-) -> BatchWithReferences:
-    """Embeddings and as many references as asked for; options as for :func:`batch`."""
-    return BatchWithReferences(
-        *batch(rows, depth, seed=seed, **options),
-        *batch(references, depth, seed=seed + 100, **options),
-    )
+    rows: int = ROWS,
+    depth: int = DEPTH,
+    *,
+    references: int | None = REFERENCES,
+    seed: int = 0,
+    **options,
+) -> Batch | BatchWithReferences:
+    """Embeddings and as many references, if any, as asked for; options as for :func:`batch`."""
+    own = batch(rows, depth, seed=seed, **options)
+    if references is None:
+        return own
+    return BatchWithReferences(*own, *batch(references, depth, seed=seed + 100, **options))
 
 
 def class_batch(
-    rows: int = 12,
-    depth: int = 8,
+    rows: int = ROWS,
+    depth: int = DEPTH,
     *,
-    classes: int = 9,
+    classes: int = REFERENCES,
     random_labels: bool = True,
     seed: int = 0,
     **options,
@@ -97,11 +104,12 @@ def class_batch(
     return ClassBatch(embeddings, labels, weight)
 
 
-def leaves(tensors: Iterable[Tensor | None]) -> list[Tensor]:
-    """Those of a batch's tensors that have a gradient."""
-    return [value for value in tensors if value is not None and value.is_floating_point()]
+def leaves_of(tensors: Iterable[Tensor | None]) -> list[Tensor]:
+    """Those of a batch's tensors that can have a gradient, which they are asked for."""
+    floating = [value for value in tensors if value is not None and value.is_floating_point()]
+    return [value.requires_grad_() for value in floating]
 
 
-def value_and_gradients(output: Tensor, wanted: Iterable[Tensor]) -> list[Tensor]:
+def value_and_gradients(output: Tensor, leaves: Tensor | Sequence[Tensor]) -> list[Tensor]:
     """What a loss is, and the gradient of its sum with respect to each of these tensors."""
-    return [output.detach(), *torch.autograd.grad(output.sum(), list(wanted))]
+    return [output.detach(), *torch.autograd.grad(output.sum(), leaves)]

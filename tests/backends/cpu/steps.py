@@ -16,6 +16,7 @@ from tests.support.targets import INTERPRETED
 
 LEVELS = cpu.supported_levels()
 NEEDS_KERNEL = [
+    pytest.mark.sanitized,
     pytest.mark.skipif(INTERPRETED, reason="the interpreter lane is for Triton"),
     pytest.mark.skipif(not LEVELS, reason="CIRCLE_KERNELS_NO_CPU_KERNEL is set"),
 ]

@@ -11,6 +11,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from circle_kernels import CircleLoss, ClassCircleLoss, circle_loss
+from tests.support.batches import Batch, batch, value_and_gradients
 
 
 class NetworkAndLoss(nn.Module):
@@ -24,18 +25,17 @@ class NetworkAndLoss(nn.Module):
         return self.loss(self.layer(inputs), labels)
 
 
-def batch(n: int) -> tuple[Tensor, Tensor]:
-    return torch.randn(n, 8, generator=torch.Generator().manual_seed(n)), torch.arange(n) % 5
+def inputs(n: int) -> Batch:
+    return batch(n, classes=5, seed=n, requires_grad=False)
 
 
 def export(network: nn.Module) -> ExportedProgram:
     rows = {0: Dim("n")}
-    return torch.export.export(network, batch(24), dynamic_shapes=(rows, rows))
+    return torch.export.export(network, inputs(24), dynamic_shapes=(rows, rows))
 
 
 def loss_and_gradients(network: nn.Module, n: int) -> list[Tensor]:
-    loss = network(*batch(n))
-    return [loss.detach(), *torch.autograd.grad(loss, list(network.parameters()))]
+    return value_and_gradients(network(*inputs(n)), list(network.parameters()))
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_traced_step_with_its_gradient_takes_any_batch_size() -> None:
         leaf = embeddings.detach().requires_grad_()
         return torch.autograd.grad(circle_loss(leaf, labels), leaf)[0]
 
-    graph = make_fx(step, tracing_mode="symbolic")(*batch(24))
+    graph = make_fx(step, tracing_mode="symbolic")(*inputs(24))
     assert graph.code.count("circle_kernels.pair_logsumexp_backward") == 1
     for n in (24, 31, 200):
-        torch.testing.assert_close(graph(*batch(n)), step(*batch(n)), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(graph(*inputs(n)), step(*inputs(n)), rtol=1e-5, atol=1e-6)

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from circle_kernels import CircleFormula, CircleLoss, circle_loss
+from circle_kernels import CircleFormula, CircleLoss, available_backends, circle_loss
 from circle_kernels.reference import pair_logsumexp_reference
+from tests.support.batches import batch
 from tests.support.regimes import REGIMES
-from tests.support.targets import Target, for_every_backend
+from tests.support.targets import INTERPRETED, Target, for_every_backend
 
 pytestmark = pytest.mark.backends
 
@@ -65,8 +66,6 @@ def test_training_under_autocast_with_a_grad_scaler(target: Target, dtype: torch
             loss = loss_function(embeddings, labels)
         assert embeddings.dtype == dtype
         assert loss.dtype == torch.float32
-        expected = circle_loss(embeddings, labels, m=0.25, gamma=64, backend=target.backend)
-        assert torch.equal(loss, expected)
         optimizer.zero_grad()
         scaler.scale(loss).backward()
         scale = scaler.get_scale()
@@ -76,3 +75,28 @@ def test_training_under_autocast_with_a_grad_scaler(target: Target, dtype: torch
         steps += scaler.get_scale() >= scale
     assert steps >= 5  # the others were skipped while the scale was still too high
     assert losses[-1] < losses[0] / 2
+
+
+@for_every_backend
+@pytest.mark.parametrize("autocast_dtype", [torch.bfloat16, torch.float16])
+def test_autocast_casts_nothing_down(target: Target, autocast_dtype: torch.dtype) -> None:
+    embeddings, labels = batch(40, depth=16, device=target.device)
+    expected = circle_loss(embeddings, labels, backend=target.backend)
+    (expected_grad,) = torch.autograd.grad(expected, embeddings)
+    with torch.autocast(target.device, dtype=autocast_dtype):
+        loss = circle_loss(embeddings, labels, backend=target.backend)
+        assert loss.dtype == torch.float32
+        (grad,) = torch.autograd.grad(loss, embeddings)
+    assert torch.equal(loss, expected)
+    assert torch.equal(grad, expected_grad)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
+def test_bfloat16_is_not_interpreted_and_the_error_says_what_is() -> None:
+    embeddings, labels = torch.randn(12, 8, dtype=torch.bfloat16), torch.arange(12) % 3
+    with pytest.raises(RuntimeError, match=r"'triton' cannot serve torch\.bfloat16 .* float16"):
+        circle_loss(embeddings, labels, backend="triton")
+    assert "float32 and float16" in available_backends()["triton"]
+    expected = circle_loss(embeddings.double(), labels, backend="reference")
+    loss = circle_loss(embeddings, labels)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)

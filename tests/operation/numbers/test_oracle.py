@@ -10,7 +10,7 @@ from tests.support.cases import Case, for_every_case, for_every_large_case
 from tests.support.targets import INTERPRETED, Target, for_every_backend
 from tests.support.yardstick import gradients, yardsticks
 
-pytestmark = pytest.mark.backends
+pytestmark = [pytest.mark.backends, pytest.mark.sanitized]
 
 
 @for_every_backend

@@ -17,7 +17,7 @@ from tests.support.targets import INTERPRETED, Target, for_every_backend
 
 pytestmark = pytest.mark.backends
 checked = settings(
-    max_examples=5 if INTERPRETED else 40,
+    max_examples=3 if INTERPRETED else 40,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -13,8 +13,7 @@ pytestmark = pytest.mark.backends
 
 
 @for_every_backend
-@pytest.mark.parametrize("scope", ["anchor", "batch"])
-@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize(("scope", "use_reentrant"), [("anchor", True), ("batch", False)])
 def test_checkpointed_step_has_the_same_gradient(
     target: Target, scope: str, use_reentrant: bool
 ) -> None:

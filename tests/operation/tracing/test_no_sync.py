@@ -8,7 +8,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from bench.measuring.operators import CountOperators, waits
 from circle_kernels import CircleFormula, circle_loss
-from tests.support.targets import INTERPRETED
 
 
 class RecordOperators(CountOperators):
@@ -26,7 +25,6 @@ def run_loss(embeddings, labels, references=None, ref_labels=None) -> None:
         loss.backward()
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter runs kernels as host code")
 @pytest.mark.parametrize("m", [None, 30])
 def test_traced_graph_of_loss_and_gradient_never_waits(m: int | None) -> None:
     embeddings = torch.randn(40, 8)
@@ -50,7 +48,6 @@ def test_traced_graph_of_loss_and_gradient_never_waits(m: int | None) -> None:
         assert node.target is not torch.ops.aten._to_copy.default or "device" not in node.kwargs
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter runs kernels as host code")
 @pytest.mark.parametrize("m", [None, 30])
 def test_no_operation_of_the_loss_waits(m: int | None) -> None:
     embeddings = torch.randn(40, 8, requires_grad=True)
@@ -62,7 +59,6 @@ def test_no_operation_of_the_loss_waits(m: int | None) -> None:
     assert recorded.waiting == []
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter runs kernels as host code")
 def test_the_check_sees_a_synchronisation() -> None:
     values = torch.arange(4.0)
     with RecordOperators() as recorded:
@@ -79,7 +75,6 @@ def test_the_check_sees_a_synchronisation() -> None:
     ]
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter runs kernels as host code")
 @pytest.mark.parametrize(
     ("num_rows", "num_references", "kernel"),
     [
@@ -89,8 +84,10 @@ def test_the_check_sees_a_synchronisation() -> None:
         (20_000, 30_000, "sum_rows_kernel"),
     ],
 )
-@pytest.mark.parametrize("depth", [64, 600])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "depth"),
+    [(torch.float32, 64), (torch.float32, 600), (torch.float16, 64), (torch.bfloat16, 600)],
+)
 def test_triton_launches_without_waiting(
     dtype: torch.dtype, depth: int, num_rows: int, num_references: int | None, kernel: str
 ) -> None:

@@ -1,38 +1,28 @@
-"""The operation under torch.compile and as registered ops."""
+"""The operation under torch.compile."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
 
-from circle_kernels import CircleFormula, CircleLoss, circle_loss, unified_loss
-from circle_kernels.operation.batch import Batch, Operation
-from circle_kernels.operation.registered import SAVED_LAYOUT, encode
+from circle_kernels import CircleLoss, circle_loss, unified_loss
+from tests.support.batches import batch_with_references, value_and_gradients
 from tests.support.targets import INTERPRETED
 
-
-def inputs(n: int, m: int | None = None) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(n)
-    result = [torch.randn(n, 8, generator=generator).requires_grad_(), torch.arange(n) % 5]
-    if m is not None:
-        result += [torch.randn(m, 8, generator=generator).requires_grad_(), torch.arange(m) % 5]
-    return result
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
-def loss_and_gradients(function, tensors: list[Tensor]) -> list[Tensor]:
-    loss = function(*tensors)
-    return [loss.detach(), *torch.autograd.grad(loss, tensors[::2])]
+def inputs(n: int, m: int | None = None) -> tuple[Tensor, ...]:
+    return batch_with_references(n, references=m, classes=5, seed=n)
 
 
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    yield
-    torch._dynamo.reset()
+def loss_and_gradients(
+    function: Callable[..., Tensor], tensors: tuple[Tensor, ...]
+) -> list[Tensor]:
+    return value_and_gradients(function(*tensors), tensors[::2])
 
 
 LOSSES = {
@@ -43,8 +33,7 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("m", [None, 14])
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(("name", "m"), [("batch", None), ("batch", 14), ("module", 14)])
 def test_compiled_in_one_graph_gives_the_same_loss_and_gradients(name: str, m: int | None) -> None:
     function = LOSSES[name]
     compiled = torch.compile(function, fullgraph=True)
@@ -77,7 +66,8 @@ SIZES = {
 
 
 @pytest.mark.parametrize(
-    ("name", "sizes"), [*((name, "self") for name in LOSSES), ("circle", "both"), ("batch", "bank")]
+    ("name", "sizes"),
+    [("module", "self"), ("batch", "self"), ("unified", "both"), ("batch", "bank")],
 )
 def test_dynamic_batch_sizes_do_not_recompile(name: str, sizes: str) -> None:
     # Graphs are the front end's and no matter of the code generator, which takes seconds.
@@ -116,48 +106,7 @@ def test_dynamic_batch_sizes_do_not_recompile_with_triton(m: int | None) -> None
         return circle_loss(*tensors, backend="triton")
 
     compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
-    assert compiled_graphs(function, compiled, [(24, m), (40, m), (130, m)]) == 1
-
-
-@pytest.mark.parametrize("m", [None, 14])
-@pytest.mark.parametrize("backend", ["cpu", "tiled"])
-def test_registered_ops_are_well_formed(backend: str, m: int | None) -> None:
-    batch = Batch(*inputs(24, m))
-    forward = torch.ops.circle_kernels.pair_logsumexp_forward
-    for skip_below, keep in ((0.0, True), (0.25, True), (0.0, False)):
-        encoded = encode(batch, Operation(CircleFormula(), True, skip_below, backend))
-        torch.library.opcheck(forward.default, (*encoded, keep, SAVED_LAYOUT))
-    plain = Batch(*(value if value is None else value.detach() for value in batch))
-    encoded = encode(plain, Operation(CircleFormula(), backend=backend))
-    statistics = forward(*encoded, True, SAVED_LAYOUT)
-    grads = (torch.rand(24), torch.rand(24))
-    for needs in ((True, m is not None), (True, False), (False, m is not None)):
-        torch.library.opcheck(
-            torch.ops.circle_kernels.pair_logsumexp_backward.default,
-            (*encoded, *statistics, *grads, *needs),
-        )
-
-
-def test_traced_without_a_compiler_keeps_the_operation() -> None:
-    """A tracer that saw only the C++ kernel's empty outputs would return what lies in memory."""
-    tensors = [value.detach() for value in inputs(24)]
-    graph = make_fx(lambda x, labels: circle_loss(x, labels))(*tensors)
-    assert "circle_kernels.pair_logsumexp_forward" in graph.code
-    other = torch.randn(24, 8)
-    torch.testing.assert_close(graph(other, tensors[1]), circle_loss(other, tensors[1]))
-
-
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("backend", ["auto", "tiled"])
-def test_fake_tensors_give_shapes(backend: str, reduction: str) -> None:
-    with FakeTensorMode() as mode:
-        tensors = [mode.from_tensor(value.detach()) for value in inputs(24)]
-    tensors[0].requires_grad_()
-    losses = circle_loss(*tensors, reduction=reduction, backend=backend)
-    losses.sum().backward()
-    assert losses.shape == ((24,) if reduction == "none" else ())
-    assert tensors[0].grad is not None
-    assert tensors[0].grad.shape == (24, 8)
+    assert compiled_graphs(function, compiled, [(24, m), (40, m), (70, m)]) == 1
 
 
 @pytest.mark.gpu

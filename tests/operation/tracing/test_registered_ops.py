@@ -1,0 +1,56 @@
+"""The registered ops, as tracers see them and as users may call them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from circle_kernels import CircleFormula, circle_loss
+from circle_kernels.operation.batch import Batch, Operation
+from circle_kernels.operation.registered import SAVED_LAYOUT, encode
+from tests.support.apart import apart
+from tests.support.batches import batch, batch_with_references, randn
+from tests.support.public_losses import REFUSALS
+from tests.support.raw_ops import call_op
+
+
+@pytest.mark.parametrize(("backend", "m"), [("cpu", 14), ("cpu", None), ("tiled", 14)])
+def test_registered_ops_are_well_formed(backend: str, m: int | None) -> None:
+    tensors = Batch(*batch_with_references(24, references=m))
+    forward = torch.ops.circle_kernels.pair_logsumexp_forward
+    for skip_below, keep in ((0.25, True), (0.0, False)):
+        encoded = encode(tensors, Operation(CircleFormula(), True, skip_below, backend))
+        torch.library.opcheck(forward.default, (*encoded, keep, SAVED_LAYOUT))
+    plain = Batch(*(value if value is None else value.detach() for value in tensors))
+    encoded = encode(plain, Operation(CircleFormula(), backend=backend))
+    statistics = forward(*encoded, True, SAVED_LAYOUT)
+    grads = (torch.rand(24), torch.rand(24))
+    for needs in ((True, True), (True, False), (False, True)) if m else ((True, False),):
+        torch.library.opcheck(
+            torch.ops.circle_kernels.pair_logsumexp_backward.default,
+            (*encoded, *statistics, *grads, *needs),
+        )
+
+
+def test_traced_without_a_compiler_keeps_the_operation() -> None:
+    """A tracer that saw only the C++ kernel's empty outputs would return what lies in memory."""
+    tensors = batch(24, requires_grad=False)
+    graph = make_fx(lambda x, labels: circle_loss(x, labels))(*tensors)
+    assert "circle_kernels.pair_logsumexp_forward" in graph.code
+    other = torch.randn(24, 8)
+    torch.testing.assert_close(graph(other, tensors[1]), circle_loss(other, tensors[1]))
+
+
+@apart
+def test_registered_op_refuses_labels_that_it_would_misread() -> None:
+    labels = torch.arange(40_000) % 1000
+    x = randn(len(labels), 2)
+    given = {"embeddings": x, "labels": labels, "ref_emb": x, "ref_labels": labels}
+    options = {"backend": "cpu", "keep_for_backward": False}
+    for name in ("labels", "ref_labels"):
+        for wrong in (labels.int(), labels[:3], labels.double()):
+            with pytest.raises(REFUSALS, match=rf"^{name}\b"):
+                call_op(
+                    "pair_logsumexp_forward", CircleFormula(), **options, **{**given, name: wrong}
+                )
