@@ -6,15 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from tests.operation.numbers.test_oracle import (
-    test_logsumexps_and_gradients_are_as_exact_as_eager as hold_to_the_oracle,
-)
 
 from circle_kernels import pair_logsumexp
 from circle_kernels.backends.choice import _warn_once
 from circle_kernels.formula import FORMULAS
 from circle_kernels.operation.batch import Operation, check_batch
 from circle_kernels.operation.row_losses import reduced_row_losses
+from tests.operation.numbers.test_oracle import (
+    test_logsumexps_and_gradients_are_as_exact_as_eager as hold_to_the_oracle,
+)
 from tests.support.batches import batch
 from tests.support.cases import Case
 from tests.support.targets import Target
@@ -32,7 +32,7 @@ def _toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("m", [None, 41])
-@pytest.mark.parametrize("regime", ["random", "clusters", "one class"])
+@pytest.mark.parametrize("regime", ["random", "clusters", "one_class"])
 @pytest.mark.parametrize("detach_weights", [True, False])
 def test_added_formula_is_held_to_the_oracle(
     regime: str, m: int | None, detach_weights: bool

@@ -160,7 +160,7 @@ def logsumexps(
     options.update(skip_below=skip_below, backend=backend)
     if problem.mode == "classes":  # references without labels
         inputs = {"embeddings": embeddings, "labels": problem.labels, "ref_emb": references}
-        return call_op("pair_logsumexp_forward", **options, **inputs)[:2]
+        return call_op("pair_logsumexp", **options, **inputs)[:2]
     return pair_logsumexp(embeddings, problem.labels, references, problem.ref_labels, **options)
 
 

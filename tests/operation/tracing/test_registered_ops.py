@@ -18,18 +18,18 @@ from tests.support.raw_ops import call_op
 @pytest.mark.parametrize(("backend", "m"), [("cpu", 14), ("cpu", None), ("tiled", 14)])
 def test_registered_ops_are_well_formed(backend: str, m: int | None) -> None:
     tensors = Batch(*batch_with_references(24, references=m))
-    forward = torch.ops.circle_kernels.pair_logsumexp_forward
+    plain = Batch(*(value if value is None else value.detach() for value in tensors.tensors))
+    ops = torch.ops.circle_kernels
     for skip_below, keep in ((0.25, True), (0.0, False)):
-        encoded = encode(tensors, Operation(CircleFormula(), True, skip_below, backend))
-        torch.library.opcheck(forward.default, (*encoded, keep, SAVED_LAYOUT))
-    plain = Batch(*(value if value is None else value.detach() for value in tensors))
+        operation = Operation(CircleFormula(), True, skip_below, backend)
+        for op, given in ((ops.pair_logsumexp, tensors), (ops.pair_logsumexp_forward, plain)):
+            torch.library.opcheck(op.default, (*encode(given, operation), keep, SAVED_LAYOUT))
     encoded = encode(plain, Operation(CircleFormula(), backend=backend))
-    statistics = forward(*encoded, True, SAVED_LAYOUT)
+    *_, saved = ops.pair_logsumexp_forward(*encoded, True, SAVED_LAYOUT)
     grads = (torch.rand(24), torch.rand(24))
     for needs in ((True, True), (True, False), (False, True)) if m else ((True, False),):
         torch.library.opcheck(
-            torch.ops.circle_kernels.pair_logsumexp_backward.default,
-            (*encoded, *statistics, *grads, *needs),
+            ops.pair_logsumexp_backward.default, (*encoded, saved, *grads, *needs)
         )
 
 
