@@ -10,6 +10,21 @@
 namespace circle_kernels {
 namespace {
 
+// So many numbers as whole vectors hold them.
+template <class T>
+int64_t whole_vectors(int64_t count) {
+  return (count + LANES<T> - 1) / LANES<T> * LANES<T>;
+}
+
+// Products may take a tile as a whole.
+template <class T>
+void clear_padding(int64_t rows, int64_t columns, T* tile) {
+  for (int64_t row = 0; row < rows && columns < PANEL; ++row) {
+    std::memset(tile + row * PANEL + columns, 0, (PANEL - columns) * sizeof(T));
+  }
+  std::memset(tile + rows * PANEL, 0, (PANEL - rows) * PANEL * sizeof(T));
+}
+
 // G of one tile, in self mode G + G^T, from the weights that the forward pass kept; transposed if
 // that is how it will be multiplied.
 template <class T, Pairs pairs, bool columns_too, bool transposed>
@@ -17,8 +32,10 @@ void scale_weights(const Tile<T>& tile, const T* weights, const Statistics<T>& s
                    const TileShifts<T>& shifts, T* gradient) {
   constexpr bool mixed = pairs != Pairs::negative;
   const TileFactors<T, pairs, columns_too> factors(tile, statistics, shifts);
-  for (int64_t first_row = 0; first_row < PANEL; first_row += LANES<T>) {
-    for (int64_t column = 0; column < PANEL; column += LANES<T>) {
+  const int64_t rows = whole_vectors<T>(tile.live_rows());
+  const int64_t columns = whole_vectors<T>(tile.live_columns());
+  for (int64_t first_row = 0; first_row < rows; first_row += LANES<T>) {
+    for (int64_t column = 0; column < columns; column += LANES<T>) {
       Vec<T> block[LANES<T>];
       CIRCLE_UNROLL
       for (int lane = 0; lane < LANES<T>; ++lane) {
@@ -64,6 +81,7 @@ void scale_weights(const Tile<T>& tile, const T* weights, const Statistics<T>& s
       for (int lane = 0; lane < LANES<T>; ++lane) store(to + lane * PANEL, block[lane]);
     }
   }
+  transposed ? clear_padding(columns, rows, gradient) : clear_padding(rows, columns, gradient);
 }
 
 // Chooses the body that a tile needs.
