@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from bench.gpu.tasks import LARGE, MAIN, SMALL
-from bench.loss.tables import BASELINES, Entry, Key, LossData, loss_rows, read_loss
+from bench.reporting.loss_tables import BASELINES, Entry, Key, LossData, loss_rows, read_loss
 from bench.reporting.results import Results
 from bench.reporting.spread import Spread, ratio
 from bench.reporting.tables import MISSING, number, spread_text
