@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
-from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from bench.launches.watched import node_of_loss
 from bench.measuring.cases import Case
 from bench.measuring.operators import CountOperators
 from bench.measuring.variants import VARIANTS, Work
-from circle_kernels.operation import row_losses
 
 TARGET = "sm_90"  # the device that is pretended; small batches take as many launches on every one
 PASSES = ("forward", "backward")
@@ -62,40 +60,10 @@ def count_without_engine(work: Work, launches: Sequence[Any] = ()) -> dict[str, 
         work: the loss and its inputs.
         launches: where launches of kernels are recorded.
     """
-    context = _Context()
-
-    def apply(*arguments: Any) -> Tensor:
-        context.needs_input_grad = tuple(
-            isinstance(argument, Tensor) and argument.requires_grad for argument in arguments
-        )
-        *given, _ = arguments  # without a gradient, as it is here, nothing is kept
-        return row_losses._RowLosses.forward(context, *given, True)
-
-    def backward() -> None:
-        gradients = row_losses._RowLosses.backward(context, torch.ones_like(loss))
-        work.embeddings.grad = gradients[0].detach()
-
-    with (
-        torch.no_grad(),
-        mock.patch.object(row_losses._RowLosses, "apply", apply),
-        # The path of tensors that nobody watches, although they are counted.
-        mock.patch.object(row_losses, "is_in_torch_dispatch_mode", return_value=False),
-        mock.patch.object(row_losses, "is_traced", return_value=False),
-    ):
+    with node_of_loss() as node:
         forward_counts, loss = _count(work.forward, launches)
-        backward_counts, _ = _count(backward, launches)
+        backward_counts, _ = _count(lambda: node.backward(loss), launches)
     return {"forward": forward_counts, "backward": backward_counts}
-
-
-class _Context:
-    """What autograd hands to a function."""
-
-    def __init__(self) -> None:
-        self.needs_input_grad: tuple[bool, ...] = ()
-        self.saved_tensors: tuple[Tensor | None, ...] = ()
-
-    def save_for_backward(self, *tensors: Tensor | None) -> None:
-        self.saved_tensors = tensors
 
 
 def count_with_engine(work: Work) -> dict[str, Counts]:
