@@ -9,22 +9,33 @@ from typing import Any
 
 import torch
 
+from bench.loss.sweep import Plan, measure
 from bench.measuring.cases import Case, parse_choices, parse_dtypes, parse_regimes, parse_sizes
 from bench.measuring.data import REGIMES, describe_data
 from bench.measuring.memory import default_limit
-from bench.measuring.sweep import Method, Plan, measure
+from bench.measuring.sweep import Method
 from bench.measuring.timing import Effort
 from bench.measuring.variants import GAMMA, VARIANTS, M
-from bench.reporting import command as report
 from bench.reporting.errors import UserError
-from bench.reporting.results import Destination, destination, is_whole, save, start_results
+from bench.reporting.loss_tables import loss_tables
+from bench.reporting.publish import Presentation
+from bench.reporting.results import Destination, Results, destination, is_whole, save, start_results
 
-HELP = "time the loss and measure its memory beside its peers"
+HELP = "every backend beside its peers, over sizes and data (about ten minutes)"
 
 # Chosen to stay under fifteen minutes on two idle cores, with compiling and memory.
 DEFAULT_SIZES = "256x128,1024x128,2048x128,4096x128,8192x128,1024x512,4096x512,8192x512"
 DEFAULT_MEMORY_SIZES = "16384x128"
 QUICK_SIZES = "256x64,512x128"
+
+
+def _picture(results: Results, path: Path) -> None:
+    from bench.loss.plot import plot_loss  # which imports matplotlib
+
+    plot_loss(results, path)
+
+
+PRESENTATION = Presentation(loss_tables, picture=_picture)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,10 +79,9 @@ def run(arguments: argparse.Namespace) -> None:
         results.rows.extend(rows)
         save(results, where.path)
     path = where.finish()
-    report.show(results)
-    picture = path.with_suffix(".png")
-    report.draw(results, picture)
-    print(f"wrote {path} and {picture}")
+    PRESENTATION.show(results)
+    print(f"wrote {path}")
+    PRESENTATION.draw(results, path.with_suffix(".png"))
 
 
 def make_plan(arguments: argparse.Namespace) -> Plan:

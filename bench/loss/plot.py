@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from bench.loss.tables import SMALLEST_MB, LossData, read_loss
 from bench.measuring.variants import DESCRIPTIONS
+from bench.reporting.loss_tables import SMALLEST_MB, LossData, read_loss
 from bench.reporting.results import Results
 from bench.reporting.tables import environment
 
