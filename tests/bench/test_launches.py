@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from tests.support.cases import ON_GPU
 from tests.support.places import ROOT
 
 pytest.importorskip("triton", minversion="3.3")
+
 
 from bench import __main__ as cli
 from bench.launches import command as launches
@@ -28,12 +28,11 @@ from bench.launches.counts import (
     profile_kernels,
 )
 from bench.launches.tables import launch_tables
+from bench.launches.watched import as_if_unwatched
 from bench.measuring.cases import Case
 from bench.measuring.operators import CountOperators
 from bench.measuring.variants import VARIANTS
-from bench.reporting.command import blocks
 from bench.reporting.results import Results, describe_versions, load
-from circle_kernels.operation import row_losses
 
 TOP = ROOT
 COMMITTED = load(TOP / "bench" / "results" / "launches.json")
@@ -65,10 +64,7 @@ def test_views_and_memory_launch_nothing_and_everything_else_once() -> None:
 def test_counting_without_autograds_engine_finds_what_its_engine_runs() -> None:
     case = Case(64, 16)
     counts = count_without_engine(VARIANTS["tiled"].work(case))
-    with (
-        mock.patch.object(row_losses, "is_in_torch_dispatch_mode", return_value=False),
-        mock.patch.object(row_losses, "is_traced", return_value=False),
-    ):
+    with as_if_unwatched():
         assert counts == count_with_engine(VARIANTS["tiled"].work(case))
 
 
@@ -139,7 +135,7 @@ def test_committed_counts_are_those_of_today(name: str, dtype: str) -> None:
 
 def test_committed_results_are_what_the_page_shows() -> None:
     page = (TOP / "docs" / "cuda-graphs.md").read_text(encoding="utf-8")
-    for name, content in blocks(COMMITTED).items():
+    for name, content in launches.PRESENTATION.blocks(COMMITTED).items():
         assert f"<!-- bench:{name} -->\n{content}\n<!-- /bench:{name} -->" in page
     assert launches.exceeded_budgets(COMMITTED.rows) == []
     assert len(COMMITTED.rows) == len(launches.VARIANT_NAMES) * len(launches.CASES)
