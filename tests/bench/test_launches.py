@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ pytest.importorskip("triton", minversion="3.3")
 from bench import __main__ as cli
 from bench.launches import command as launches
 from bench.launches.counts import (
+    TARGET,
     count_kernels,
     count_triton,
     count_with_engine,
@@ -32,7 +34,11 @@ from bench.launches.watched import as_if_unwatched
 from bench.measuring.cases import Case
 from bench.measuring.operators import CountOperators
 from bench.measuring.variants import VARIANTS
+from bench.offline.pretended import DEVICES
 from bench.reporting.results import Results, describe_versions, load
+from circle_kernels import circle_loss
+from circle_kernels.backends.triton.conditions import assuming
+from circle_kernels.backends.triton.launch import Launch, observe_launches
 
 TOP = ROOT
 COMMITTED = load(TOP / "bench" / "results" / "launches.json")
@@ -66,6 +72,26 @@ def test_counting_without_autograds_engine_finds_what_its_engine_runs() -> None:
     counts = count_without_engine(VARIANTS["tiled"].work(case))
     with as_if_unwatched():
         assert counts == count_with_engine(VARIANTS["tiled"].work(case))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_step_under_autograd_launches_the_kernels_that_are_counted(dtype: str) -> None:
+    """A real step, watched by nobody but the launcher, whose kernels are not run."""
+
+    def note(launch: Launch, proceed: Callable[[Launch], Any]) -> None:
+        names.append(launch.kernel.__name__)
+
+    case = Case(64, 16, dtype=dtype)
+    embeddings = torch.randn(case.rows, case.dim).to(case.torch_dtype).requires_grad_()
+    names: list[str] = []
+    with assuming(hardware=DEVICES[TARGET].hardware), observe_launches(note):
+        loss = circle_loss(embeddings, torch.arange(case.rows) // 4, backend="triton")
+        forward = len(names)
+        loss.backward()
+    counts = count_triton(case)
+    # On the CPU, losses of rows are computed by the C++ kernel.
+    assert forward + ("row_losses_kernel" not in names) == counts["forward"].kernels
+    assert len(names) - forward == counts["backward"].kernels
 
 
 def test_kernels_are_told_from_copies_and_from_what_the_host_does() -> None:

@@ -38,6 +38,8 @@ def unusable_reason(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the kernels cannot take tensors of this device and dtype; None where they can."""
     if dtype not in DTYPES:
         return f"the Triton kernels take float16, bfloat16 and float32, not {dtype}"
+    if hardware_is_assumed():
+        return None
     if INTERPRETED:
         if device.type != "cpu":
             return "TRITON_INTERPRET is set, and the interpreter takes CPU tensors"
@@ -53,9 +55,7 @@ def unusable_reason(device: torch.device, dtype: torch.dtype) -> str | None:
             "the Triton kernels need a CUDA or ROCm device; "
             "set TRITON_INTERPRET=1 before importing triton to interpret them on the CPU"
         )
-    if hardware_is_assumed() or torch.version.hip is not None:
-        return None
-    if torch.cuda.get_device_capability(device) < (8, 0):
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
         return "the Triton kernels need compute capability 8.0 (Ampere) or later"
     return None
 
