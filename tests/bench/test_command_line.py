@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from bench import __main__ as cli
@@ -41,3 +43,14 @@ def test_what_cannot_work_is_refused_in_one_line(
 ) -> None:
     assert cli.main(arguments) == 1
     assert f"error: {message}" in capsys.readouterr().err
+
+
+def test_help_lists_every_command_with_what_it_does_and_how_long_it_takes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for name, command in cli.COMMANDS.items():
+        assert f"{name} {command.HELP}" in shown
+        assert re.search(r" \([^()]*(second|minute|hour)[^()]*\)$", command.HELP), name
