@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from bench.measuring.data import REGIMES, describe_data
 from bench.measuring.memory import default_limit
 from bench.measuring.sweep import Method
 from bench.measuring.timing import Effort
-from bench.measuring.variants import GAMMA, VARIANTS, M
+from bench.measuring.variants import GAMMA, SMALL_STEPS, VARIANTS, M
 from bench.reporting.errors import UserError
 from bench.reporting.loss_tables import loss_tables
 from bench.reporting.publish import Presentation
@@ -23,9 +23,10 @@ from bench.reporting.results import Destination, Results, destination, is_whole,
 
 HELP = "every backend beside its peers, over sizes and data (about ten minutes)"
 
-# Chosen to stay under fifteen minutes on two idle cores, with compiling and memory.
+# Chosen to take about ten minutes on two idle cores, with compiling and memory.
 DEFAULT_SIZES = "256x128,1024x128,2048x128,4096x128,8192x128,1024x512,4096x512,8192x512"
 DEFAULT_MEMORY_SIZES = "16384x128"
+DEFAULT_SMALL_SIZES = "64x128"
 QUICK_SIZES = "256x64,512x128"
 
 
@@ -35,7 +36,7 @@ def _picture(results: Results, path: Path) -> None:
     plot_loss(results, path)
 
 
-PRESENTATION = Presentation(loss_tables, picture=_picture)
+PRESENTATION = Presentation(loss_tables, picture=_picture, shown=2)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=parse_sizes,
         help=f"sizes of which only memory is measured (default {DEFAULT_MEMORY_SIZES}, "
         "none if --sizes or --quick is given)",
+    )
+    parser.add_argument(
+        "--small-sizes",
+        type=parse_sizes,
+        help="sizes at which the loss is timed alone, as a drop-in and compiled (default "
+        f"{DEFAULT_SMALL_SIZES}, none if --sizes, --variants or --quick is given)",
     )
     parser.add_argument("--regimes", type=parse_regimes, help="of random,trained (default both)")
     parser.add_argument("--dtypes", type=parse_dtypes, default=["float32"], help="of the inputs")
@@ -107,20 +114,26 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
     memory_sizes = arguments.memory_sizes or []
     if arguments.memory_sizes is None and arguments.sizes is None and not quick:
         memory_sizes = parse_sizes(DEFAULT_MEMORY_SIZES)
+    small_sizes = arguments.small_sizes or []
+    if arguments.small_sizes is None and not (arguments.sizes or arguments.variants or quick):
+        small_sizes = parse_sizes(DEFAULT_SMALL_SIZES)
     chosen = arguments.variants or list(VARIANTS)
     limit = arguments.memory_limit
+    method = Method(
+        {name: VARIANTS[name] for name in VARIANTS if name in (*chosen, "mm")},
+        effort=_effort(arguments.rounds, 0.5 if quick else arguments.seconds),
+        memory_limit=limit * 1e9 if limit else default_limit(str(device)),
+        left_out=("compile", "core-compiled") if quick and arguments.variants is None else (),
+    )
     return Plan(
         sizes=sizes,
         memory_sizes=[] if arguments.no_memory else [*sizes, *memory_sizes],
+        small_sizes=small_sizes,
         regimes=arguments.regimes or (["random"] if quick else list(REGIMES)),
         dtypes=arguments.dtypes,
         device=str(device),
-        method=Method(
-            {name: VARIANTS[name] for name in VARIANTS if name in (*chosen, "mm")},
-            effort=_effort(arguments.rounds, 0.5 if quick else arguments.seconds),
-            memory_limit=limit * 1e9 if limit else default_limit(str(device)),
-            left_out=("compile",) if quick and arguments.variants is None else (),
-        ),
+        method=method,
+        small_steps=replace(method, variants=SMALL_STEPS),
     )
 
 

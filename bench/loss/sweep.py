@@ -17,10 +17,12 @@ class Plan:
 
     sizes: list[tuple[int, int]]
     memory_sizes: list[tuple[int, int]]
+    small_sizes: list[tuple[int, int]]
     regimes: list[str]
     dtypes: list[str]
     device: str
     method: Method
+    small_steps: Method  # of the small sizes
 
     def cases(self, sizes: list[tuple[int, int]], regimes: list[str]) -> Iterator[Case]:
         """Every combination; the regimes of a size follow one another."""
@@ -39,8 +41,14 @@ def measure(plan: Plan) -> Iterator[list[dict[str, Any]]]:
         for case in plan.cases(plan.memory_sizes, plan.regimes[:1])
         for name in plan.method.variants
     ]
-    with progress_bar(len(timed) + len(gauged), "case") as progress:
+    small = list(plan.cases(plan.small_sizes, plan.regimes[:1]))
+    with progress_bar(len(small) + len(timed) + len(gauged), "case") as progress:
         built = BuiltFunctions()
+        for case in small:
+            progress.set_description(f"small step {case}")
+            rows = time_case(plan.small_steps, case, built.of(case))
+            yield [{**row, "kind": "small"} for row in rows]
+            progress.update()
         for case in timed:
             progress.set_description(f"time {case}")
             yield time_case(plan.method, case, built.of(case))

@@ -93,7 +93,13 @@ class Variant:
         embeddings, labels = make_data(
             case.regime, case.rows, case.dim, dtype=case.torch_dtype, device=case.device
         )
-        return Work(function or self.build(), embeddings, labels, self.has_backward, self.compiles)
+        return Work(
+            self.build() if function is None else function,
+            embeddings,
+            labels,
+            self.has_backward,
+            self.compiles,
+        )
 
 
 def naive_loss(embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -120,6 +126,20 @@ def _skipping_loss() -> Function:
 
 def _compiled_loss() -> Function:
     return torch.compile(naive_loss, fullgraph=True, dynamic=False)
+
+
+def _core_loss() -> Function:
+    return circle_kernels.CircleLoss(m=M, gamma=GAMMA)
+
+
+def _compiled_core_loss() -> Function:
+    return torch.compile(_core_loss(), fullgraph=True, dynamic=False)
+
+
+def _drop_in_loss() -> Function:
+    from circle_kernels.integrations.pytorch_metric_learning import CircleLoss
+
+    return CircleLoss(m=M, gamma=GAMMA)
 
 
 def _pml_loss() -> Function:
@@ -173,6 +193,18 @@ _PEERS = (
 
 VARIANTS: dict[str, Variant] = {variant.name: variant for variant in (*_OURS, _SKIPPING, *_PEERS)}
 
+# Of steps so small that what surrounds the kernels is most of them: the loss as it is used, and
+# what a library or a compiler around it takes, beside what it takes around the naive path.
+SMALL_STEPS: dict[str, Variant] = {
+    variant.name: variant
+    for variant in (
+        Variant("core", _core_loss, functools.partial(_backend_missing, "auto")),
+        Variant("drop-in", _drop_in_loss, _pml_missing),
+        Variant("core-compiled", _compiled_core_loss, _never_missing, compiles=True),
+        VARIANTS["compile"],
+    )
+}
+
 DESCRIPTIONS = {
     "triton": "circle_kernels, Triton kernels",
     "cpu": "circle_kernels, C++ kernel",
@@ -181,5 +213,8 @@ DESCRIPTIONS = {
     "eager": "naive PyTorch",
     "compile": "torch.compile of naive PyTorch",
     "pml": "pytorch-metric-learning",
+    "core": "circle_kernels.CircleLoss",
+    "drop-in": "circle_kernels in place of pytorch-metric-learning's CircleLoss",
+    "core-compiled": "torch.compile of circle_kernels.CircleLoss",
     "mm": "the bare product torch.mm(x, x.T)",
 }

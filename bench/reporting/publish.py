@@ -17,18 +17,22 @@ class Presentation:
     """How the results of one command are shown.
 
     Args:
-        tables: makes all of its tables; the first is the one to print.
+        tables: makes all of its tables, those to print first.
         environment: one sentence that says where the numbers come from.
         picture: writes it as PNG; None for a command without one.
+        shown: how many of the tables are printed.
     """
 
     tables: Callable[[Results], list[Table]]
     environment: Callable[[Results], str] = environment
     picture: Callable[[Results, Path], None] | None = None
+    shown: int = 1
 
     def show(self, results: Results) -> None:
-        """Print the first table and where the numbers come from."""
-        print_table(self.tables(results)[0])
+        """Print the first tables, but those without rows, and where the numbers come from."""
+        for table in self.tables(results)[: self.shown]:
+            if table.rows:
+                print_table(table)
         print(self.environment(results))
 
     def blocks(self, results: Results) -> dict[str, str]:

@@ -15,7 +15,8 @@ for _module in ("matplotlib", "psutil", "rich", "tqdm"):
     pytest.importorskip(_module)
 
 from bench import __main__ as cli
-from bench.measuring.variants import VARIANTS
+from bench.measuring.cases import Case
+from bench.measuring.variants import SMALL_STEPS, VARIANTS
 from bench.reporting import results
 from bench.reporting.loss_tables import loss_tables, read_loss
 
@@ -24,16 +25,19 @@ from bench.reporting.loss_tables import loss_tables, read_loss
 def quick_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results file of a quick run on one small size."""
     path = tmp_path_factory.mktemp("bench") / "loss.json"
-    arguments = ["loss", "--quick", "--no-memory", "--sizes", "64x16", "--out", str(path)]
-    assert cli.main(arguments) == 0
+    arguments = ["loss", "--quick", "--no-memory", "--sizes", "64x16", "--small-sizes", "24x8"]
+    assert cli.main([*arguments, "--out", str(path)]) == 0
     return path
 
 
 def test_quick_run_writes_results_and_picture(quick_run: Path) -> None:
     content = json.loads(quick_run.read_text())
     assert {"machine", "versions", "git", "created", "torch_threads"} <= set(content)
-    rows = {row["variant"]: row for row in content["rows"]}
+    rows = {row["variant"]: row for row in content["rows"] if row["kind"] == "time"}
     assert set(rows) == set(VARIANTS)
+    small = {row["variant"]: row for row in content["rows"] if row["kind"] == "small"}
+    assert set(small) == set(SMALL_STEPS)
+    assert small["core"]["status"] == "ok"
     for name in ("tiled", "eager"):
         assert rows[name]["status"] == "ok"
         assert len(rows[name]["forward"]) == len(rows[name]["forward_backward"]) >= 5
@@ -78,7 +82,7 @@ def test_tables_show_reasons_and_memory_only_sizes(quick_run: Path) -> None:
         {**size, "variant": "tiled", "status": "ok", "peak_bytes": 123_400_000},
         {**size, "variant": "eager", "status": "skipped: would need about 8.8 GB"},
     ]
-    full, _, peaks = loss_tables(made)
+    full, _, _, peaks = loss_tables(made)
     keys = ["16384", "128", "random", "float32"]
     assert [*keys, "tiled", "memory only", *["-"] * 6, "123"] in full.rows
     reason = "skipped: would need about 8.8 GB"
@@ -86,3 +90,25 @@ def test_tables_show_reasons_and_memory_only_sizes(quick_run: Path) -> None:
     assert peaks.rows[0][:3] == ["16384", "128", "float32"]
     assert any("compile" in note for note in full.notes)
     assert "compile" not in read_loss(made).variants
+
+
+def test_small_steps_stand_beside_the_loss_alone_and_the_compiled_naive_loss(
+    quick_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = results.load(quick_run)
+    case = {"kind": "small", **Case(64, 128).as_dict(), "status": "ok"}
+    seconds = {"core": 2e-3, "drop-in": 3e-3, "core-compiled": 4e-3, "compile": 8e-3}
+    made.rows = [
+        {**case, "variant": name, "forward": [1e-3] * 5, "forward_backward": [whole] * 5}
+        for name, whole in seconds.items()
+    ]
+    table = loss_tables(made)[1]
+    cells = {row[4]: row for row in table.rows}
+    assert table.columns[-2:] == ["/ core", "/ compile"]
+    assert cells["drop-in"][-2] == "1.50 (1.50-1.50)"
+    assert cells["core-compiled"][-1] == "0.500 (0.500-0.500)"
+    # Nowhere else: sizes and variants of other tables are not theirs.
+    assert not any(other.rows for other in loss_tables(made) if other.name != table.name)
+    results.save(made, quick_run.with_name("small.json"))
+    assert cli.main(["report", str(quick_run.with_name("small.json"))]) == 0
+    assert "Small steps on cpu" in capsys.readouterr().out
