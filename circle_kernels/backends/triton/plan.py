@@ -12,7 +12,7 @@ import torch
 import triton
 
 from circle_kernels.backends.problem import PairProblem
-from circle_kernels.backends.triton.conditions import Conditions, Limits, conditions_on
+from circle_kernels.backends.triton.conditions import Conditions, Limits
 from circle_kernels.backends.triton.operands import ROW_PADDING, operand_layout
 from circle_kernels.backends.triton.settings import (
     Settings,
@@ -162,11 +162,6 @@ def shape_of(problem: PairProblem) -> Shape:
         problem.keep_for_backward,
         problem.classes,
     )
-
-
-def plan_problem(problem: PairProblem) -> Walk:
-    """The walk of a problem on its device."""
-    return plan_walk(shape_of(problem), conditions_on(problem.embeddings.device))
 
 
 def plan_layout(shape: Shape, conditions: Conditions) -> Layout:

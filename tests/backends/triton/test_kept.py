@@ -17,11 +17,17 @@ pytest.importorskip("triton", minversion="3.3")
 
 from circle_kernels.backends.problem import PairProblem
 from circle_kernels.backends.triton import saved as saved_module
-from circle_kernels.backends.triton.conditions import Conditions, Hardware, Limits, assuming
+from circle_kernels.backends.triton.conditions import (
+    Conditions,
+    Hardware,
+    Limits,
+    assuming,
+    conditions_on,
+)
 from circle_kernels.backends.triton.forward_pass import forward as forward_module
 from circle_kernels.backends.triton.forward_pass.forward import forward
 from circle_kernels.backends.triton.launch import observe_launches
-from circle_kernels.backends.triton.plan import Shape, plan_problem, plan_walk
+from circle_kernels.backends.triton.plan import Shape, plan_walk, shape_of
 from circle_kernels.backends.triton.settings_table import load_table
 
 KEEPING = Limits(kept_depth_of_halves=1, kept_depth_of_singles=1)
@@ -86,7 +92,8 @@ class TestInterpreted:
         ]
         problem = PairProblem(*inputs, case.formula, normalize=False)
         *_, saved = forward(problem)
-        kept = saved_module.view_saved(saved, problem, plan_problem(problem)).products
+        walk = plan_walk(shape_of(problem), conditions_on(inputs[0].device))
+        kept = saved_module.view_saved(saved, problem, walk).products
         assert kept is not None
         products = kept[:n, : m or n]
         expected = inputs[0].double() @ problem.columns.T.double()

@@ -18,7 +18,7 @@ from circle_kernels.backends.triton.backward_pass.statistics import (
     prepare_statistics,
 )
 from circle_kernels.backends.triton.backward_pass.workspace import multiply, write_weights
-from circle_kernels.backends.triton.conditions import Conditions, conditions_on
+from circle_kernels.backends.triton.conditions import Conditions, Hardware, conditions_on
 from circle_kernels.backends.triton.launch import formula_arguments, on_device
 from circle_kernels.backends.triton.normalization import finish_gradient
 from circle_kernels.backends.triton.operands import (
@@ -56,11 +56,12 @@ def backward(
             rows, left.logsumexps, grad_lse_pos, grad_lse_neg, unit, problem.formula
         )
         chunks = plan_chunks(shape, conditions.limits)
+        hardware = conditions.hardware
         of_rows = of_columns = None
         if needs_embeddings:
-            of_rows = _SideGradient(rows, chunks.rows, chunks.column_chunks, unit, conditions)
+            of_rows = _SideGradient(rows, chunks.rows, chunks.column_chunks, unit, hardware)
         if needs_references:
-            of_columns = _SideGradient(columns, chunks.columns, chunks.row_chunks, unit, conditions)
+            of_columns = _SideGradient(columns, chunks.columns, chunks.row_chunks, unit, hardware)
         _multiply_chunks(
             problem,
             rows,
@@ -88,14 +89,14 @@ class _SideGradient:
         chunk: int,
         products: int,
         unit: Tensor | None,
-        conditions: Conditions,
+        hardware: Hardware,
     ) -> None:
         self.gradient = side.operand.new_empty(len(side), side.depth, dtype=side.dtype)
         self._side = side
         self._chunk = chunk  # rows
         self._products = products  # that each chunk is the sum of
         self._unit = unit
-        self._hardware = conditions.hardware
+        self._hardware = hardware
         self._sums: dict[int, Tensor] = {}
         self._added: Counter[int] = Counter()
 
