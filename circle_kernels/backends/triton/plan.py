@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-import triton
 
 from circle_kernels.backends.problem import PairProblem
 from circle_kernels.backends.triton.conditions import Conditions, Limits
-from circle_kernels.backends.triton.operands import ROW_PADDING, operand_layout
+from circle_kernels.backends.triton.operands import ROW_PADDING, ceil_div, operand_layout
 from circle_kernels.backends.triton.settings import (
     Settings,
     rectangle_settings,
@@ -64,11 +63,11 @@ class Chunks:
 
     @property
     def row_chunks(self) -> int:
-        return triton.cdiv(self.num_rows, self.rows)
+        return ceil_div(self.num_rows, self.rows)
 
     @property
     def column_chunks(self) -> int:
-        return triton.cdiv(self.num_columns, self.columns)
+        return ceil_div(self.num_columns, self.columns)
 
     def row_range(self, chunk: int) -> tuple[int, int]:
         """First row and number of rows of a chunk."""
@@ -137,7 +136,7 @@ class Walk(Layout):
         step = self.band_blocks * self.block
         for first in range(0, self.num_rows, step):
             size = min(step, self.num_rows - first)
-            blocks = triton.cdiv(size, self.block)
+            blocks = ceil_div(size, self.block)
             yield Band(
                 first,
                 size,
@@ -167,14 +166,14 @@ def shape_of(problem: PairProblem) -> Shape:
 def plan_layout(shape: Shape, conditions: Conditions) -> Layout:
     """Choose the order, and what the forward pass leaves for the backward, by size."""
     limits = conditions.limits
-    tiles = triton.cdiv(shape.num_rows, 128) * triton.cdiv(shape.num_columns, 128)
+    tiles = ceil_div(shape.num_rows, 128) * ceil_div(shape.num_columns, 128)
     labels: Labels = "any order"
     if shape.classes:
         labels = "classes"
     elif tiles >= limits.sorted_tiles * conditions.hardware.multiprocessors:
         labels = "ascending"
     rows, columns = (
-        triton.cdiv(length, ROW_PADDING) * ROW_PADDING
+        ceil_div(length, ROW_PADDING) * ROW_PADDING
         for length in (shape.num_rows, shape.num_columns)
     )
     keep = (
@@ -201,13 +200,13 @@ def plan_walk(shape: Shape, conditions: Conditions) -> Walk:
     triangle = shape.self_mode and layout.by_label
     if triangle:
         settings = triangle_settings(architecture, dtype, depth, table)
-        row_blocks = triton.cdiv(num_rows, settings.block_rows)
+        row_blocks = ceil_div(num_rows, settings.block_rows)
         # Eight programs or more for each multiprocessor, since they end at different times.
         tiles_per_run = row_blocks * row_blocks // (16 * multiprocessors)
         tiles_per_run = max(1, min(limits.triangle_run, tiles_per_run))
-        runs = triton.cdiv(row_blocks, tiles_per_run)
+        runs = ceil_div(row_blocks, tiles_per_run)
     else:
-        tiles = triton.cdiv(num_rows, 128) * triton.cdiv(num_columns, 128)
+        tiles = ceil_div(num_rows, 128) * ceil_div(num_columns, 128)
         small = tiles < multiprocessors
         settings = rectangle_settings(architecture, dtype, depth, small, table)
         row_blocks, runs, tiles_per_run = _split_columns(
@@ -232,11 +231,11 @@ def _split_columns(
     num_rows: int, num_columns: int, block_rows: int, block_columns: int, multiprocessors: int
 ) -> tuple[int, int, int]:
     """``(row blocks, runs, tiles per run)`` for about two programs per multiprocessor."""
-    row_blocks = triton.cdiv(num_rows, block_rows)
-    tiles = triton.cdiv(num_columns, block_columns)
-    wanted = triton.cdiv(2 * multiprocessors, row_blocks)
-    tiles_per_run = triton.cdiv(tiles, max(1, min(wanted, tiles, _MAX_RUNS)))
-    return row_blocks, triton.cdiv(tiles, tiles_per_run), tiles_per_run
+    row_blocks = ceil_div(num_rows, block_rows)
+    tiles = ceil_div(num_columns, block_columns)
+    wanted = ceil_div(2 * multiprocessors, row_blocks)
+    tiles_per_run = ceil_div(tiles, max(1, min(wanted, tiles, _MAX_RUNS)))
+    return row_blocks, ceil_div(tiles, tiles_per_run), tiles_per_run
 
 
 def plan_chunks(shape: Shape, limits: Limits) -> Chunks:
@@ -255,5 +254,5 @@ def plan_chunks(shape: Shape, limits: Limits) -> Chunks:
 def _equal_chunks(length: int, most: int) -> int:
     """Length of the fewest chunks of at most ``most``, all but the last one equal."""
     largest = max(ROW_PADDING, most // ROW_PADDING * ROW_PADDING)
-    each = triton.cdiv(length, triton.cdiv(length, largest))
-    return triton.cdiv(each, ROW_PADDING) * ROW_PADDING
+    each = ceil_div(length, ceil_div(length, largest))
+    return ceil_div(each, ROW_PADDING) * ROW_PADDING

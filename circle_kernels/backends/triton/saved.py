@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from circle_kernels.backends.problem import HOOKS, PairProblem
 from circle_kernels.backends.triton.conditions import conditions_on
-from circle_kernels.backends.triton.operands import Side, new_sides
+from circle_kernels.backends.triton.operands import Side, ceil_div, new_sides
 from circle_kernels.backends.triton.plan import Layout, plan_layout, shape_of
 
 # Each piece begins at a multiple of so many bytes, so that kernels find addresses as they expect.
@@ -40,7 +39,7 @@ class _Pieces:
 
     def take(self, *shape: int, dtype: torch.dtype) -> Any:
         first = self.bytes
-        self.bytes += triton.cdiv(math.prod(shape) * dtype.itemsize, _ALIGNMENT) * _ALIGNMENT
+        self.bytes += ceil_div(math.prod(shape) * dtype.itemsize, _ALIGNMENT) * _ALIGNMENT
         if self._memory is None:
             return None
         if dtype not in self._views:

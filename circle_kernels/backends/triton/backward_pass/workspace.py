@@ -16,6 +16,7 @@ from circle_kernels.backends.triton.backward_pass.gradients import (
 )
 from circle_kernels.backends.triton.conditions import Hardware
 from circle_kernels.backends.triton.launch import launch_tiles
+from circle_kernels.backends.triton.operands import ceil_div
 from circle_kernels.backends.triton.primitives import (
     load_block,
     load_tile_inside,
@@ -254,13 +255,13 @@ def write_weights(
     hardware: Hardware,
 ) -> None:
     """Write the weights of the pairs of one chunk of rows and one of columns."""
-    row_blocks = triton.cdiv(num_rows, settings.block_rows)
-    column_blocks = triton.cdiv(num_columns, settings.block_columns)
+    row_blocks = ceil_div(num_rows, settings.block_rows)
+    column_blocks = ceil_div(num_columns, settings.block_columns)
     tiles_per_run = row_blocks * column_blocks // (2 * hardware.multiprocessors)
     tiles_per_run = max(1, min(_LONGEST_RUN, tiles_per_run))
     launch_tiles(
         write_weights_kernel,
-        row_blocks * triton.cdiv(column_blocks, tiles_per_run),
+        row_blocks * ceil_div(column_blocks, tiles_per_run),
         {
             **arguments,
             "weights_ptr": workspace,
