@@ -32,7 +32,7 @@ from bench.reporting.publish import Presentation
 from bench.reporting.results import destination, is_whole, save, start_results
 from bench.reporting.tables import print_table
 
-HELP = "the loss with class labels beside the eager head, on the CPU (about ten minutes)"
+HELP = "the loss with class labels beside the eager head, on the CPU (about five minutes)"
 
 PRESENTATION = Presentation(class_tables)
 
