@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     Choose = Callable[[Job, Callable[[], None]], tuple[Settings | None, dict[str, Any]]]
 
 HELP = (
-    "find launch settings of the Triton kernels on a CUDA or ROCm device (tens of minutes; --quick: "
-    "a few)"
+    "find launch settings of the Triton kernels on a CUDA or ROCm device (tens of minutes; "
+    "--quick: a few)"
 )
 
 DTYPES = ("bfloat16", "float16", "float32")
