@@ -10,7 +10,7 @@ from bench.gpu import command as gpu
 from bench.kernels import command as kernels
 from bench.launches import command as launches
 from bench.loss import command as loss
-from bench.reporting import command as report
+from bench.report import command as report
 from bench.reporting.errors import UserError
 from bench.tune import command as tune
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from bench.gpu.tasks import LARGE, MAIN, SMALL
-from bench.loss.tables import BASELINES, Entry, Key, LossData, loss_rows, read_loss
+from bench.reporting.loss_tables import BASELINES, Entry, Key, LossData, read_loss
 from bench.reporting.results import Results
 from bench.reporting.spread import Spread, ratio
 from bench.reporting.tables import MISSING, number, spread_text
@@ -136,4 +136,4 @@ def read_figures(results: Results) -> Figures:
         if row["kind"] == "graph":
             key = (row["rows"], row["dim"], row["regime"], row["dtype"])
             graphs.setdefault(key, {})[row["variant"]] = row
-    return Figures(read_loss(loss_rows(results)), graphs)
+    return Figures(read_loss(results), graphs)

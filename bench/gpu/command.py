@@ -7,7 +7,6 @@ left for is listed as such.
 from __future__ import annotations
 
 import argparse
-import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -17,16 +16,19 @@ from typing import Any
 import torch
 
 from bench.gpu.device_tests import BAD_OUTCOMES, run_tests
+from bench.gpu.measurements import run_tasks
 from bench.gpu.tables import gpu_tables, summary
 from bench.gpu.tasks import Task, all_tasks, quick_tasks
-from bench.gpu.worker import run_tasks
 from bench.measuring.data import describe_data
 from bench.measuring.variants import GAMMA, M
 from bench.reporting.errors import UserError
-from bench.reporting.results import Results, destination, is_whole, save, start_results
+from bench.reporting.publish import Presentation
+from bench.reporting.results import Results, destination, is_whole, save, slug, start_results
 from bench.reporting.tables import environment, print_table
 
-HELP = "test and measure on a CUDA device, in under nine minutes"
+HELP = "test and measure on a CUDA device (under nine minutes)"
+
+PRESENTATION = Presentation(gpu_tables)
 
 # Under nine minutes with what comes before and after.
 DEFAULT_SECONDS = 510.0
@@ -119,11 +121,6 @@ def test_and_measure(
     print(f"wrote {data_path} and {page_path}")
     if selection is not None:
         _require_passed(results, page_path)
-
-
-def slug(name: str) -> str:
-    """A device's name as it can stand in a path: ``NVIDIA H100 80GB HBM3`` is nvidia-h100-..."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def _parts(

@@ -9,7 +9,7 @@ from typing import Any
 from bench.gpu.bounds import OURS, Figures, bounds, read_figures
 from bench.gpu.device_tests import BAD_OUTCOMES, NOT_RUN
 from bench.gpu.tasks import NO_TIME_LEFT
-from bench.loss.tables import LossData, loss_rows, loss_tables, read_loss
+from bench.reporting.loss_tables import LossData, loss_tables, read_loss
 from bench.reporting.results import Results
 from bench.reporting.spread import spread
 from bench.reporting.tables import MISSING, Table, environment, markdown_table, number, spread_text
@@ -22,7 +22,7 @@ def gpu_tables(results: Results) -> list[Table]:
     figures = read_figures(results)
     # What was not reached stands in the last table; elsewhere it would be most of what is to read.
     reached = [row for row in results.rows if row.get("status") != NO_TIME_LEFT]
-    loss = loss_rows(dataclasses.replace(results, rows=reached))
+    loss = dataclasses.replace(results, rows=reached)
     return [
         _bounds(figures),
         _tests(results),

@@ -15,15 +15,20 @@ from typing import Any
 import torch
 
 from bench.launches.counts import TARGET, count_triton, count_with_engine, profile_kernels
+from bench.launches.tables import environment, launch_tables
 from bench.measuring.cases import Case
 from bench.measuring.variants import VARIANTS
 from bench.places import DOCS
-from bench.reporting import command as report
-from bench.reporting import markers
 from bench.reporting.errors import UserError
+from bench.reporting.publish import Presentation
 from bench.reporting.results import destination, is_whole, save, start_results
 
-HELP = "launches, host calls and host waits of small batches beside eager and PML, no GPU"
+HELP = (
+    "launches, host calls and host waits of small batches beside eager and "
+    "pytorch-metric-learning, without a GPU (half a minute)"
+)
+
+PRESENTATION = Presentation(launch_tables, environment)
 
 OURS = "triton"
 VARIANT_NAMES = (OURS, "eager", "pml")
@@ -62,11 +67,10 @@ def run(arguments: argparse.Namespace) -> None:
     counted = [name for name in VARIANT_NAMES if name not in left_out]
     results.rows = [count_case(name, case) for name in counted for case in CASES]
     save(results, where.path)
-    report.show(results)
+    PRESENTATION.show(results)
     print(f"wrote {where.finish()}")
     if where.replaces is not None:
-        written = markers.rewrite(_DOCUMENT, report.blocks(results))
-        print(f"wrote {', '.join(written)} in {_DOCUMENT}")
+        PRESENTATION.rewrite(_DOCUMENT, results)
     problems = exceeded_budgets(results.rows)
     if problems:
         raise UserError("too many launches:\n" + "\n".join(problems))

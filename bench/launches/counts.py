@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from bench.launches.watched import NodeOfLoss
 from bench.measuring.cases import Case
 from bench.measuring.operators import CountOperators
-from bench.measuring.variants import VARIANTS, Work
-from circle_kernels.operation import row_losses
+from bench.measuring.variants import GAMMA, M, Work
+from circle_kernels.formula import CircleFormula
+from circle_kernels.operation.batch import Operation, operation_of
 
 TARGET = "sm_90"  # the device that is pretended; small batches take as many launches on every one
 PASSES = ("forward", "backward")
@@ -49,53 +50,26 @@ def count_triton(case: Case) -> dict[str, Counts]:
             case.rows, case.dim, dtype=case.torch_dtype, device="cuda", requires_grad=True
         )
         labels = torch.empty(case.rows, dtype=torch.int64, device="cuda")
-        work = Work(VARIANTS["triton"].build(), embeddings, labels)
-        return count_without_engine(work, launches)
+        operation = operation_of(CircleFormula, m=M, gamma=GAMMA, backend="triton")
+        return count_without_engine(operation, (embeddings, labels), launches)
 
 
-def count_without_engine(work: Work, launches: Sequence[Any] = ()) -> dict[str, Counts]:
+def count_without_engine(
+    operation: Operation, batch: tuple[Tensor, Tensor], launches: Sequence[Any] = ()
+) -> dict[str, Counts]:
     """Both passes of a loss that is one node of autograd's graph, without autograd's engine.
 
     The engine would ask a driver for streams, so what it does is done here.
 
     Args:
-        work: the loss and its inputs.
+        operation: whose loss, reduced by its mean.
+        batch: embeddings and labels.
         launches: where launches of kernels are recorded.
     """
-    context = _Context()
-
-    def apply(*arguments: Any) -> Tensor:
-        context.needs_input_grad = tuple(
-            isinstance(argument, Tensor) and argument.requires_grad for argument in arguments
-        )
-        *given, _ = arguments  # without a gradient, as it is here, nothing is kept
-        return row_losses._RowLosses.forward(context, *given, True)
-
-    def backward() -> None:
-        gradients = row_losses._RowLosses.backward(context, torch.ones_like(loss))
-        work.embeddings.grad = gradients[0].detach()
-
-    with (
-        torch.no_grad(),
-        mock.patch.object(row_losses._RowLosses, "apply", apply),
-        # The path of tensors that nobody watches, although they are counted.
-        mock.patch.object(row_losses, "is_in_torch_dispatch_mode", return_value=False),
-        mock.patch.object(row_losses, "is_traced", return_value=False),
-    ):
-        forward_counts, loss = _count(work.forward, launches)
-        backward_counts, _ = _count(backward, launches)
+    node = NodeOfLoss(operation, "mean")
+    forward_counts, loss = _count(lambda: node.forward(*batch), launches)
+    backward_counts, _ = _count(lambda: node.backward(loss), launches)
     return {"forward": forward_counts, "backward": backward_counts}
-
-
-class _Context:
-    """What autograd hands to a function."""
-
-    def __init__(self) -> None:
-        self.needs_input_grad: tuple[bool, ...] = ()
-        self.saved_tensors: tuple[Tensor | None, ...] = ()
-
-    def save_for_backward(self, *tensors: Tensor | None) -> None:
-        self.saved_tensors = tensors
 
 
 def count_with_engine(work: Work) -> dict[str, Counts]:

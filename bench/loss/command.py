@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from bench.loss.sweep import Plan, measure
 from bench.measuring.cases import Case, parse_choices, parse_dtypes, parse_regimes, parse_sizes
 from bench.measuring.data import REGIMES, describe_data
 from bench.measuring.memory import default_limit
-from bench.measuring.sweep import Method, Plan, measure
+from bench.measuring.sweep import Method
 from bench.measuring.timing import Effort
-from bench.measuring.variants import GAMMA, VARIANTS, M
-from bench.reporting import command as report
+from bench.measuring.variants import GAMMA, SMALL_STEPS, VARIANTS, M
 from bench.reporting.errors import UserError
-from bench.reporting.results import Destination, destination, is_whole, save, start_results
+from bench.reporting.loss_tables import loss_tables
+from bench.reporting.publish import Presentation
+from bench.reporting.results import Destination, Results, destination, is_whole, save, start_results
 
-HELP = "time the loss and measure its memory beside its peers"
+HELP = "every backend beside its peers, over sizes and data (about ten minutes)"
 
-# Chosen to stay under fifteen minutes on two idle cores, with compiling and memory.
+# Chosen to take about ten minutes on two idle cores, with compiling and memory.
 DEFAULT_SIZES = "256x128,1024x128,2048x128,4096x128,8192x128,1024x512,4096x512,8192x512"
 DEFAULT_MEMORY_SIZES = "16384x128"
+DEFAULT_SMALL_SIZES = "64x128"
 QUICK_SIZES = "256x64,512x128"
+
+
+def _picture(results: Results, path: Path) -> None:
+    from bench.loss.plot import plot_loss  # which imports matplotlib
+
+    plot_loss(results, path)
+
+
+PRESENTATION = Presentation(loss_tables, picture=_picture, shown=2)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=parse_sizes,
         help=f"sizes of which only memory is measured (default {DEFAULT_MEMORY_SIZES}, "
         "none if --sizes or --quick is given)",
+    )
+    parser.add_argument(
+        "--small-sizes",
+        type=parse_sizes,
+        help="sizes at which the loss is timed alone, as a drop-in and compiled (default "
+        f"{DEFAULT_SMALL_SIZES}, none if --sizes, --variants or --quick is given)",
     )
     parser.add_argument("--regimes", type=parse_regimes, help="of random,trained (default both)")
     parser.add_argument("--dtypes", type=parse_dtypes, default=["float32"], help="of the inputs")
@@ -68,10 +86,9 @@ def run(arguments: argparse.Namespace) -> None:
         results.rows.extend(rows)
         save(results, where.path)
     path = where.finish()
-    report.show(results)
-    picture = path.with_suffix(".png")
-    report.draw(results, picture)
-    print(f"wrote {path} and {picture}")
+    PRESENTATION.show(results)
+    print(f"wrote {path}")
+    PRESENTATION.draw(results, path.with_suffix(".png"))
 
 
 def make_plan(arguments: argparse.Namespace) -> Plan:
@@ -97,20 +114,26 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
     memory_sizes = arguments.memory_sizes or []
     if arguments.memory_sizes is None and arguments.sizes is None and not quick:
         memory_sizes = parse_sizes(DEFAULT_MEMORY_SIZES)
+    small_sizes = arguments.small_sizes or []
+    if arguments.small_sizes is None and not (arguments.sizes or arguments.variants or quick):
+        small_sizes = parse_sizes(DEFAULT_SMALL_SIZES)
     chosen = arguments.variants or list(VARIANTS)
     limit = arguments.memory_limit
+    method = Method(
+        {name: VARIANTS[name] for name in VARIANTS if name in (*chosen, "mm")},
+        effort=_effort(arguments.rounds, 0.5 if quick else arguments.seconds),
+        memory_limit=limit * 1e9 if limit else default_limit(str(device)),
+        left_out=("compile", "core-compiled") if quick and arguments.variants is None else (),
+    )
     return Plan(
         sizes=sizes,
         memory_sizes=[] if arguments.no_memory else [*sizes, *memory_sizes],
+        small_sizes=small_sizes,
         regimes=arguments.regimes or (["random"] if quick else list(REGIMES)),
         dtypes=arguments.dtypes,
         device=str(device),
-        method=Method(
-            {name: VARIANTS[name] for name in VARIANTS if name in (*chosen, "mm")},
-            effort=_effort(arguments.rounds, 0.5 if quick else arguments.seconds),
-            memory_limit=limit * 1e9 if limit else default_limit(str(device)),
-            left_out=("compile",) if quick and arguments.variants is None else (),
-        ),
+        method=method,
+        small_steps=replace(method, variants=SMALL_STEPS),
     )
 
 

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from bench.loss.tables import SMALLEST_MB, LossData, read_loss
 from bench.measuring.variants import DESCRIPTIONS
+from bench.reporting.loss_tables import SMALLEST_MB, LossData, read_loss
 from bench.reporting.results import Results
 from bench.reporting.tables import environment
 
@@ -35,10 +35,11 @@ MARKERS = ("o", "s", "^", "D")
 def plot_loss(results: Results, path: Path) -> None:
     """Two panels per dtype: time of a training step over that of ``mm``, and peak memory."""
     data = read_loss(results)
-    dtypes = list(dict.fromkeys(row["dtype"] for row in results.rows))
+    rows = [row for row in results.rows if row["kind"] != "small"]
+    dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
     regimes = [regime for _, _, regime, _ in data.timed]
     regime = "trained" if "trained" in regimes else next(iter(regimes), "")
-    dims = sorted({row["dim"] for row in results.rows})
+    dims = sorted({row["dim"] for row in rows})
     figure = Figure(figsize=(11, 4.6 * len(dtypes) + 1.1), layout="constrained")
     panels = figure.subplots(len(dtypes), 2, squeeze=False)
     for dtype, (time_axes, memory_axes) in zip(dtypes, panels, strict=True):

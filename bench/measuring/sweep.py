@@ -1,9 +1,8 @@
-"""The sweep of the loss: every case timed, then gauged for memory, as rows for a results file."""
+"""A case measured: all variants timed in turn or gauged for memory, as rows for a results file."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,9 +10,9 @@ import torch
 
 from bench.measuring import memory
 from bench.measuring.cases import Case
+from bench.measuring.errors import first_line
 from bench.measuring.timing import Effort, Step, capture, clock_for, time_interleaved, warm_up
 from bench.measuring.variants import Function, Variant
-from bench.reporting.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -41,25 +40,6 @@ class Method:
         return self.variants[name].unusable(case, self.memory_limit)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What one run does."""
-
-    sizes: list[tuple[int, int]]
-    memory_sizes: list[tuple[int, int]]
-    regimes: list[str]
-    dtypes: list[str]
-    device: str
-    method: Method
-
-    def cases(self, sizes: list[tuple[int, int]], regimes: list[str]) -> Iterator[Case]:
-        """Every combination; the regimes of a size follow one another."""
-        for dtype in self.dtypes:
-            for rows, dim in sizes:
-                for regime in regimes:
-                    yield Case(rows, dim, regime, dtype, self.device)
-
-
 class BuiltFunctions:
     """What variants built for a size; its regimes, one after the other, need not compile again."""
 
@@ -75,27 +55,6 @@ class BuiltFunctions:
             # Without this, old sizes would count against the compiler's limit of recompiles.
             torch.compiler.reset()
         return self._functions
-
-
-def measure(plan: Plan) -> Iterator[list[dict[str, Any]]]:
-    """The rows of one case after the other, with a progress bar."""
-    timed = list(plan.cases(plan.sizes, plan.regimes))
-    # Peaks do not depend on the values, so one regime is enough.
-    gauged = [
-        (case, name)
-        for case in plan.cases(plan.memory_sizes, plan.regimes[:1])
-        for name in plan.method.variants
-    ]
-    with progress_bar(len(timed) + len(gauged), "case") as progress:
-        built = BuiltFunctions()
-        for case in timed:
-            progress.set_description(f"time {case}")
-            yield time_case(plan.method, case, built.of(case))
-            progress.update()
-        for case, name in gauged:
-            progress.set_description(f"memory {case} {name}")
-            yield [gauge_case(plan.method, case, name)]
-            progress.update()
 
 
 def time_case(method: Method, case: Case, functions: dict[str, Function]) -> list[dict[str, Any]]:
@@ -146,12 +105,6 @@ def gauge_case(method: Method, case: Case, name: str) -> dict[str, Any]:
         except Exception as error:
             status = f"failed: {first_line(error)}"
     return {**row, "status": status or "ok"}
-
-
-def first_line(error: Exception) -> str:
-    """An exception, as short as it stands in tables."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _rounded(samples: dict[str, Any]) -> dict[str, Any]:

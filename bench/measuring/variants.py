@@ -15,8 +15,7 @@ from torch import Tensor
 import circle_kernels
 from bench.measuring.cases import Case
 from bench.measuring.data import make_data
-from circle_kernels.backends.choice import resolve_backend
-from circle_kernels.backends.problem import BACKENDS
+from circle_kernels.backends.choice import BACKENDS, resolve_backend
 from circle_kernels.reference import pair_logsumexp_reference
 
 M = 0.4
@@ -93,7 +92,13 @@ class Variant:
         embeddings, labels = make_data(
             case.regime, case.rows, case.dim, dtype=case.torch_dtype, device=case.device
         )
-        return Work(function or self.build(), embeddings, labels, self.has_backward, self.compiles)
+        return Work(
+            self.build() if function is None else function,
+            embeddings,
+            labels,
+            self.has_backward,
+            self.compiles,
+        )
 
 
 def naive_loss(embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -122,6 +127,20 @@ def _compiled_loss() -> Function:
     return torch.compile(naive_loss, fullgraph=True, dynamic=False)
 
 
+def _core_loss() -> Function:
+    return circle_kernels.CircleLoss(m=M, gamma=GAMMA)
+
+
+def _compiled_core_loss() -> Function:
+    return torch.compile(_core_loss(), fullgraph=True, dynamic=False)
+
+
+def _drop_in_loss() -> Function:
+    from circle_kernels.integrations.pytorch_metric_learning import CircleLoss
+
+    return CircleLoss(m=M, gamma=GAMMA)
+
+
 def _pml_loss() -> Function:
     from pytorch_metric_learning.losses import CircleLoss
 
@@ -132,7 +151,9 @@ def _backend_missing(backend: str, case: Case) -> str | None:
     if backend == "triton" and case.device == "cpu":
         return "Triton kernels need a GPU; times of its interpreter would mean nothing"
     try:
-        resolve_backend(backend, torch.device(case.device), case.torch_dtype)
+        resolve_backend(
+            backend, torch.device(case.device), case.torch_dtype, circle_kernels.CircleFormula()
+        )
     except (RuntimeError, ImportError) as error:
         return str(error)
     return None
@@ -162,7 +183,7 @@ def _backend(name: str) -> Variant:
     )
 
 
-_OURS = tuple(_backend(name) for name in BACKENDS if name not in ("auto", "reference"))
+_OURS = tuple(_backend(name) for name in BACKENDS if name != "reference")
 _SKIPPING = Variant("cpu-skip", _skipping_loss, _skipping_missing)
 _PEERS = (
     Variant("eager", functools.partial(_package_loss, "reference"), _never_missing, matrices=8.2),
@@ -173,6 +194,18 @@ _PEERS = (
 
 VARIANTS: dict[str, Variant] = {variant.name: variant for variant in (*_OURS, _SKIPPING, *_PEERS)}
 
+# Of steps so small that what surrounds the kernels is most of them: the loss as it is used, and
+# what a library or a compiler around it takes, beside what it takes around the naive path.
+SMALL_STEPS: dict[str, Variant] = {
+    variant.name: variant
+    for variant in (
+        Variant("core", _core_loss, functools.partial(_backend_missing, "auto")),
+        Variant("drop-in", _drop_in_loss, _pml_missing),
+        Variant("core-compiled", _compiled_core_loss, _never_missing, compiles=True),
+        VARIANTS["compile"],
+    )
+}
+
 DESCRIPTIONS = {
     "triton": "circle_kernels, Triton kernels",
     "cpu": "circle_kernels, C++ kernel",
@@ -181,5 +214,8 @@ DESCRIPTIONS = {
     "eager": "naive PyTorch",
     "compile": "torch.compile of naive PyTorch",
     "pml": "pytorch-metric-learning",
+    "core": "circle_kernels.CircleLoss",
+    "drop-in": "circle_kernels in place of pytorch-metric-learning's CircleLoss",
+    "core-compiled": "torch.compile of circle_kernels.CircleLoss",
     "mm": "the bare product torch.mm(x, x.T)",
 }

@@ -49,7 +49,7 @@ class Block:
 
 
 @dataclass(frozen=True, order=True)
-class Path:
+class TilePath:
     """One way through the body of the tile loop."""
 
     instructions: int  # outside of inner loops
@@ -57,8 +57,8 @@ class Path:
     part_instructions: int  # in one iteration of inner loops with exponentials
     part_exponentials: int
 
-    def __add__(self, other: Path) -> Path:
-        return Path(*(sum(pair) for pair in zip(astuple(self), astuple(other), strict=True)))
+    def __add__(self, other: TilePath) -> TilePath:
+        return TilePath(*(sum(pair) for pair in zip(astuple(self), astuple(other), strict=True)))
 
 
 def parse_blocks(disassembly: str) -> list[Block]:
@@ -129,7 +129,7 @@ def find_loops(blocks: list[Block]) -> dict[int, set[int]]:
     return loops
 
 
-def tile_paths(disassembly: str) -> list[Path]:
+def tile_paths(disassembly: str) -> list[TilePath]:
     """The ways through the tile loop that take exponentials, cheapest first.
 
     One for each set of blocks with exponentials that can be passed together: its cheapest way. A
@@ -154,7 +154,7 @@ def tile_paths(disassembly: str) -> list[Path]:
 
 def _paths(
     blocks: list[Block], body: set[int], header: int, inner: dict[int, set[int]]
-) -> list[Path]:
+) -> list[TilePath]:
     # The outermost of the inner loops that a block belongs to stands for it.
     loop_of = {index: index for index in body}
     for loop, part in sorted(inner.items(), key=lambda item: len(item[1])):
@@ -171,13 +171,13 @@ def _paths(
         if not blocks[index].successors:
             ends.add(node)
 
-    def cost(node: int) -> Path:
+    def cost(node: int) -> TilePath:
         if node not in inner:
-            return Path(blocks[node].instructions, blocks[node].exponentials, 0, 0)
+            return TilePath(blocks[node].instructions, blocks[node].exponentials, 0, 0)
         part = inner[node]
         exponentials = sum(blocks[index].exponentials for index in part)
         if exponentials == 0:
-            return Path(0, 0, 0, 0)
+            return TilePath(0, 0, 0, 0)
         over_depth = set().union(
             *(
                 loop
@@ -186,19 +186,19 @@ def _paths(
             )
         )
         instructions = sum(blocks[index].instructions for index in part - over_depth)
-        return Path(0, 0, instructions, exponentials)
+        return TilePath(0, 0, instructions, exponentials)
 
     # Cheapest ways to the end, for each set of nodes with exponentials passed on them.
-    known: dict[int, dict[frozenset[int], Path]] = {}
+    known: dict[int, dict[frozenset[int], TilePath]] = {}
 
-    def cheapest(node: int) -> dict[frozenset[int], Path]:
+    def cheapest(node: int) -> dict[frozenset[int], TilePath]:
         if node not in known:
             own = cost(node)
             mark = frozenset({node} if own.exponentials or own.part_exponentials else ())
-            ways = [(frozenset[int](), Path(0, 0, 0, 0))] if node in ends else []
+            ways = [(frozenset[int](), TilePath(0, 0, 0, 0))] if node in ends else []
             for successor in sorted(successors[node]):
                 ways.extend(cheapest(successor).items())
-            found: dict[frozenset[int], Path] = {}
+            found: dict[frozenset[int], TilePath] = {}
             for passed, after in ways:
                 path = min(own + after, found.get(passed | mark, own + after))
                 found[passed | mark] = path

@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -148,6 +149,11 @@ def destination(name: str, out: Path | None, *, whole: bool) -> Destination:
         raise UserError(f"--out {out} is for whole runs, which this is not: name another file")
     partial = usual.with_name(f"{usual.stem}-partial{usual.suffix}")
     return Destination(partial, usual) if whole else Destination(partial)
+
+
+def slug(name: str) -> str:
+    """A device's name as it can stand in a path: ``NVIDIA H100 80GB HBM3`` is nvidia-h100-..."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def is_whole(

@@ -47,7 +47,7 @@ def print_table(table: Table) -> None:
     rich = RichTable(title=table.title, title_justify="left", caption_justify="left")
     for index, column in enumerate(table.columns):
         rich.add_column(column, justify="left" if index < table.keys else "right")
-    for row, following in zip(table.rows, [*table.rows[1:], None], strict=True):
+    for row, following in zip(table.rows, [*table.rows[1:], None], strict=False):
         group = slice(table.keys - 1)
         rich.add_row(*row, end_section=following is not None and following[group] != row[group])
     rich.caption = "\n".join(table.notes)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from bench.measuring.timing import Effort
-from bench.tune.grid import Hardware, candidates, problem_sizes
+from bench.tune.grid import Gpu, candidates, problem_sizes
 from bench.tune.passes import Job, Measure, Pass, other_passes, time_ratios, why_unusable
 from circle_kernels.backends.triton.settings import Settings, listed_settings
 
@@ -17,11 +17,11 @@ _EFFORT = Effort(seconds=0.7, min_rounds=7, max_rounds=40, sample_seconds=0.004)
 _QUICK_EFFORT = Effort(seconds=0.3, min_rounds=5, max_rounds=20, sample_seconds=0.004)
 
 
-def to_try(job: Job, hardware: Hardware, quick: bool) -> list[Settings]:
+def to_try(job: Job, gpu: Gpu, quick: bool) -> list[Settings]:
     """Different settings, the current ones first."""
     itemsize = job.dtype.itemsize
     current = listed_settings(job.kernel, job.architecture, itemsize, job.depth)
-    grid = candidates(job.kernel, itemsize, job.depth, hardware, current if quick else None)
+    grid = candidates(job.kernel, itemsize, job.depth, gpu, current if quick else None)
     return list(dict.fromkeys([current, *grid]))
 
 
@@ -39,7 +39,7 @@ def new_row(job: Job, current: Settings) -> dict[str, Any]:
 
 def choose_settings(
     job: Job,
-    hardware: Hardware,
+    gpu: Gpu,
     quick: bool,
     broken: Mapping[Settings, str],
     trying: Callable[[Settings | None], None],
@@ -49,14 +49,14 @@ def choose_settings(
 
     Args:
         job: the kernel, dtype and depth.
-        hardware: the device's.
+        gpu: the device.
         quick: try only the current tile.
         broken: settings not to be tried, and why.
         trying: told which settings come next, and None before others are timed.
         measure: times steps in turn.
     """
-    current, *grid = to_try(job, hardware, quick)
-    sizes = problem_sizes(job.kernel, hardware.multiprocessors)
+    current, *grid = to_try(job, gpu, quick)
+    sizes = problem_sizes(job.kernel, gpu.multiprocessors)
     passes = [Pass(job, size) for size in sizes]
     usable: list[Settings] = []
     left_out: dict[str, str] = {}

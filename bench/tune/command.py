@@ -19,28 +19,30 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bench.gpu.command import slug
 from bench.measuring.cases import parse_choices
 from bench.reporting.errors import UserError
 from bench.reporting.progress import progress_bar
-from bench.reporting.results import Results, destination, is_whole, start_results
+from bench.reporting.results import Results, destination, is_whole, slug, start_results
 from bench.reporting.tables import MISSING, Table, environment, number, print_table
 
 if TYPE_CHECKING:
-    from bench.tune.grid import Hardware
+    from bench.tune.grid import Gpu
     from bench.tune.passes import Job
     from circle_kernels.backends.triton.settings import Settings
     from circle_kernels.backends.triton.settings_table import Entry
 
     Choose = Callable[[Job, Callable[[], None]], tuple[Settings | None, dict[str, Any]]]
 
-HELP = "find launch settings of the Triton kernels on a CUDA or ROCm device"
+HELP = (
+    "find launch settings of the Triton kernels on a CUDA or ROCm device (tens of minutes; "
+    "--quick: a few)"
+)
 
 DTYPES = ("bfloat16", "float16", "float32")
 
 
 @dataclass(frozen=True)
-class Plan:
+class Search:
     """What one run tries."""
 
     kernels: Sequence[str]
@@ -100,21 +102,21 @@ def run(arguments: argparse.Namespace) -> None:
             "python -m bench tune needs a CUDA or ROCm device, and a PyTorch built for it: "
             f"PyTorch {torch.__version__} sees none here"
         )
-    plan = make_plan(arguments, "cuda")
-    from bench.tune.worker import Worker
+    search = make_search(arguments, "cuda")
+    from bench.tune.chooser import Chooser
 
     where = destination(
         f"tune-{slug(torch.cuda.get_device_name())}.json",
         arguments.out,
         whole=is_whole(arguments, add_arguments),
     )
-    hardware = find_hardware(plan)
-    with Worker(hardware, plan.quick) as worker:
-        tune(plan, hardware, where.replaces or where.path, worker.choose)
+    gpu = find_gpu(search)
+    with Chooser(gpu, search.quick) as chooser:
+        tune(search, gpu, where.replaces or where.path, chooser.choose)
 
 
-def make_plan(arguments: argparse.Namespace, device: str) -> Plan:
-    """The plan that the command line asks for.
+def make_search(arguments: argparse.Namespace, device: str) -> Search:
+    """The search that the command line asks for.
 
     Raises:
         UserError: an unknown kernel, two dtypes of one size, or no use of Triton on the device.
@@ -141,28 +143,28 @@ def make_plan(arguments: argparse.Namespace, device: str) -> Plan:
         if reason is not None:
             raise UserError(reason)
     depths = arguments.depths or ([512] if arguments.quick else [128, 512, 1024])
-    return Plan(kernels, arguments.dtypes, depths, device, arguments.quick)
+    return Search(kernels, arguments.dtypes, depths, device, arguments.quick)
 
 
-def find_hardware(plan: Plan) -> Hardware:
+def find_gpu(search: Search) -> Gpu:
     """The device's architecture and size."""
-    from bench.tune.grid import Hardware
-    from circle_kernels.backends.triton.launch import device_family, num_multiprocessors
+    from bench.tune.grid import Gpu
+    from circle_kernels.backends.triton.conditions import conditions_on, hardware_is_assumed
 
-    device = torch.device(plan.device)
-    warp_size = 32
-    if device.type == "cuda":
-        usual = 32 if torch.version.hip is None else 64
-        warp_size = getattr(torch.cuda.get_device_properties(device), "warp_size", usual)
-    return Hardware(device_family(device), num_multiprocessors(device), warp_size)
+    device = torch.device(search.device)
+    hardware = conditions_on(device).hardware
+    warp_size = 64 if hardware.is_amd else 32
+    if device.type == "cuda" and not hardware_is_assumed():
+        warp_size = getattr(torch.cuda.get_device_properties(device), "warp_size", warp_size)
+    return Gpu(hardware.architecture, hardware.multiprocessors, warp_size)
 
 
-def tune(plan: Plan, hardware: Hardware, path: Path, choose: Choose) -> None:
+def tune(search: Search, gpu: Gpu, path: Path, choose: Choose) -> None:
     """Everything, into a file of settings.
 
     Args:
-        plan: what to try.
-        hardware: the device's.
+        search: what to try.
+        gpu: the device.
         path: what to write; whole after each kernel and dtype.
         choose: finds the settings of a job, and calls back for each that it tries.
 
@@ -173,18 +175,18 @@ def tune(plan: Plan, hardware: Hardware, path: Path, choose: Choose) -> None:
     from bench.tune.passes import Job
     from circle_kernels.backends.triton.settings_table import Entry
 
-    results = start_results("tune", plan.device, _settings(plan, hardware))
+    results = start_results("tune", search.device, _settings(search, gpu))
     entries: list[Entry] = []
-    architecture = hardware.architecture
+    architecture = gpu.architecture
     groups = [
         [
-            Job(kernel, architecture, getattr(torch, dtype), depth, plan.device)
-            for depth in _depths(plan, kernel, architecture, getattr(torch, dtype).itemsize)
+            Job(kernel, architecture, getattr(torch, dtype), depth, search.device)
+            for depth in _depths(search, kernel, architecture, getattr(torch, dtype).itemsize)
         ]
-        for kernel in plan.kernels
-        for dtype in plan.dtypes
+        for kernel in search.kernels
+        for dtype in search.dtypes
     ]
-    total = sum(len(to_try(job, hardware, plan.quick)) for jobs in groups for job in jobs)
+    total = sum(len(to_try(job, gpu, search.quick)) for jobs in groups for job in jobs)
     try:
         with progress_bar(total, "settings") as progress:
             for jobs in groups:
@@ -214,11 +216,11 @@ def tune(plan: Plan, hardware: Hardware, path: Path, choose: Choose) -> None:
         )
 
 
-def _depths(plan: Plan, kernel: str, architecture: str, itemsize: int) -> list[int]:
-    """The plan's, and those from which the table has other settings, which would be hidden."""
+def _depths(search: Search, kernel: str, architecture: str, itemsize: int) -> list[int]:
+    """The search's, and those from which the table has other settings, which would be hidden."""
     from circle_kernels.backends.triton.settings import listed_depths
 
-    return sorted({*plan.depths, *listed_depths(kernel, architecture, itemsize)})
+    return sorted({*search.depths, *listed_depths(kernel, architecture, itemsize)})
 
 
 def by_smallest_depth(chosen: dict[int, Settings]) -> list[tuple[int, Settings]]:
@@ -275,10 +277,10 @@ def tune_table(results: Results) -> Table:
     return table
 
 
-def _settings(plan: Plan, hardware: Hardware) -> dict[str, Any]:
+def _settings(search: Search, gpu: Gpu) -> dict[str, Any]:
     return {
-        **dataclasses.asdict(plan),
-        **dataclasses.asdict(hardware),
+        **dataclasses.asdict(search),
+        **dataclasses.asdict(gpu),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "settings_file": os.environ.get("CIRCLE_KERNELS_TRITON_SETTINGS"),
     }

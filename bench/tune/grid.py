@@ -6,12 +6,13 @@ import itertools
 import math
 from dataclasses import dataclass
 
-from circle_kernels.backends.triton.plan import SORTED_TILES
+from circle_kernels.backends.triton.conditions import Limits
 from circle_kernels.backends.triton.settings import Settings
 from circle_kernels.backends.triton.settings_table import unusable_shape
 
 # What plan_walk counts in.
 _TILE = 128
+_SORTED_TILES = Limits().sorted_tiles
 
 # Rows and columns of tiles.
 _SIDES = {
@@ -33,8 +34,8 @@ _LEAST_PRODUCTS, _MOST_PRODUCTS = 16, 64
 
 
 @dataclass(frozen=True)
-class Hardware:
-    """What decides which settings are tried, and on which problems."""
+class Gpu:
+    """What of a device decides which settings are tried, and on which problems."""
 
     architecture: str
     multiprocessors: int
@@ -61,7 +62,7 @@ def problem_sizes(kernel: str, multiprocessors: int) -> list[Size]:
         """Of a batch of at least so many tiles per multiprocessor."""
         return _TILE * math.ceil(math.sqrt(tiles * multiprocessors))
 
-    in_order = rows(4 / 3 * SORTED_TILES)
+    in_order = rows(4 / 3 * _SORTED_TILES)
     if kernel == "small_rectangle":
         # Fewer tiles than multiprocessors: a sixteenth and half of them.
         sides = {max(1, math.isqrt((multiprocessors - 1) // part)) for part in (16, 2)}
@@ -70,14 +71,14 @@ def problem_sizes(kernel: str, multiprocessors: int) -> list[Size]:
         return [Size(in_order)]
     if kernel == "weights":
         return [Size(in_order), Size(in_order, in_order)]
-    in_any_order = [Size(rows(3)), Size(rows(2 / 3 * SORTED_TILES))]
+    in_any_order = [Size(rows(3)), Size(rows(2 / 3 * _SORTED_TILES))]
     if kernel == "weights_in_any_order":
         return in_any_order
     return [*in_any_order, Size(in_order, in_order)]
 
 
 def candidates(
-    kernel: str, itemsize: int, depth: int, hardware: Hardware, tile_of: Settings | None = None
+    kernel: str, itemsize: int, depth: int, gpu: Gpu, tile_of: Settings | None = None
 ) -> list[Settings]:
     """Every combination that can be worth a try.
 
@@ -85,11 +86,11 @@ def candidates(
         kernel: of the settings table.
         itemsize: bytes per element.
         depth: no chunk of it is larger, unless the smallest is.
-        hardware: the device.
+        gpu: the device.
         tile_of: only its tile, with other numbers of warps and stages.
     """
     chunks = [size for size in _DEPTHS[itemsize] if size <= max(depth, _DEPTHS[itemsize][0])]
-    is_amd = hardware.architecture.startswith("gfx")
+    is_amd = gpu.architecture.startswith("gfx")
     shapes = itertools.product(*_SIDES[kernel], chunks)
     max_registers = None if is_amd else _MAX_REGISTERS
     if tile_of is not None:
@@ -99,7 +100,7 @@ def candidates(
     found = []
     for (rows, columns, chunk), warps, stage in itertools.product(shapes, _WARPS, stages):
         settings = Settings(rows, columns, chunk, warps, stage, max_registers)
-        products = rows * columns / (warps * hardware.warp_size)
+        products = rows * columns / (warps * gpu.warp_size)
         fits = _LEAST_PRODUCTS <= products <= _MOST_PRODUCTS
         if fits and unusable_shape(kernel, settings) is None:
             found.append(settings)

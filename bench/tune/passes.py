@@ -11,23 +11,23 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
 
 from bench.measuring.data import make_data
-from bench.measuring.sweep import first_line
+from bench.measuring.errors import first_line
 from bench.measuring.timing import Effort, capture, clock_for, time_interleaved, warm_up
 from bench.measuring.variants import GAMMA, M
 from bench.tune.grid import Size, is_backward
 from circle_kernels import CircleFormula, UnifiedFormula
 from circle_kernels.backends import triton as triton_backend
-from circle_kernels.backends.problem import PairProblem
-from circle_kernels.backends.triton import launch as launch_module
-from circle_kernels.backends.triton import settings as settings_module
+from circle_kernels.backends.problem import Needs, PairProblem, Passed
+from circle_kernels.backends.triton.conditions import assuming
+from circle_kernels.backends.triton.launch import Launch, observe_launches
 from circle_kernels.backends.triton.operands import aligned_depth
 from circle_kernels.backends.triton.settings import Settings, fit_depth
+from circle_kernels.backends.triton.settings_table import Table, load_table
 from circle_kernels.formula import PairFormula
 
 # Passes that are timed in turn; each graph has memory of its own.
@@ -94,7 +94,7 @@ class Pass:
 
     def run(self, settings: Settings) -> tuple[Tensor, ...]:
         """Both log-sum-exps of every row, or the gradients of both sides."""
-        with _replaced(self.job, settings), self._precision():
+        with assuming(table=_with_entry(self.job, settings)), self._precision():
             if self._forward is None:
                 return triton_backend.forward(self.problem)[:2]
             lse_pos, lse_neg, saved = self._forward
@@ -102,13 +102,8 @@ class Pass:
             slopes = torch.sigmoid(lse_pos + lse_neg) / len(lse_pos)
             gradients = triton_backend.backward(
                 self.problem,
-                lse_pos,
-                lse_neg,
-                saved,
-                slopes,
-                slopes,
-                needs_embeddings=True,
-                needs_references=not self.problem.self_mode,
+                Passed(saved, slopes, slopes),
+                Needs(embeddings=True, references=not self.problem.self_mode),
             )
             return tuple(gradient for gradient in gradients if gradient is not None)
 
@@ -118,7 +113,16 @@ class Pass:
         Raises:
             NotLaunchedError: the pass does not take its settings from the job's entry.
         """
-        with _recorded() as launches:
+        # Of kernels that work on tiles: their settings, and what Triton compiled.
+        launches: list[tuple[Settings, Any]] = []
+
+        def record(launch: Launch, proceed: Callable[[Launch], Any]) -> Any:
+            compiled = proceed(launch)
+            if launch.settings is not None:
+                launches.append((launch.settings, compiled))
+            return compiled
+
+        with observe_launches(record):
             results = self.run(settings)
         wanted = fit_depth(settings, self.aligned_depth)
         if not launches or any(launched != wanted for launched, _ in launches):
@@ -263,38 +267,6 @@ def time_ratios(
     return ratios, seconds
 
 
-@contextlib.contextmanager
-def _replaced(job: Job, settings: Settings) -> Iterator[None]:
-    """Have these settings in the table, for every depth."""
-    key = (job.kernel, job.architecture, job.dtype.itemsize)
-    table = {**settings_module.load_table(), key: ((1, settings),)}
-    with mock.patch.object(settings_module, "load_table", return_value=table):
-        yield
-
-
-@contextlib.contextmanager
-def _recorded() -> Iterator[list[tuple[Settings, Any]]]:
-    """The launches of kernels that work on tiles: their settings, and what Triton compiled."""
-    launches = []
-    launch_kernel = launch_module.launch_kernel
-
-    def record(
-        kernel: Any,
-        programs: int,
-        arguments: Mapping[str, Any],
-        constants: Mapping[str, Any],
-        num_warps: int,
-        num_stages: int,
-        max_registers: int | None = None,
-    ) -> Any:
-        compiled = launch_kernel(
-            kernel, programs, arguments, constants, num_warps, num_stages, max_registers
-        )
-        if "BLOCK_COLUMNS" in constants:
-            blocks = [constants[f"BLOCK_{side}"] for side in ("ROWS", "COLUMNS", "DEPTH")]
-            settings = Settings(*blocks, num_warps, num_stages, max_registers)
-            launches.append((settings, compiled))
-        return compiled
-
-    with mock.patch.object(launch_module, "launch_kernel", record):
-        yield launches
+def _with_entry(job: Job, settings: Settings) -> Table:
+    """The table with these settings for every depth."""
+    return {**load_table(), (job.kernel, job.architecture, job.dtype.itemsize): ((1, settings),)}

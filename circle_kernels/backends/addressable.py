@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,9 +15,31 @@ _PLAIN_TYPES = (Tensor, Parameter)
 _MISALIGNED = "its address is not a multiple of its numbers' size"
 
 
+_stand_ins = False
+
+
+@contextlib.contextmanager
+def stand_ins() -> Iterator[None]:
+    """Take fake tensors for what they stand for, and those who watch for nobody.
+
+    To count what a step asks of host and device, without any of it being computed.
+    """
+    global _stand_ins
+    before, _stand_ins = _stand_ins, True
+    try:
+        yield
+    finally:
+        _stand_ins = before
+
+
+def is_watched() -> bool:
+    """Whether somebody has to see what is done to tensors, as tracers do."""
+    return is_in_torch_dispatch_mode() and not _stand_ins
+
+
 def is_plain(tensor: Tensor) -> bool:
     """Whether there are numbers behind a tensor, and nobody who watches what is done to them."""
-    return all_addressable(tensor) and not is_in_torch_dispatch_mode()
+    return all_addressable(tensor) and not is_watched()
 
 
 def obstacle(tensor: Tensor) -> str | None:
@@ -54,6 +78,8 @@ def all_addressable(*tensors: Any) -> bool:
     What :func:`obstacle` and :func:`lacks_memory` say, in a fraction of their time, since every
     step asks it: storages of kinds without memory have the address 0, or none to ask for.
     """
+    if _stand_ins:
+        return True
     try:
         for tensor in tensors:
             if tensor is None:

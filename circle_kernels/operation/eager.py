@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from circle_kernels.arguments import (
     check_real_or_fake,
     check_undistributed,
 )
-from circle_kernels.backends.addressable import all_addressable
+from circle_kernels.backends.addressable import all_addressable, is_watched
 from circle_kernels.backends.choice import (
     is_by_autograd,
     is_of_torch,
@@ -225,7 +224,7 @@ def is_traced(batch: Batch, operation: Operation) -> bool:
     """
     if torch.compiler.is_compiling() or under_transforms():
         return True
-    watched = is_in_torch_dispatch_mode()  # which may have made something else of the tensors
+    watched = is_watched()  # which may have made something else of the tensors
     if (watched or not batch.readable) and not all_addressable(*batch.tensors):
         return True
     return watched and not is_of_torch(operation.backend, batch.embeddings, operation.formula)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from circle_kernels.backends.addressable import is_watched
 from circle_kernels.backends.choice import is_by_autograd
 from circle_kernels.operation.batch import Batch, Operation
 from circle_kernels.operation.eager import (
@@ -50,7 +50,7 @@ def row_losses(
 ) -> tuple[Tensor, Tensor]:
     """The loss, and its derivative (N,) with respect to either log-sum-exp of each row."""
     # Who watches what is done to tensors has to see it.
-    if hasattr(module, "row_losses") and not is_in_torch_dispatch_mode():
+    if hasattr(module, "row_losses") and not is_watched():
         at_once = module.row_losses(lse_pos, lse_neg, reduction)
         if at_once is not None:
             return at_once
@@ -76,7 +76,7 @@ def _mean_nonzero(losses: Tensor) -> Tensor:
 def reduced_row_losses(batch: Batch, operation: Operation, reduction: str) -> Tensor:
     """The loss of a checked batch with one ``softplus`` per row."""
     if not is_by_autograd(operation.backend) and not is_traced(batch, operation):
-        return _RowLosses.apply(*batch.tensors, operation, reduction, batch.requires_grad)
+        return RowLosses.apply(*batch.tensors, operation, reduction, batch.requires_grad)
     lse_pos, lse_neg = logsumexps(batch, operation)
     return reduce_exponents(lse_pos + lse_neg, reduction)
 
@@ -92,7 +92,9 @@ def reduce_exponents(exponents: Tensor, reduction: str) -> Tensor:  # of (N,), a
     return losses if reduction == "none" else losses.sum() / rows_counted(exponents, reduction)
 
 
-class _RowLosses(torch.autograd.Function):
+class RowLosses(torch.autograd.Function):
+    """The loss of a batch; see :func:`reduced_row_losses`."""
+
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         *tensors, operation, reduction, keep = arguments

@@ -15,6 +15,7 @@ pytest.importorskip("triton", minversion="3.3")
 
 from bench import __main__ as cli
 from bench.kernels import command as kernels
+from bench.kernels.budgets import exceeded_budgets, got_worse
 from bench.offline.disassembly import find_loops, parse_blocks, tile_paths
 from bench.reporting.results import load
 
@@ -148,7 +149,7 @@ def _row(**changes: Any) -> dict[str, Any]:
 
 
 def test_rows_within_their_budgets_pass() -> None:
-    assert kernels.exceeded_budgets([_row(), _row(body="both kinds", cycles=9999)]) == []
+    assert exceeded_budgets([_row(), _row(body="both kinds", cycles=9999)]) == []
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,7 @@ def test_rows_within_their_budgets_pass() -> None:
     ],
 )
 def test_exceeded_budgets_are_named(changes: dict[str, Any], message: str) -> None:
-    problems = kernels.exceeded_budgets([_row(**changes)])
+    problems = exceeded_budgets([_row(**changes)])
     assert len(problems) == 1
     assert message in problems[0]
     assert "sm_90 bfloat16 sum_triangle_kernel" in problems[0]
@@ -170,11 +171,11 @@ def test_exceeded_budgets_are_named(changes: dict[str, Any], message: str) -> No
 
 def test_figures_may_get_five_percent_worse_and_no_more() -> None:
     committed = [_row()]
-    assert kernels.got_worse([_row(instructions_per_pair=9.9)], committed) == []
-    worse = kernels.got_worse([_row(instructions_per_pair=10.0)], committed)
+    assert got_worse([_row(instructions_per_pair=9.9)], committed) == []
+    worse = got_worse([_row(instructions_per_pair=10.0)], committed)
     assert len(worse) == 1
     assert "instructions_per_pair 10.0, was 9.5" in worse[0]
-    unknown = kernels.got_worse([_row(tile="64x64x64")], committed)
+    unknown = got_worse([_row(tile="64x64x64")], committed)
     assert "not in kernels.json" in unknown[0]
 
 
@@ -182,14 +183,12 @@ def test_committed_results_are_what_the_page_shows() -> None:
     top = ROOT
     results = load(top / "bench" / "results" / "kernels.json")
     page = (top / "docs" / "kernels.md").read_text(encoding="utf-8")
-    from bench.reporting.command import blocks
-
-    for name, content in blocks(results).items():
+    for name, content in kernels.PRESENTATION.blocks(results).items():
         assert f"<!-- bench:{name} -->\n{content}\n<!-- /bench:{name} -->" in page
-    assert kernels.exceeded_budgets(results.rows) == []
+    assert exceeded_budgets(results.rows) == []
     # Every row is compared with itself: names tell rows apart.
-    assert kernels.got_worse(results.rows, results.rows) == []
-    assert kernels.got_worse(results.rows, results.rows[::-1]) == []
+    assert got_worse(results.rows, results.rows) == []
+    assert got_worse(results.rows, results.rows[::-1]) == []
 
 
 def test_unknown_target_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -18,9 +18,11 @@ from tests.support.targets import ON_GPU
 
 pytest.importorskip("triton", minversion="3.3")
 
+
 from bench import __main__ as cli
 from bench.launches import command as launches
 from bench.launches.counts import (
+    TARGET,
     count_kernels,
     count_triton,
     count_with_engine,
@@ -30,10 +32,14 @@ from bench.launches.counts import (
 from bench.launches.tables import launch_tables
 from bench.measuring.cases import Case
 from bench.measuring.operators import CountOperators
-from bench.measuring.variants import VARIANTS
-from bench.reporting.command import blocks
+from bench.measuring.variants import GAMMA, VARIANTS, M
+from bench.offline.pretended import DEVICES
 from bench.reporting.results import Results, describe_versions, load
-from circle_kernels.operation import row_losses
+from circle_kernels import CircleFormula, circle_loss
+from circle_kernels.backends.addressable import stand_ins
+from circle_kernels.backends.triton.conditions import assuming
+from circle_kernels.backends.triton.launch import Launch, observe_launches
+from circle_kernels.operation.batch import operation_of
 
 TOP = ROOT
 COMMITTED = load(TOP / "bench" / "results" / "launches.json")
@@ -64,12 +70,30 @@ def test_views_and_memory_launch_nothing_and_everything_else_once() -> None:
 
 def test_counting_without_autograds_engine_finds_what_its_engine_runs() -> None:
     case = Case(64, 16)
-    counts = count_without_engine(VARIANTS["tiled"].work(case))
-    with (
-        mock.patch.object(row_losses, "is_in_torch_dispatch_mode", return_value=False),
-        mock.patch.object(row_losses, "is_traced", return_value=False),
-    ):
+    work = VARIANTS["tiled"].work(case)
+    operation = operation_of(CircleFormula, m=M, gamma=GAMMA, backend="tiled")
+    counts = count_without_engine(operation, (work.embeddings, work.labels))
+    with stand_ins():
         assert counts == count_with_engine(VARIANTS["tiled"].work(case))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_step_under_autograd_launches_the_kernels_that_are_counted(dtype: str) -> None:
+    """A real step, watched by nobody but the launcher, whose kernels are not run."""
+
+    def note(launch: Launch, proceed: Callable[[Launch], Any]) -> None:
+        names.append(launch.kernel.__name__)
+
+    case = Case(64, 16, dtype=dtype)
+    embeddings = torch.randn(case.rows, case.dim).to(case.torch_dtype).requires_grad_()
+    names: list[str] = []
+    with assuming(hardware=DEVICES[TARGET].hardware), observe_launches(note):
+        loss = circle_loss(embeddings, torch.arange(case.rows) // 4, backend="triton")
+        forward = len(names)
+        loss.backward()
+    counts = count_triton(case)
+    assert forward == counts["forward"].kernels
+    assert len(names) - forward == counts["backward"].kernels
 
 
 def test_kernels_are_told_from_copies_and_from_what_the_host_does() -> None:
@@ -139,7 +163,7 @@ def test_committed_counts_are_those_of_today(name: str, dtype: str) -> None:
 
 def test_committed_results_are_what_the_page_shows() -> None:
     page = (TOP / "docs" / "cuda-graphs.md").read_text(encoding="utf-8")
-    for name, content in blocks(COMMITTED).items():
+    for name, content in launches.PRESENTATION.blocks(COMMITTED).items():
         assert f"<!-- bench:{name} -->\n{content}\n<!-- /bench:{name} -->" in page
     assert launches.exceeded_budgets(COMMITTED.rows) == []
     assert len(COMMITTED.rows) == len(launches.VARIANT_NAMES) * len(launches.CASES)

@@ -19,9 +19,9 @@ pytestmark = pytest.mark.sanitized
 
 
 def _triton(*arguments: Any) -> tuple[Tensor, Tensor] | None:
-    from circle_kernels.backends.triton import row_losses
+    from circle_kernels.backends import triton
 
-    return row_losses.row_losses(*arguments)
+    return triton.row_losses(*arguments)
 
 
 IMPLEMENTATIONS = [
@@ -80,7 +80,7 @@ def test_losses_of_rows_are_those_of_torch(
 @pytest.mark.backends
 @pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
 def test_one_launch_takes_no_more_rows_than_are_fast() -> None:
-    from circle_kernels.backends.triton.row_losses import MAX_ROWS
+    from circle_kernels.backends.triton.reduction import MAX_ROWS
 
     assert _triton(torch.zeros(MAX_ROWS), torch.zeros(MAX_ROWS), "sum") is not None
     assert _triton(torch.zeros(MAX_ROWS + 1), torch.zeros(MAX_ROWS + 1), "sum") is None

@@ -1,19 +1,19 @@
-"""Where kernels meet devices: what can be used, on which hardware, and the launch itself."""
+"""Where kernels meet devices: what can be used, and the launch itself, which can be observed."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
+from circle_kernels.backends.triton.conditions import hardware_is_assumed
 from circle_kernels.backends.triton.primitives import REACH, load_tile
-from circle_kernels.backends.triton.settings import INTERPRETER, Settings, nvidia_architecture
+from circle_kernels.backends.triton.settings import Settings
 from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
 
 # Triton decides when a kernel is defined, from TRITON_INTERPRET, whether it is interpreted.
@@ -40,6 +40,8 @@ def unusable_reason(device: torch.device, dtype: torch.dtype, formula: PairFormu
         return f"the Triton kernels have no code for {type(formula).__name__}"
     if dtype not in DTYPES:
         return f"the Triton kernels take float16, bfloat16 and float32, not {dtype}"
+    if hardware_is_assumed():
+        return None
     if INTERPRETED:
         if device.type != "cpu":
             return "TRITON_INTERPRET is set, and the interpreter takes CPU tensors"
@@ -60,30 +62,66 @@ def unusable_reason(device: torch.device, dtype: torch.dtype, formula: PairFormu
     return None
 
 
-@functools.cache
-def device_family(device: torch.device) -> str:
-    """The architecture that the device's settings are listed under, or those of its family."""
-    if device.type != "cuda":
-        return INTERPRETER
-    if torch.version.hip is not None:
-        # With features behind colons: gfx942:sramecc+:xnack-.
-        return torch.cuda.get_device_properties(device).gcnArchName.partition(":")[0]
-    return nvidia_architecture(torch.cuda.get_device_capability(device))
-
-
-@functools.cache
-def num_multiprocessors(device: torch.device) -> int:
-    """How many programs it takes to give each multiprocessor one."""
-    if device.type != "cuda":
-        return 4  # interpreted: few, but enough to make small problems take the split paths
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
 def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Make the tensors' device current: Triton launches on the current one."""
-    if device.type == "cuda":
+    if device.type == "cuda" and not hardware_is_assumed():
         return torch.cuda.device(device)
     return contextlib.nullcontext()
+
+
+class Launch(NamedTuple):
+    """One launch of a kernel, on a one-dimensional grid."""
+
+    kernel: Any
+    programs: int
+    arguments: Mapping[str, Tensor | int | float]
+    constants: Mapping[str, Any]
+    num_warps: int
+    num_stages: int
+    max_registers: int | None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the compiler is told."""
+        return _compiler_options(self.num_warps, self.num_stages, self.max_registers)
+
+    @property
+    def settings(self) -> Settings | None:
+        """The settings of a kernel that works on tiles of the similarity matrix."""
+        if "BLOCK_COLUMNS" not in self.constants:
+            return None
+        return Settings(
+            self.constants["BLOCK_ROWS"],
+            self.constants["BLOCK_COLUMNS"],
+            self.constants["BLOCK_DEPTH"],
+            self.num_warps,
+            self.num_stages,
+            self.max_registers,
+        )
+
+
+# Takes a launch's place: it gets what would be launched, and what launches it.
+Observer = Callable[[Launch, Callable[[Launch], Any]], Any]
+
+_observed: Callable[[Launch], Any] | None = None
+
+
+@contextlib.contextmanager
+def observe_launches(observer: Observer) -> Iterator[None]:
+    """Have ``observer(launch, proceed)`` called in place of every launch, in this process.
+
+    ``proceed(launch)`` launches; an observer that does not call it leaves results as they are in
+    memory. What the observer returns is what the launch returns. Of two the later one comes first,
+    and its ``proceed`` calls the other.
+    """
+    global _observed
+    before = _observed
+    proceed = before or (lambda launch: _run(*launch))
+    _observed = lambda launch: observer(launch, proceed)  # noqa: E731
+    try:
+        yield
+    finally:
+        _observed = before
 
 
 def launch_kernel(
@@ -97,18 +135,35 @@ def launch_kernel(
 ) -> Any:
     """Launch a kernel on a one-dimensional grid, the only kind without a limit of 65,535.
 
-    All launches pass through here, so that tests can see what would run on devices that they do
-    not have. What comes back is what Triton compiled; None where it interprets.
+    All launches pass through here. What comes back is what Triton compiled; None where it
+    interprets.
     """
-    return kernel[(programs,)](
-        **arguments,
-        **constants,
-        num_warps=num_warps,
-        num_stages=num_stages,
-        # Multiply-adds are part of the error budget; some Triton versions default to none.
-        enable_fp_fusion=True,
-        **({} if max_registers is None else {"maxnreg": max_registers}),
-    )
+    if _observed is not None:
+        return _observed(
+            Launch(kernel, programs, arguments, constants, num_warps, num_stages, max_registers)
+        )
+    return _run(kernel, programs, arguments, constants, num_warps, num_stages, max_registers)
+
+
+def _run(
+    kernel: Any,
+    programs: int,
+    arguments: Mapping[str, Tensor | int | float],
+    constants: Mapping[str, Any],
+    num_warps: int,
+    num_stages: int,
+    max_registers: int | None,
+) -> Any:
+    options = _compiler_options(num_warps, num_stages, max_registers)
+    return kernel[(programs,)](**arguments, **constants, **options)
+
+
+def _compiler_options(num_warps: int, num_stages: int, max_registers: int | None) -> dict[str, Any]:
+    # Multiply-adds are part of the error budget; some Triton versions default to none.
+    options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
+    if max_registers is not None:
+        options["maxnreg"] = max_registers
+    return options
 
 
 def launch_tiles(

@@ -1,21 +1,31 @@
-"""How much device memory the passes take, known without a device."""
+"""How much device memory the passes take, known without a device.
+
+Both passes are run on fake tensors, which have shapes and no memory, under the hardware that is
+asked about; what they allocate is counted, and no kernel is launched.
+"""
 
 from __future__ import annotations
 
-import math
-from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import triton
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from circle_kernels.backends.triton.operands import ROW_PADDING, aligned_depth
-from circle_kernels.backends.triton.plan import Chunks, plan_chunks, plan_walk
-from circle_kernels.backends.triton.saved import SIDES_BYTES
+from circle_kernels.backends.problem import Needs, PairProblem, Passed
+from circle_kernels.backends.triton.backward_pass.backward import backward
+from circle_kernels.backends.triton.conditions import Hardware, assuming
+from circle_kernels.backends.triton.forward_pass.forward import forward
+from circle_kernels.backends.triton.launch import observe_launches
+from circle_kernels.formula import CircleFormula
 
-# Sorting N labels takes their sorted copy and what the sort itself needs: measured by nobody yet,
-# taken as two copies each of keys and positions.
-_SORT_BYTES = 8 + 2 * (8 + 8)
+# What a sort of labels takes beside its results, for each label: measured by nobody yet, taken as
+# two copies each of keys and positions.
+_SORT_BYTES = 2 * (8 + 8)
 
 
 @dataclass(frozen=True)
@@ -42,81 +52,73 @@ def planned_memory(
     num_references: int | None = None,
     *,
     classes: bool = False,
-    family: str = "sm_90",
-    multiprocessors: int = 132,
+    hardware: Hardware = Hardware("sm_90", 132),  # noqa: B008, a frozen value
 ) -> PlannedMemory:
-    """What the launcher plans to take for normalised embeddings; needs no device.
+    """What the passes take for normalised embeddings; needs no device.
 
     Args:
         num_rows, depth: N and D of the embeddings.
         dtype: float16, bfloat16 or float32.
         num_references: M; None compares the batch with itself. Both sides get gradients.
         classes: whether the references are class weights.
-        family: row of the settings table (settings.nvidia_family), by default an H100's.
-        multiprocessors: of the device; with the size they decide what is sorted by label.
+        hardware: of the device, by default an H100; with the size it decides what is sorted by
+            label.
     """
-    self_mode = num_references is None
-    num_columns = num_rows if num_references is None else num_references
-    sides = [num_rows] if self_mode else [num_rows, num_columns]
-    padded_depth = aligned_depth(depth)
-    walk = plan_walk(
-        num_rows,
-        num_columns,
-        self_mode,
-        dtype,
-        padded_depth,
-        family,
-        multiprocessors,
-        classes=classes,
-    )
-    all_copied = self_mode or walk.by_label or dtype == torch.float16 or padded_depth != depth
-    copied = sides if all_copied else [min(sides)]
-    operands = sum(length * (padded_depth * dtype.itemsize + 4) for length in copied)
-    for length in sides:
-        padded = triton.cdiv(length, ROW_PADDING) * ROW_PADDING
-        operands += 12 * padded + 4 * length  # scales, labels, norms
-    kept = 16 * num_rows  # log-sum-exps, of exponents and natural
-    kept += sum(8 * length for length in sides) if walk.by_label else 0
-    kept += 4 * math.prod(walk.kept)
-    if not walk.by_label and sum(sides) * padded_depth * dtype.itemsize <= SIDES_BYTES:
-        kept += operands
-        operands = 0
+    from torch._subclasses.fake_tensor import FakeTensorMode  # which imports the compiler
 
-    bands = list(walk.bands())
-    partial = 4 * (math.prod(bands[0].run_sums) + math.prod(bands[0].tile_sums))
-    running = 16 * num_rows if len(bands) > 1 else 0
-    sorting = max(sides) * _SORT_BYTES if walk.by_label else 0
-    forward = kept + max(sorting, operands + partial + running)
+    def side(length: int) -> tuple[Tensor, Tensor]:
+        embeddings = torch.empty(length, depth, dtype=dtype, device="cuda")
+        return embeddings, torch.empty(length, dtype=torch.int64, device="cuda")
 
-    chunks = plan_chunks(num_rows, num_columns, self_mode, dtype.itemsize)
-    workspace = chunks.rows * chunks.columns * dtype.itemsize
-    statistics = 28 * triton.cdiv(num_rows, ROW_PADDING) * ROW_PADDING
-    upstream = 16 * num_rows
-    products = 4 * padded_depth * _most_rows_of_sums(chunks)
-    backward = kept + upstream + operands + statistics + workspace + products
-    return PlannedMemory(forward, backward, kept)
+    with assuming(hardware=hardware), observe_launches(_launch_nothing), FakeTensorMode():
+        ref_emb, ref_labels = (None, None) if num_references is None else side(num_references)
+        problem = PairProblem(
+            *side(num_rows),
+            ref_emb,
+            None if classes else ref_labels,
+            CircleFormula(),
+            normalize=True,
+        )
+        with _CountMemory(problem.tensors) as memory:
+            lse_pos, lse_neg, saved = forward(problem)
+            forward_peak, kept = memory.peak, memory.alive()
+            memory.peak = 0
+            gradients = backward(
+                problem,
+                Passed(saved, torch.empty_like(lse_pos), torch.empty_like(lse_neg)),
+                Needs(embeddings=True, references=num_references is not None),
+            )
+        in_gradients = sum(gradient.nbytes for gradient in gradients if gradient is not None)
+        return PlannedMemory(forward_peak, memory.peak - in_gradients, kept)
 
 
-def _most_rows_of_sums(chunks: Chunks) -> int:
-    """Rows of sums and of the product that is added to them, at the peak of a backward pass.
+def _launch_nothing(launch: Any, proceed: Any) -> None:
+    pass
 
-    As backward.py goes: a product is the sum of its chunk or is added to it, and a chunk with all
-    of its products is finished.
-    """
-    sums: dict[tuple[bool, int], int] = {}
-    added: Counter[tuple[bool, int]] = Counter()
-    most = 0
-    for row_chunk, column_chunk in chunks.pairs():
-        contributions = [(True, row_chunk, chunks.row_range(row_chunk)[1], chunks.column_chunks)]
-        if not (chunks.self_mode and row_chunk == column_chunk):
-            _, num_columns = chunks.column_range(column_chunk)
-            of_rows = chunks.self_mode
-            contributions.append((of_rows, column_chunk, num_columns, chunks.row_chunks))
-        for of_rows, chunk, rows, products in contributions:
-            key = (of_rows, chunk)
-            most = max(most, sum(sums.values()) + rows)
-            sums[key] = rows
-            added[key] += 1
-            if added[key] == products:
-                del sums[key]
-    return most
+
+class _CountMemory(TorchDispatchMode):
+    """Bytes of the tensors that are made while it is entered and are alive, and their peak."""
+
+    def __init__(self, given: Iterable[Tensor | None]) -> None:
+        super().__init__()
+        self.peak = 0
+        self._given = {
+            StorageWeakRef(tensor.untyped_storage()).cdata for tensor in given if tensor is not None
+        }
+        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def alive(self) -> int:
+        self._made = {key: made for key, made in self._made.items() if not made[0].expired()}
+        return sum(size for _, size in self._made.values())
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                storage = leaf.untyped_storage()
+                reference = StorageWeakRef(storage)
+                if reference.cdata not in self._given:
+                    self._made[reference.cdata] = (reference, storage.nbytes())
+        within = args[0].numel() * _SORT_BYTES if "sort" in func.__name__ else 0
+        self.peak = max(self.peak, self.alive() + within)
+        return result

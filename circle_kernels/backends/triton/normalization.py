@@ -9,7 +9,7 @@ from torch import Tensor
 
 from circle_kernels.backends.rows import NORM_EPS
 from circle_kernels.backends.triton.launch import launch_kernel
-from circle_kernels.backends.triton.operands import NORM_UNIT, ROW_BLOCK, Side
+from circle_kernels.backends.triton.operands import NORM_UNIT, ROW_BLOCK, Side, ceil_div
 from circle_kernels.backends.triton.primitives import load_tile
 
 
@@ -121,7 +121,7 @@ def finish_gradient(
     operand, operand_norms = rows(side.operand), rows(side.operand_norms)
     launch_kernel(
         finish_gradient_kernel,
-        triton.cdiv(len(sums), ROW_BLOCK["BLOCK_ROWS"]),
+        ceil_div(len(sums), ROW_BLOCK["BLOCK_ROWS"]),
         {
             "sums_ptr": sums,
             "operand_ptr": operand,

@@ -156,6 +156,11 @@ class Side:
         return len(self.operand)
 
 
+def ceil_div(number: int, by: int) -> int:
+    """The quotient, rounded up; ``triton.cdiv`` is for kernels and takes the host microseconds."""
+    return (number + by - 1) // by
+
+
 def operand_layout(problem: PairProblem) -> tuple[torch.dtype, int]:
     """Dtype and depth of both operands."""
     dtype = problem.embeddings.dtype
@@ -166,7 +171,7 @@ def operand_layout(problem: PairProblem) -> tuple[torch.dtype, int]:
 
 def aligned_depth(depth: int) -> int:
     """Depth of an operand: that of the input, padded so that rows load in wide pieces."""
-    return triton.cdiv(depth, _ALIGNMENT) * _ALIGNMENT
+    return ceil_div(depth, _ALIGNMENT) * _ALIGNMENT
 
 
 def sort_by_label(
@@ -226,7 +231,7 @@ def _new_side(
     num_rows, depth = embeddings.shape
     dtype = embeddings.dtype
     operand_dtype, padded_depth = operand_layout(problem)
-    padded_rows = triton.cdiv(num_rows, ROW_PADDING) * ROW_PADDING
+    padded_rows = ceil_div(num_rows, ROW_PADDING) * ROW_PADDING
     norms = allocate(num_rows, dtype=torch.float32)
     scales = allocate(padded_rows, dtype=torch.float32)
     labels = allocate(padded_rows, dtype=torch.int64)

@@ -6,42 +6,33 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
-import triton
 
 from circle_kernels.backends.problem import PairProblem
-from circle_kernels.backends.triton.launch import device_family, num_multiprocessors
-from circle_kernels.backends.triton.operands import ROW_PADDING, operand_layout
+from circle_kernels.backends.triton.conditions import Conditions, Limits
+from circle_kernels.backends.triton.operands import ROW_PADDING, ceil_div, operand_layout
 from circle_kernels.backends.triton.settings import (
     Settings,
     rectangle_settings,
     triangle_settings,
 )
 
-# What partial sums may take. Every tile of a triangle leaves four numbers for each of its rows, so
-# large batches go in bands of blocks, and what a band leaves is merged before the next one.
-PARTIAL_BYTES = 32 * 2**20
-# What weights of the backward pass may take: less than the second-level cache of large devices
-# (50 MB on an H100), so that the products can find there what the kernel before them wrote.
-WORKSPACE_BYTES = 32 * 2**20
-# What products may take that the forward pass keeps for the backward.
-KEPT_BYTES = 32 * 2**20
-# Depth from which they are kept, by bytes per element; an estimate for an H100. If a
-# multiprocessor moves 24 bytes a cycle, writing and reading a tile of 128x128 takes 5,500 of them;
-# computing it again takes 8 for each unit of depth in bfloat16, 48 in float32 (three of tf32).
-KEPT_DEPTH = {2: 768, 4: 128}
-# Blocks that a band has whatever its size: fewer would not fill a device.
-MIN_BAND = 8
-# Tiles that a program of a triangle visits: few enough to spread, enough to share a block.
-TRIANGLE_RUN = 8
-# Tiles of 128x128 per multiprocessor from which sorting by label pays, and in self mode with it the
-# triangle. Sorting costs a few launches and a copy; it saves half of the work around the product,
-# and the triangle half of the product.
-SORTED_TILES = 24
 # More runs than this only add merging: one should have several tiles to itself.
 _MAX_RUNS = 64
+
+
+class Shape(NamedTuple):
+    """What of a problem decides its plan; the sizes may be symbolic."""
+
+    num_rows: int
+    num_columns: int
+    self_mode: bool
+    dtype: torch.dtype  # of the operands
+    depth: int  # of the operands: padded
+    keep_for_backward: bool = True
+    classes: bool = False  # columns are class weights
 
 
 @dataclass(frozen=True)
@@ -72,11 +63,11 @@ class Chunks:
 
     @property
     def row_chunks(self) -> int:
-        return triton.cdiv(self.num_rows, self.rows)
+        return ceil_div(self.num_rows, self.rows)
 
     @property
     def column_chunks(self) -> int:
-        return triton.cdiv(self.num_columns, self.columns)
+        return ceil_div(self.num_columns, self.columns)
 
     def row_range(self, chunk: int) -> tuple[int, int]:
         """First row and number of rows of a chunk."""
@@ -110,6 +101,7 @@ class Layout:
 
     labels: Labels
     kept: tuple[int, int]  # shape of the products kept: (padded N, padded M), or (0, 0)
+    keeps_sides: bool  # whether prepared sides stay for the backward pass
 
     @property
     def by_label(self) -> bool:
@@ -144,7 +136,7 @@ class Walk(Layout):
         step = self.band_blocks * self.block
         for first in range(0, self.num_rows, step):
             size = min(step, self.num_rows - first)
-            blocks = triton.cdiv(size, self.block)
+            blocks = ceil_div(size, self.block)
             yield Band(
                 first,
                 size,
@@ -156,113 +148,82 @@ class Walk(Layout):
             )
 
 
-def plan_layout(problem: PairProblem) -> Layout:
-    """The layout of a problem: that of its walk."""
+def shape_of(problem: PairProblem) -> Shape:
+    """The shape of a problem."""
     dtype, depth = operand_layout(problem)
-    return _choose_layout(
+    # Not len(), which would make a constant of a symbolic size.
+    return Shape(
         problem.embeddings.shape[0],
         problem.columns.shape[0],
         problem.self_mode,
         dtype,
         depth,
-        num_multiprocessors(problem.embeddings.device),
         problem.keep_for_backward,
         problem.classes,
     )
 
 
-def plan_problem(problem: PairProblem) -> Walk:
-    """The walk of a problem."""
-    dtype, depth = operand_layout(problem)
-    device = problem.embeddings.device
-    return plan_walk(
-        len(problem.embeddings),
-        len(problem.columns),
-        problem.self_mode,
-        dtype,
-        depth,
-        device_family(device),
-        num_multiprocessors(device),
-        problem.keep_for_backward,
-        problem.classes,
-    )
-
-
-def _choose_layout(
-    num_rows: int,
-    num_columns: int,
-    self_mode: bool,
-    dtype: torch.dtype,
-    depth: int,
-    multiprocessors: int,
-    keep_for_backward: bool,
-    classes: bool,
-) -> Layout:
-    tiles = triton.cdiv(num_rows, 128) * triton.cdiv(num_columns, 128)
+def plan_layout(shape: Shape, conditions: Conditions) -> Layout:
+    """Choose the order, and what the forward pass leaves for the backward, by size."""
+    limits = conditions.limits
+    tiles = ceil_div(shape.num_rows, 128) * ceil_div(shape.num_columns, 128)
     labels: Labels = "any order"
-    if classes:
+    if shape.classes:
         labels = "classes"
-    elif tiles >= SORTED_TILES * multiprocessors:
+    elif tiles >= limits.sorted_tiles * conditions.hardware.multiprocessors:
         labels = "ascending"
     rows, columns = (
-        triton.cdiv(length, ROW_PADDING) * ROW_PADDING for length in (num_rows, num_columns)
+        ceil_div(length, ROW_PADDING) * ROW_PADDING
+        for length in (shape.num_rows, shape.num_columns)
     )
     keep = (
-        keep_for_backward
-        and not (self_mode and labels == "ascending")  # a triangle
-        and depth >= KEPT_DEPTH[dtype.itemsize]
-        and 4 * rows * columns <= KEPT_BYTES
+        shape.keep_for_backward
+        and not (shape.self_mode and labels == "ascending")  # a triangle
+        and shape.depth >= limits.kept_depth(shape.dtype.itemsize)
+        and 4 * rows * columns <= limits.kept_bytes
     )
-    return Layout(labels=labels, kept=(rows, columns) if keep else (0, 0))
+    entries = shape.num_rows if shape.self_mode else shape.num_rows + shape.num_columns
+    return Layout(
+        labels=labels,
+        kept=(rows, columns) if keep else (0, 0),
+        # Large sides are those in label order, too.
+        keeps_sides=labels != "ascending"
+        and entries * shape.depth * shape.dtype.itemsize <= limits.sides_bytes,
+    )
 
 
-def plan_walk(
-    num_rows: int,
-    num_columns: int,
-    self_mode: bool,
-    dtype: torch.dtype,
-    depth: int,
-    family: str,
-    multiprocessors: int,
-    keep_for_backward: bool = True,
-    classes: bool = False,
-) -> Walk:
+def plan_walk(shape: Shape, conditions: Conditions) -> Walk:
     """Choose order, triangle and settings by size, and bands that bound the partial sums."""
-    tiles = triton.cdiv(num_rows, 128) * triton.cdiv(num_columns, 128)
-    layout = _choose_layout(
-        num_rows,
-        num_columns,
-        self_mode,
-        dtype,
-        depth,
-        multiprocessors,
-        keep_for_backward,
-        classes,
-    )
-    triangle = self_mode and layout.by_label
+    (architecture, multiprocessors), limits, table = conditions
+    num_rows, num_columns, _, dtype, depth, *_ = shape
+    layout = plan_layout(shape, conditions)
+    triangle = shape.self_mode and layout.by_label
     if triangle:
-        settings = triangle_settings(family, dtype, depth)
-        row_blocks = triton.cdiv(num_rows, settings.block_rows)
+        settings = triangle_settings(architecture, dtype, depth, table)
+        row_blocks = ceil_div(num_rows, settings.block_rows)
         # Eight programs or more for each multiprocessor, since they end at different times.
         tiles_per_run = row_blocks * row_blocks // (16 * multiprocessors)
-        tiles_per_run = max(1, min(TRIANGLE_RUN, tiles_per_run))
-        runs = triton.cdiv(row_blocks, tiles_per_run)
+        tiles_per_run = max(1, min(limits.triangle_run, tiles_per_run))
+        runs = ceil_div(row_blocks, tiles_per_run)
     else:
-        settings = rectangle_settings(family, dtype, depth, small=tiles < multiprocessors)
+        tiles = ceil_div(num_rows, 128) * ceil_div(num_columns, 128)
+        small = tiles < multiprocessors
+        settings = rectangle_settings(architecture, dtype, depth, small, table)
         row_blocks, runs, tiles_per_run = _split_columns(
             num_rows, num_columns, settings.block_rows, settings.block_columns, multiprocessors
         )
     entries = runs * settings.block_rows + (num_rows if triangle else 0)  # of a block
-    band_blocks = min(row_blocks, max(MIN_BAND, PARTIAL_BYTES // (16 * entries)))
+    band_blocks = max(limits.smallest_band, limits.partial_bytes // (16 * entries))
     return Walk(
         labels=layout.labels,
         kept=layout.kept,
+        keeps_sides=layout.keeps_sides,
         num_rows=num_rows,
         triangle=triangle,
         settings=settings,
         runs=runs,
         tiles_per_run=tiles_per_run,
-        band_blocks=band_blocks,
+        band_blocks=min(row_blocks, band_blocks),
     )
 
 
@@ -270,18 +231,19 @@ def _split_columns(
     num_rows: int, num_columns: int, block_rows: int, block_columns: int, multiprocessors: int
 ) -> tuple[int, int, int]:
     """``(row blocks, runs, tiles per run)`` for about two programs per multiprocessor."""
-    row_blocks = triton.cdiv(num_rows, block_rows)
-    tiles = triton.cdiv(num_columns, block_columns)
-    wanted = triton.cdiv(2 * multiprocessors, row_blocks)
-    tiles_per_run = triton.cdiv(tiles, max(1, min(wanted, tiles, _MAX_RUNS)))
-    return row_blocks, triton.cdiv(tiles, tiles_per_run), tiles_per_run
+    row_blocks = ceil_div(num_rows, block_rows)
+    tiles = ceil_div(num_columns, block_columns)
+    wanted = ceil_div(2 * multiprocessors, row_blocks)
+    tiles_per_run = ceil_div(tiles, max(1, min(wanted, tiles, _MAX_RUNS)))
+    return row_blocks, ceil_div(tiles, tiles_per_run), tiles_per_run
 
 
-def plan_chunks(num_rows: int, num_columns: int, self_mode: bool, itemsize: int) -> Chunks:
-    """Chunks as square and as equal as they can be within WORKSPACE_BYTES."""
-    entries = WORKSPACE_BYTES // itemsize
+def plan_chunks(shape: Shape, limits: Limits) -> Chunks:
+    """Chunks as square and as equal as they can be within the limit of the workspace."""
+    num_rows, num_columns = shape.num_rows, shape.num_columns
+    entries = limits.workspace_bytes // shape.dtype.itemsize
     rows = _equal_chunks(num_rows, math.isqrt(entries))
-    if self_mode:
+    if shape.self_mode:
         return Chunks(num_rows, num_columns, True, rows, rows)
     columns = _equal_chunks(num_columns, entries // rows)
     # Few columns leave room for more rows.
@@ -292,5 +254,5 @@ def plan_chunks(num_rows: int, num_columns: int, self_mode: bool, itemsize: int)
 def _equal_chunks(length: int, most: int) -> int:
     """Length of the fewest chunks of at most ``most``, all but the last one equal."""
     largest = max(ROW_PADDING, most // ROW_PADDING * ROW_PADDING)
-    each = triton.cdiv(length, triton.cdiv(length, largest))
-    return triton.cdiv(each, ROW_PADDING) * ROW_PADDING
+    each = ceil_div(length, ceil_div(length, largest))
+    return ceil_div(each, ROW_PADDING) * ROW_PADDING

@@ -42,7 +42,7 @@ def softplus(x):
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def reduce_rows_kernel(
+def row_losses_kernel(
     lse_pos_ptr,  # (N,) float32
     lse_neg_ptr,  # (N,) float32
     losses_ptr,  # (N,) float32 if not reduced, else ()
@@ -93,7 +93,7 @@ def row_losses(
     slopes = lse_pos.new_empty(num_rows)
     with on_device(lse_pos.device):
         launch_kernel(
-            reduce_rows_kernel,
+            row_losses_kernel,
             1,
             {
                 "lse_pos_ptr": lse_pos.contiguous(),

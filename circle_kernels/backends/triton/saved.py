@@ -7,17 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from circle_kernels.backends.problem import PairProblem
 from circle_kernels.backends.saved_bytes import HOOKS
-from circle_kernels.backends.triton.operands import Side, new_sides, operand_layout
-from circle_kernels.backends.triton.plan import Layout, plan_layout
+from circle_kernels.backends.triton.conditions import conditions_on
+from circle_kernels.backends.triton.operands import Side, ceil_div, new_sides
+from circle_kernels.backends.triton.plan import Layout, plan_layout, shape_of
 
-# What prepared sides may take to be left: with small batches, preparing them again is one launch of
-# few; large ones would hold a second copy of their embeddings between the passes.
-SIDES_BYTES = 8 * 2**20
 # Each piece begins at a multiple of so many bytes, so that kernels find addresses as they expect.
 _ALIGNMENT = 64
 
@@ -43,7 +40,7 @@ class _Pieces:
 
     def take(self, *shape: int, dtype: torch.dtype) -> Any:
         first = self.bytes
-        self.bytes += triton.cdiv(math.prod(shape) * dtype.itemsize, _ALIGNMENT) * _ALIGNMENT
+        self.bytes += ceil_div(math.prod(shape) * dtype.itemsize, _ALIGNMENT) * _ALIGNMENT
         if self._memory is None:
             return None
         if dtype not in self._views:
@@ -56,12 +53,16 @@ class _Pieces:
 
 def saved_shape(problem: PairProblem) -> tuple[int]:
     """The shape of the tensor that holds :class:`Saved`. Sizes may be symbolic."""
-    return (_num_bytes(problem, plan_layout(problem)),)
+    return (_num_bytes(problem, _layout(problem)),)
 
 
 def saves_labels(problem: PairProblem) -> bool:
     """Whether both sides are saved, and with them their labels."""
-    return _saves_sides(problem, plan_layout(problem))
+    return _layout(problem).keeps_sides
+
+
+def _layout(problem: PairProblem) -> Layout:
+    return plan_layout(shape_of(problem), conditions_on(problem.embeddings.device))
 
 
 def new_saved(problem: PairProblem, layout: Layout) -> Tensor:
@@ -110,19 +111,6 @@ def _take_all(pieces: _Pieces, problem: PairProblem, layout: Layout) -> Saved:
             column_order = pieces.take(num_columns, dtype=torch.int64)
     if layout.kept[0] > 0:
         products = pieces.take(*layout.kept, dtype=torch.float32)
-    if _saves_sides(problem, layout):
+    if layout.keeps_sides:
         sides = new_sides(problem, None, None, pieces.take)
     return Saved(logsumexps, row_order, column_order, products, sides)
-
-
-def _saves_sides(problem: PairProblem, layout: Layout) -> bool:
-    # Large sides are those in label order, too.
-    return not layout.by_label and _operand_bytes(problem) <= SIDES_BYTES
-
-
-def _operand_bytes(problem: PairProblem) -> int:
-    dtype, depth = operand_layout(problem)
-    num_rows = problem.embeddings.shape[0]
-    if not problem.self_mode:
-        num_rows += problem.columns.shape[0]
-    return num_rows * depth * dtype.itemsize

@@ -17,6 +17,7 @@ import triton
 from circle_kernels.backends.triton.settings_table import (
     INTERPRETER,
     Settings,
+    Table,
     is_architecture,
     load_table,
 )
@@ -24,8 +25,10 @@ from circle_kernels.backends.triton.settings_table import (
 __all__ = [
     "INTERPRETER",
     "Settings",
+    "amd_architecture",
     "dot_precision",
     "fit_depth",
+    "is_amd",
     "listed_depths",
     "listed_settings",
     "nvidia_architecture",
@@ -56,6 +59,16 @@ def nvidia_architecture(capability: tuple[int, int]) -> str:
     return f"sm_{major}{minor}"
 
 
+def amd_architecture(name: str) -> str:
+    """What ROCm calls a device, without the features behind colons: gfx942:sramecc+:xnack-."""
+    return name.partition(":")[0]
+
+
+def is_amd(architecture: str) -> bool:
+    """Whether an architecture is one of AMD's."""
+    return architecture.startswith("gfx")
+
+
 def nvidia_family(capability: tuple[int, int]) -> str:
     """The family of a device of this compute capability."""
     return settings_family(nvidia_architecture(capability))
@@ -72,7 +85,7 @@ def settings_family(architecture: str) -> str:
         raise ValueError(f"wanted an architecture such as sm_89 or gfx942, got {architecture!r}")
     if architecture == INTERPRETER:
         return INTERPRETER
-    if _is_amd(architecture):
+    if is_amd(architecture):
         return _AMD_FAMILY
     return _NVIDIA_FAMILIES.get(architecture, _SMALL_NVIDIA_FAMILY)
 
@@ -88,33 +101,45 @@ def dot_precision(architecture: str, dtype: torch.dtype, precision: str) -> str:
     """
     if architecture == INTERPRETER:
         return "float64" if _INTERPRETS_FLOAT64_DOT else "ieee"
-    if dtype != torch.float32 or _is_amd(architecture):
+    if dtype != torch.float32 or is_amd(architecture):
         return "ieee"
     return "tf32x3" if precision == "highest" else "tf32"
 
 
-def rectangle_settings(architecture: str, dtype: torch.dtype, depth: int, small: bool) -> Settings:
+def rectangle_settings(
+    architecture: str, dtype: torch.dtype, depth: int, small: bool, table: Table | None = None
+) -> Settings:
     """Settings of the forward kernel over every tile, for ``small`` problems or for others."""
-    return _find("small_rectangle" if small else "rectangle", architecture, dtype, depth)
+    return _find("small_rectangle" if small else "rectangle", architecture, dtype, depth, table)
 
 
-def triangle_settings(architecture: str, dtype: torch.dtype, depth: int) -> Settings:
+def triangle_settings(
+    architecture: str, dtype: torch.dtype, depth: int, table: Table | None = None
+) -> Settings:
     """Settings of the forward kernel over the tiles on and above the diagonal."""
-    return _find("triangle", architecture, dtype, depth)
+    return _find("triangle", architecture, dtype, depth, table)
 
 
 def weights_settings(
-    architecture: str, dtype: torch.dtype, depth: int, by_label: bool, kept: bool = False
+    architecture: str,
+    dtype: torch.dtype,
+    depth: int,
+    by_label: bool,
+    kept: bool = False,
+    table: Table | None = None,
 ) -> Settings:
     """Settings of the kernel that writes weights, in label order or in any, or from ``kept``."""
     if kept:
         return _WEIGHTS_OF_KEPT
-    return _find("weights" if by_label else "weights_in_any_order", architecture, dtype, depth)
+    kernel = "weights" if by_label else "weights_in_any_order"
+    return _find(kernel, architecture, dtype, depth, table)
 
 
-def listed_settings(kernel: str, architecture: str, itemsize: int, depth: int) -> Settings:
-    """What the table has for a depth: the architecture's entry, or its family's."""
-    table = load_table()
+def listed_settings(
+    kernel: str, architecture: str, itemsize: int, depth: int, table: Table | None = None
+) -> Settings:
+    """What a table, or that of the package, has for a depth: its own or its family's."""
+    table = load_table() if table is None else table
     for family in (architecture, settings_family(architecture)):
         for smallest, settings in table.get((kernel, family, itemsize), ()):
             if depth >= smallest:
@@ -136,9 +161,7 @@ def fit_depth(settings: Settings, depth: int) -> Settings:
     return replace(settings, block_depth=min(settings.block_depth, needed))
 
 
-def _find(kernel: str, architecture: str, dtype: torch.dtype, depth: int) -> Settings:
-    return fit_depth(listed_settings(kernel, architecture, dtype.itemsize, depth), depth)
-
-
-def _is_amd(architecture: str) -> bool:
-    return architecture.startswith("gfx")
+def _find(
+    kernel: str, architecture: str, dtype: torch.dtype, depth: int, table: Table | None
+) -> Settings:
+    return fit_depth(listed_settings(kernel, architecture, dtype.itemsize, depth, table), depth)

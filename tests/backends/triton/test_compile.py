@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import functools
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 import torch
 
 pytest.importorskip("triton", minversion="3.3")
 
-from bench.offline.pretended import DEVICES, Launch, compile_launch, plan_launches
+from bench.offline.compiled import Specialization, compile_for, specialize
+from bench.offline.pretended import DEVICES, plan_launches
 from circle_kernels import CircleFormula, UnifiedFormula
 from circle_kernels.backends.triton.settings import INTERPRETER, settings_family
 from circle_kernels.backends.triton.settings_table import Settings, load_table
@@ -74,9 +75,9 @@ def problems() -> list[Problem]:
 
 
 @functools.cache
-def launches(target: str) -> tuple[Launch, ...]:
-    """The different launches of all problems on one device."""
-    found: dict[Launch, None] = {}
+def kernels(target: str) -> dict[Specialization, Settings | None]:
+    """The different kernels of all problems on one device, and the settings of those on tiles."""
+    found: dict[Specialization, Settings | None] = {}
     previous = torch.get_float32_matmul_precision()
     try:
         for problem in problems():
@@ -91,38 +92,37 @@ def launches(target: str) -> tuple[Launch, ...]:
                 normalize=problem.normalize,
                 classes=problem.classes,
             )
-            # How many programs run changes nothing of what is compiled.
-            found.update(dict.fromkeys(replace(launch, programs=0) for launch in recorded))
+            found.update((specialize(launch), launch.settings) for launch in recorded)
     finally:
         torch.set_float32_matmul_precision(previous)
-    return tuple(found)
+    return found
 
 
-def multiplies(launch: Launch) -> bool:
-    return launch.kernel.__name__ in TILE_KERNELS and not dict(launch.constants).get("KEPT")
+def multiplies(kernel: Specialization) -> bool:
+    return kernel.kernel.__name__ in TILE_KERNELS and not dict(kernel.constants).get("KEPT")
 
 
-@pytest.mark.parametrize("kernel", [*TILE_KERNELS, "others"])
+@pytest.mark.parametrize("name", [*TILE_KERNELS, "others"])
 @pytest.mark.parametrize("target", DEVICES)
-def test_kernels_compile_without_spills_within_shared_memory(target: str, kernel: str) -> None:
+def test_kernels_compile_without_spills_within_shared_memory(target: str, name: str) -> None:
     device = DEVICES[target]
     chosen = [
-        launch
-        for launch in launches(target)
-        if launch.kernel.__name__ == kernel
-        or (kernel == "others" and launch.kernel.__name__ not in TILE_KERNELS)
+        kernel
+        for kernel in kernels(target)
+        if kernel.kernel.__name__ == name
+        or (name == "others" and kernel.kernel.__name__ not in TILE_KERNELS)
     ]
     assert chosen
     failures = []
-    for launch in chosen:
-        resources = compile_launch(launch, device)
+    for kernel in chosen:
+        resources = compile_for(device, kernel)
         uses_matrix_units = resources.matrix_instructions > 0
         if (
             resources.spills
             or resources.shared_memory > device.shared_memory
-            or uses_matrix_units != multiplies(launch)
+            or uses_matrix_units != multiplies(kernel)
         ):
-            failures.append(f"{launch}: {resources}")
+            failures.append(f"{kernel}: {resources}")
     assert not failures, "\n".join(failures)
 
 
@@ -139,7 +139,7 @@ def test_kernels_compile_without_spills_within_shared_memory(target: str, kernel
 def test_batch_sizes_share_compiled_kernels(depth: int, sizes: list[tuple[int, int]]) -> None:
     """N and M are run-time values: there are three kinds of sizes, and a kind is compiled once."""
 
-    def kernels(num_rows: int, num_references: int) -> set[Launch]:
+    def compiled(num_rows: int, num_references: int) -> set[Specialization]:
         launches = plan_launches(
             DEVICES["sm_90"],
             dtype=torch.bfloat16,
@@ -148,28 +148,19 @@ def test_batch_sizes_share_compiled_kernels(depth: int, sizes: list[tuple[int, i
             formula=CircleFormula(),
             num_references=num_references,
         )
-        return {replace(launch, programs=0) for launch in launches}
+        return {specialize(launch) for launch in launches}
 
-    expected = kernels(*sizes[0])
+    expected = compiled(*sizes[0])
     for num_rows, num_references in sizes[1:]:
-        assert kernels(num_rows, num_references) == expected
+        assert compiled(num_rows, num_references) == expected
 
 
 def test_every_settings_entry_is_compiled() -> None:
     """The problems above reach all of the table, so none goes unchecked."""
     seen = set()
     for target in DEVICES:
-        for launch in launches(target):
-            constants, options = dict(launch.constants), dict(launch.options)
-            if launch.kernel.__name__ in TILE_KERNELS:
-                settings = Settings(
-                    constants["BLOCK_ROWS"],
-                    constants["BLOCK_COLUMNS"],
-                    constants["BLOCK_DEPTH"],
-                    options["num_warps"],
-                    options["num_stages"],
-                    options.get("maxnreg"),
-                )
+        for kernel, settings in kernels(target).items():
+            if kernel.kernel.__name__ in TILE_KERNELS:
                 seen |= {(target, settings), (settings_family(target), settings)}
     listed = {
         (family, settings)

@@ -14,10 +14,11 @@ import torch
 
 pytest.importorskip("triton", minversion="3.3")
 
-from circle_kernels.backends.triton import launch, settings_table
+from circle_kernels.backends.triton import settings_table
 from circle_kernels.backends.triton.operands import ROW_PADDING
 from circle_kernels.backends.triton.settings import (
     Settings,
+    amd_architecture,
     dot_precision,
     nvidia_architecture,
     nvidia_family,
@@ -99,15 +100,8 @@ def test_nvidia_devices_take_the_settings_of_their_family(
 
 
 @pytest.mark.parametrize("name", ["gfx942:sramecc+:xnack-", "gfx90a", "gfx1201", "gfx9-generic"])
-def test_amd_devices_take_the_settings_of_gfx942(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Properties:
-        gcnArchName = name
-
-    monkeypatch.setattr(torch.version, "hip", "6.4")
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
-    architecture = launch.device_family.__wrapped__(torch.device("cuda"))
+def test_amd_devices_take_the_settings_of_gfx942(name: str) -> None:
+    architecture = amd_architecture(name)
     assert settings_family(architecture) == "gfx942"
     for by_label in (True, False):
         found = weights_settings(architecture, torch.float32, 512, by_label)

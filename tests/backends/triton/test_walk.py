@@ -18,13 +18,17 @@ from tests.support.yardstick import gradients, yardsticks
 
 pytest.importorskip("triton", minversion="3.3")
 
-from circle_kernels.backends.triton import plan
+from circle_kernels.backends.triton.conditions import Conditions, Hardware, Limits, assuming
+from circle_kernels.backends.triton.plan import Shape, plan_walk
+from circle_kernels.backends.triton.settings_table import load_table
 from circle_kernels.formula import PairFormula
 
 interpreted = [
     pytest.mark.backends,
     pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1"),
 ]
+SORTED = Limits(sorted_tiles=0)
+IN_BANDS = Limits(sorted_tiles=0, partial_bytes=0, smallest_band=2)
 # Four blocks and a bit, so that there are whole tiles beside the diagonal, and edges.
 CASES = [Case(regime, n=270, m=m) for regime in REGIMES for m in (None, 200)]
 CASES += [
@@ -50,10 +54,8 @@ class TestInterpreted:
     pytestmark = interpreted
 
     @pytest.mark.parametrize("case", CASES, ids=str)
-    def test_sorted_walks_are_as_exact_as_eager(
-        self, monkeypatch: pytest.MonkeyPatch, case: Case
-    ) -> None:
-        monkeypatch.setattr(plan, "SORTED_TILES", 0)
+    @assuming(limits=SORTED)
+    def test_sorted_walks_are_as_exact_as_eager(self, case: Case) -> None:
         inputs = case.tensors(torch.float32)
         statistics = pair_logsumexp(*inputs, formula=case.formula, backend="triton")
         results = [*statistics, *gradients(*statistics, inputs)]
@@ -62,28 +64,23 @@ class TestInterpreted:
             yardstick.assert_close(ours, torch.finfo(torch.float32).eps, case.formula.gamma)
 
     @pytest.mark.parametrize("case", [*CASES[:4], *CASES[-4:]], ids=str)
-    def test_bands_change_nothing_but_rounding(
-        self, monkeypatch: pytest.MonkeyPatch, case: Case
-    ) -> None:
-        monkeypatch.setattr(plan, "SORTED_TILES", 0)
-        monkeypatch.setattr(plan, "PARTIAL_BYTES", 0)
-        monkeypatch.setattr(plan, "MIN_BAND", 2)
+    @assuming(limits=IN_BANDS)
+    def test_bands_change_nothing_but_rounding(self, case: Case) -> None:
         expected, _ = yardsticks(case, torch.float32)
         for ours, yardstick in zip(_logsumexps(case, torch.float32), expected, strict=True):
             yardstick.assert_close(ours, torch.finfo(torch.float32).eps, case.formula.gamma)
 
     @pytest.mark.parametrize("m", [None, 200])
-    def test_order_of_rows_changes_nothing_but_rounding(
-        self, monkeypatch: pytest.MonkeyPatch, m: int | None
-    ) -> None:
+    def test_order_of_rows_changes_nothing_but_rounding(self, m: int | None) -> None:
         case = Case("random", n=270, m=m)
         unsorted = _logsumexps(case, torch.float16)
-        monkeypatch.setattr(plan, "SORTED_TILES", 0)
-        for ours, theirs in zip(_logsumexps(case, torch.float16), unsorted, strict=True):
+        with assuming(limits=SORTED):
+            in_order = _logsumexps(case, torch.float16)
+        for ours, theirs in zip(in_order, unsorted, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)
 
     # Beyond a depth of 256 weights go to the workspace, from a body of their own.
-    @pytest.mark.parametrize("sorted_tiles", [0, plan.SORTED_TILES])
+    @pytest.mark.parametrize("limits", [SORTED, Limits()])
     @pytest.mark.parametrize("m", [None, 200])
     @pytest.mark.parametrize(
         "formula",
@@ -96,18 +93,15 @@ class TestInterpreted:
         ids=lambda formula: f"{formula.name}-g{formula.gamma:g}-{formula.detach_weights}",
     )
     def test_weights_in_the_workspace_are_as_exact_as_eager(
-        self,
-        monkeypatch: pytest.MonkeyPatch,
-        formula: PairFormula,
-        m: int | None,
-        sorted_tiles: int,
+        self, formula: PairFormula, m: int | None, limits: Limits
     ) -> None:
-        monkeypatch.setattr(plan, "SORTED_TILES", sorted_tiles)
         case = Case("random", n=270, m=m, d=272, formula=formula)
         inputs = case.tensors(torch.float32)
-        statistics = pair_logsumexp(*inputs, formula=formula, backend="triton")
+        with assuming(limits=limits):
+            statistics = pair_logsumexp(*inputs, formula=formula, backend="triton")
+            found = gradients(*statistics, inputs)
         _, expected = yardsticks(case, torch.float32)
-        for ours, yardstick in zip(gradients(*statistics, inputs), expected, strict=True):
+        for ours, yardstick in zip(found, expected, strict=True):
             yardstick.assert_close(ours, torch.finfo(torch.float32).eps, formula.gamma)
 
     def test_rows_without_gradient_may_hold_any_exponent(self) -> None:
@@ -133,20 +127,18 @@ class TestInterpreted:
         assert (embeddings.grad[3] == 0).all()
 
     @pytest.mark.parametrize("gamma", [80.0, 256.0])
-    def test_a_bad_row_shows_in_the_losses_that_saw_it_and_no_others(
-        self, monkeypatch: pytest.MonkeyPatch, gamma: float
-    ) -> None:
+    def test_a_bad_row_shows_in_the_losses_that_saw_it_and_no_others(self, gamma: float) -> None:
         case = Case("distinct_classes", n=270, formula=CircleFormula(m=0.25, gamma=gamma))
         embeddings, labels, *_ = case.tensors(torch.float32)
         labels[100] = labels[101]
         embeddings = embeddings.detach()
         embeddings[100, 3] = float("nan")
         results = []
-        for tiles in (plan.SORTED_TILES, 0):
-            monkeypatch.setattr(plan, "SORTED_TILES", tiles)
-            results.append(
-                pair_logsumexp(embeddings, labels, formula=case.formula, backend="triton")
-            )
+        for limits in (Limits(), SORTED):
+            with assuming(limits=limits):
+                results.append(
+                    pair_logsumexp(embeddings, labels, formula=case.formula, backend="triton")
+                )
         for ours, theirs in zip(*results, strict=True):
             assert torch.equal(ours.isnan(), theirs.isnan())
         lse_pos, lse_neg = results[1]
@@ -154,11 +146,11 @@ class TestInterpreted:
         assert lse_neg.isnan().sum() == 269  # all but the bad row's only positive
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+    @assuming(limits=SORTED)
     def test_last_row_alone_in_its_class_has_no_positives_even_if_it_is_bad(
-        self, monkeypatch: pytest.MonkeyPatch, bad: float
+        self, bad: float
     ) -> None:
         """Tiles are padded with it: in label order, too."""
-        monkeypatch.setattr(plan, "SORTED_TILES", 0)
         embeddings, *_ = Case("random", n=270).tensors(torch.float32)
         embeddings = embeddings.detach()
         embeddings[-1, 3] = bad
@@ -182,10 +174,8 @@ class TestInterpreted:
         assert lse_pos[2:].isfinite().all()
 
     @pytest.mark.parametrize("m", [None, 200])
-    def test_rows_whose_squares_overflow_are_sorted_like_any(
-        self, monkeypatch: pytest.MonkeyPatch, m: int | None
-    ) -> None:
-        monkeypatch.setattr(plan, "SORTED_TILES", 0)
+    @assuming(limits=SORTED)
+    def test_rows_whose_squares_overflow_are_sorted_like_any(self, m: int | None) -> None:
         inputs = Case("random", n=270, m=m).tensors(torch.float32)
         results = []
         for power in (1.0, 2.0**100):
@@ -199,13 +189,12 @@ class TestInterpreted:
         for ours, expected in zip(*results, strict=True):
             assert torch.equal(ours, expected)
 
-    @pytest.mark.parametrize("sorted_tiles", [0, 24])
+    @pytest.mark.parametrize("limits", [SORTED, Limits()])
     @pytest.mark.parametrize("last", [False, True])
     def test_a_gradient_that_no_fixed_shift_holds_reaches_every_tile(
-        self, monkeypatch: pytest.MonkeyPatch, last: bool, sorted_tiles: int
+        self, last: bool, limits: Limits
     ) -> None:
         """Huge for one block of anchors only, which tiles meet as rows or as columns."""
-        monkeypatch.setattr(plan, "SORTED_TILES", sorted_tiles)
         generator = torch.Generator().manual_seed(0)
         embeddings = torch.randn(512, 256, generator=generator)  # far apart: small log-sum-exps
         labels = torch.arange(512) // 4
@@ -215,12 +204,15 @@ class TestInterpreted:
         results = []
         for backend, dtype in (("triton", torch.float32), ("reference", torch.float64)):
             leaf = embeddings.to(dtype).requires_grad_()
-            lse = pair_logsumexp(leaf, labels, formula=CircleFormula(), backend=backend)
-            results.append(torch.autograd.grad(lse, leaf, 2 * (upstream.to(dtype),))[0].double())
+            with assuming(limits=limits):
+                lse = pair_logsumexp(leaf, labels, formula=CircleFormula(), backend=backend)
+                (found,) = torch.autograd.grad(lse, leaf, 2 * (upstream.to(dtype),))
+            results.append(found.double())
         scale = results[1].abs().max().item()
         torch.testing.assert_close(*results, rtol=0, atol=2e-5 * scale)
 
 
+H100 = Conditions(Hardware("sm_90", 132), Limits(), load_table())
 SIZES = [1, 100, 1000, 5000, 20_000, 65_536, 1_000_000]
 
 
@@ -228,7 +220,7 @@ SIZES = [1, 100, 1000, 5000, 20_000, 65_536, 1_000_000]
 @pytest.mark.parametrize("num_rows", SIZES)
 def test_bands_cover_every_block_once_within_the_bound(num_rows: int, dtype: torch.dtype) -> None:
     for num_columns, self_mode in ((num_rows, True), (4096, False)):
-        walk = plan.plan_walk(num_rows, num_columns, self_mode, dtype, 512, "sm_90", 132)
+        walk = plan_walk(Shape(num_rows, num_columns, self_mode, dtype, 512), H100)
         bands = list(walk.bands())
         assert [band.is_first for band in bands] == [True] + [False] * (len(bands) - 1)
         assert [band.is_last for band in bands] == [False] * (len(bands) - 1) + [True]
@@ -244,14 +236,14 @@ def test_bands_cover_every_block_once_within_the_bound(num_rows: int, dtype: tor
         entries = sum(
             shape[0] * shape[1] * shape[2] for shape in (bands[0].run_sums, bands[0].tile_sums)
         )
-        smallest_band = 16 * plan.MIN_BAND * (num_rows + walk.runs * walk.block)
-        assert 4 * entries <= max(plan.PARTIAL_BYTES, smallest_band)
+        smallest_band = 16 * H100.limits.smallest_band * (num_rows + walk.runs * walk.block)
+        assert 4 * entries <= max(H100.limits.partial_bytes, smallest_band)
 
 
 def test_triangles_and_sorting_begin_where_they_pay() -> None:
     for size, expected in ((4096, False), (8192, True)):
         for self_mode in (True, False):
-            walk = plan.plan_walk(size, size, self_mode, torch.bfloat16, 512, "sm_90", 132)
+            walk = plan_walk(Shape(size, size, self_mode, torch.bfloat16, 512), H100)
             assert (walk.triangle, walk.by_label) == (expected and self_mode, expected)
 
 

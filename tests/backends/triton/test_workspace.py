@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,35 +15,44 @@ from tests.support.yardstick import gradients
 
 pytest.importorskip("triton", minversion="3.3")
 
-from circle_kernels.backends.triton import plan
+from circle_kernels.backends.triton.conditions import Limits, assuming
 from circle_kernels.backends.triton.operands import ROW_PADDING
+from circle_kernels.backends.triton.plan import Chunks, Shape, plan_chunks
+
+SMALL_WORKSPACE = Limits(workspace_bytes=4 * 256 * 256)
 
 
-@pytest.mark.parametrize("itemsize", [2, 4])
+def chunks_of(
+    num_rows: int,
+    num_columns: int | None,
+    dtype: torch.dtype,
+    limits: Limits = Limits(),  # noqa: B008, a frozen value
+) -> Chunks:
+    shape = Shape(num_rows, num_columns or num_rows, num_columns is None, dtype, 64)
+    return plan_chunks(shape, limits)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("num_columns", [None, 1, 100, 8192, 1_000_000, 2_000_000_000])
 @pytest.mark.parametrize("num_rows", [1, 100, 8192, 1_000_000])
 def test_chunks_stay_within_their_bound(
-    num_rows: int, num_columns: int | None, itemsize: int
+    num_rows: int, num_columns: int | None, dtype: torch.dtype
 ) -> None:
-    self_mode = num_columns is None
-    num_columns = num_columns or num_rows
-    chunks = plan.plan_chunks(num_rows, num_columns, self_mode, itemsize)
+    most = Limits().workspace_bytes
+    chunks = chunks_of(num_rows, num_columns, dtype)
     # Tiles load whole blocks of padded vectors, and are stored whole.
     assert chunks.rows % ROW_PADDING == chunks.columns % ROW_PADDING == 0
-    assert chunks.rows * chunks.columns * itemsize <= plan.WORKSPACE_BYTES
+    assert chunks.rows * chunks.columns * dtype.itemsize <= most
     # And no smaller than need be: half of the bound is used where there are pairs enough.
-    if num_rows * num_columns * itemsize > plan.WORKSPACE_BYTES:
-        assert chunks.rows * chunks.columns * itemsize > plan.WORKSPACE_BYTES / 4
+    if num_rows * (num_columns or num_rows) * dtype.itemsize > most:
+        assert chunks.rows * chunks.columns * dtype.itemsize > most / 4
     assert chunks.row_range(chunks.row_chunks - 1)[1] > 0
     assert sum(chunks.row_range(i)[1] for i in range(min(chunks.row_chunks, 9))) <= num_rows
 
 
 @pytest.mark.parametrize(("num_rows", "num_columns"), [(700, None), (700, 1500), (1500, 700)])
-def test_every_pair_of_chunks_is_visited_once(
-    monkeypatch: pytest.MonkeyPatch, num_rows: int, num_columns: int | None
-) -> None:
-    monkeypatch.setattr(plan, "WORKSPACE_BYTES", 4 * 256 * 256)
-    chunks = plan.plan_chunks(num_rows, num_columns or num_rows, num_columns is None, 4)
+def test_every_pair_of_chunks_is_visited_once(num_rows: int, num_columns: int | None) -> None:
+    chunks = chunks_of(num_rows, num_columns, torch.float32, SMALL_WORKSPACE)
     every = set(itertools.product(range(chunks.row_chunks), range(chunks.column_chunks)))
     assert len(every) >= 9
     visited = list(chunks.pairs())
@@ -57,7 +67,7 @@ def test_every_pair_of_chunks_is_visited_once(
 
 
 def test_workspace_is_no_larger_than_the_problem() -> None:
-    chunks = plan.plan_chunks(300, 500, False, 2)
+    chunks = chunks_of(300, 500, torch.bfloat16)
     assert (chunks.rows, chunks.columns) == (512, 512)
 
 
@@ -65,17 +75,14 @@ def test_workspace_is_no_larger_than_the_problem() -> None:
 @pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
 @pytest.mark.parametrize("m", [None, 300])
 @pytest.mark.parametrize("sorted_tiles", [0, 24])
-def test_chunks_of_the_workspace_change_nothing(
-    monkeypatch: pytest.MonkeyPatch, m: int | None, sorted_tiles: int
-) -> None:
-    monkeypatch.setattr(plan, "SORTED_TILES", sorted_tiles)
+def test_chunks_of_the_workspace_change_nothing(m: int | None, sorted_tiles: int) -> None:
     case = Case("random", n=530, m=m, d=40)
     results = []
-    for budget in (plan.WORKSPACE_BYTES, 4 * 256 * 256):
-        monkeypatch.setattr(plan, "WORKSPACE_BYTES", budget)
+    for limits in (Limits(), SMALL_WORKSPACE):
         inputs = case.tensors(torch.float32)
-        statistics = pair_logsumexp(*inputs, formula=case.formula, backend="triton")
-        results.append(gradients(*statistics, inputs))
+        with assuming(limits=replace(limits, sorted_tiles=sorted_tiles)):
+            statistics = pair_logsumexp(*inputs, formula=case.formula, backend="triton")
+            results.append(gradients(*statistics, inputs))
     for whole, chunked in zip(*results, strict=True):
         scale = whole.abs().max().item()
         torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-5 * scale)

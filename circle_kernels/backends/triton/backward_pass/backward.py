@@ -18,18 +18,15 @@ from circle_kernels.backends.triton.backward_pass.statistics import (
     prepare_statistics,
 )
 from circle_kernels.backends.triton.backward_pass.workspace import multiply, write_weights
-from circle_kernels.backends.triton.launch import (
-    device_family,
-    formula_arguments,
-    on_device,
-)
+from circle_kernels.backends.triton.conditions import Conditions, Hardware, conditions_on
+from circle_kernels.backends.triton.launch import formula_arguments, on_device
 from circle_kernels.backends.triton.normalization import finish_gradient
 from circle_kernels.backends.triton.operands import (
     Side,
     operand_arguments,
     prepare_sides,
 )
-from circle_kernels.backends.triton.plan import Chunks, Labels, plan_chunks, plan_problem
+from circle_kernels.backends.triton.plan import Chunks, Labels, plan_chunks, plan_walk, shape_of
 from circle_kernels.backends.triton.saved import Saved, products_arguments, view_saved
 from circle_kernels.backends.triton.settings import dot_precision, weights_settings
 
@@ -40,7 +37,8 @@ def backward(
     """Gradients of both sides."""
     saved, grad_lse_pos, grad_lse_neg = passed
     with on_device(problem.embeddings.device):
-        walk = plan_problem(problem)
+        shape, conditions = shape_of(problem), conditions_on(problem.embeddings.device)
+        walk = plan_walk(shape, conditions)
         left = view_saved(saved, problem, walk)
         sides = left.sides or prepare_sides(problem, left.row_order, left.column_order)
         rows, columns = sides
@@ -50,14 +48,13 @@ def backward(
         table = prepare_statistics(
             rows, left.logsumexps, grad_lse_pos, grad_lse_neg, unit, problem.formula
         )
-        chunks = plan_chunks(
-            len(rows), len(columns), problem.self_mode, rows.operand.dtype.itemsize
-        )
+        chunks = plan_chunks(shape, conditions.limits)
+        hardware = conditions.hardware
         of_rows = of_columns = None
         if needs.embeddings:
-            of_rows = _SideGradient(rows, chunks.rows, chunks.column_chunks, unit)
+            of_rows = _SideGradient(rows, chunks.rows, chunks.column_chunks, unit, hardware)
         if needs.references:
-            of_columns = _SideGradient(columns, chunks.columns, chunks.row_chunks, unit)
+            of_columns = _SideGradient(columns, chunks.columns, chunks.row_chunks, unit, hardware)
         _multiply_chunks(
             problem,
             rows,
@@ -66,6 +63,7 @@ def backward(
             left,
             walk.labels,
             chunks,
+            conditions,
             of_rows,
             of_rows if problem.self_mode else of_columns,
         )
@@ -78,18 +76,26 @@ def backward(
 class _SideGradient:
     """The gradient of one side; a chunk of it is finished once all its products are added."""
 
-    def __init__(self, side: Side, chunk: int, products: int, unit: Tensor | None) -> None:
+    def __init__(
+        self,
+        side: Side,
+        chunk: int,
+        products: int,
+        unit: Tensor | None,
+        hardware: Hardware,
+    ) -> None:
         self.gradient = side.operand.new_empty(len(side), side.depth, dtype=side.dtype)
         self._side = side
         self._chunk = chunk  # rows
         self._products = products  # that each chunk is the sum of
         self._unit = unit
+        self._hardware = hardware
         self._sums: dict[int, Tensor] = {}
         self._added: Counter[int] = Counter()
 
     def add(self, index: int, weights: Tensor, operand: Tensor) -> None:
         """Add ``weights @ operand`` to the sums of a chunk."""
-        product = multiply(weights, operand)
+        product = multiply(weights, operand, self._hardware)
         if index in self._sums:
             self._sums[index] += product
         else:
@@ -109,14 +115,20 @@ def _multiply_chunks(
     left: Saved,
     labels: Labels,
     chunks: Chunks,
+    conditions: Conditions,
     of_rows: _SideGradient | None,
     of_columns: _SideGradient | None,
 ) -> None:
     """Write the weights of each pair of chunks and multiply them by the chunks of both sides."""
-    family, dtype = device_family(rows.operand.device), rows.operand.dtype
+    architecture, dtype = conditions.hardware.architecture, rows.operand.dtype
     kept = left.products is not None
     settings = weights_settings(
-        family, dtype, rows.operand.shape[1], by_label=labels != "any order", kept=kept
+        architecture,
+        dtype,
+        rows.operand.shape[1],
+        by_label=labels != "any order",
+        kept=kept,
+        table=conditions.table,
     )
     arguments = {
         **operand_arguments(rows, columns),
@@ -131,7 +143,7 @@ def _multiply_chunks(
         "FORMULA": problem.formula.name,
         "DETACH_WEIGHTS": problem.formula.detach_weights,
         "NORMALIZED": problem.normalize,
-        "INPUT_PRECISION": dot_precision(family, dtype, problem.precision),
+        "INPUT_PRECISION": dot_precision(architecture, dtype, problem.precision),
     }
     workspace = rows.operand.new_empty(chunks.rows, chunks.columns)
     for row_chunk, column_chunk in chunks.pairs():
@@ -147,6 +159,7 @@ def _multiply_chunks(
             arguments,
             {**constants, "MIRROR": mirror},
             settings,
+            conditions.hardware,
         )
         weights = workspace.narrow(0, 0, num_rows).narrow(1, 0, num_columns)
         if of_rows is not None:

@@ -14,7 +14,9 @@ from circle_kernels.backends.triton.backward_pass.gradients import (
     fixed_shift_serves,
     weights_by_fixed_shift,
 )
-from circle_kernels.backends.triton.launch import launch_tiles, num_multiprocessors
+from circle_kernels.backends.triton.conditions import Hardware
+from circle_kernels.backends.triton.launch import launch_tiles
+from circle_kernels.backends.triton.operands import ceil_div
 from circle_kernels.backends.triton.primitives import (
     load_block,
     load_tile_inside,
@@ -250,16 +252,16 @@ def write_weights(
     arguments: dict[str, Any],
     constants: dict[str, Any],
     settings: Settings,
+    hardware: Hardware,
 ) -> None:
     """Write the weights of the pairs of one chunk of rows and one of columns."""
-    row_blocks = triton.cdiv(num_rows, settings.block_rows)
-    column_blocks = triton.cdiv(num_columns, settings.block_columns)
-    multiprocessors = num_multiprocessors(workspace.device)
-    tiles_per_run = row_blocks * column_blocks // (2 * multiprocessors)
+    row_blocks = ceil_div(num_rows, settings.block_rows)
+    column_blocks = ceil_div(num_columns, settings.block_columns)
+    tiles_per_run = row_blocks * column_blocks // (2 * hardware.multiprocessors)
     tiles_per_run = max(1, min(_LONGEST_RUN, tiles_per_run))
     launch_tiles(
         write_weights_kernel,
-        row_blocks * triton.cdiv(column_blocks, tiles_per_run),
+        row_blocks * ceil_div(column_blocks, tiles_per_run),
         {
             **arguments,
             "weights_ptr": workspace,
@@ -278,11 +280,12 @@ def write_weights(
 def multiply(
     weights: Tensor,  # (R, C)
     operand: Tensor,  # (C, D)
+    hardware: Hardware,
 ) -> Tensor:  # (R, D) float32
     """Matrix product with float32 sums; half types are never rounded between chunks."""
     if weights.dtype == torch.float32:
         return weights @ operand
-    if weights.is_cuda and torch.version.hip is None and hasattr(torch.ops.aten.mm, "dtype"):
+    if weights.is_cuda and not hardware.is_amd and hasattr(torch.ops.aten.mm, "dtype"):
         return torch.mm(weights, operand, out_dtype=torch.float32)
     if weights.is_cuda:
         # The matrix product accumulates in float32 and rounds once, at the end of a chunk.

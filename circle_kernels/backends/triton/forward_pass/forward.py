@@ -11,15 +11,11 @@ import math
 from torch import Tensor
 
 from circle_kernels.backends.problem import PairProblem
+from circle_kernels.backends.triton.conditions import conditions_on
 from circle_kernels.backends.triton.forward_pass.merge import merge_sums_of_band
 from circle_kernels.backends.triton.forward_pass.rectangle import sum_rows_kernel
 from circle_kernels.backends.triton.forward_pass.triangle import sum_triangle_kernel
-from circle_kernels.backends.triton.launch import (
-    device_family,
-    formula_arguments,
-    launch_tiles,
-    on_device,
-)
+from circle_kernels.backends.triton.launch import formula_arguments, launch_tiles, on_device
 from circle_kernels.backends.triton.operands import (
     fill_sides,
     operand_arguments,
@@ -27,7 +23,7 @@ from circle_kernels.backends.triton.operands import (
     row_arguments,
     sort_by_label,
 )
-from circle_kernels.backends.triton.plan import plan_problem
+from circle_kernels.backends.triton.plan import plan_walk, shape_of
 from circle_kernels.backends.triton.saved import new_saved, products_arguments, view_saved
 from circle_kernels.backends.triton.settings import dot_precision
 
@@ -36,7 +32,8 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exps of every row, and what the backward pass needs of them."""
     device = problem.embeddings.device
     with on_device(device):
-        walk = plan_problem(problem)
+        conditions = conditions_on(device)
+        walk = plan_walk(shape_of(problem), conditions)
         settings = walk.settings
         saved = new_saved(problem, walk)
         left = view_saved(saved, problem, walk)
@@ -51,7 +48,7 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
             "FORMULA": problem.formula.name,
             "NORMALIZED": problem.normalize,
             "INPUT_PRECISION": dot_precision(
-                device_family(device), rows.operand.dtype, problem.precision
+                conditions.hardware.architecture, rows.operand.dtype, problem.precision
             ),
             "EVEN_DEPTH": rows.operand.shape[1] % settings.block_depth == 0,
         }

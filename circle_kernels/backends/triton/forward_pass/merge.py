@@ -7,6 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from circle_kernels.backends.triton.launch import formula_arguments, launch_kernel
+from circle_kernels.backends.triton.operands import ceil_div
 from circle_kernels.backends.triton.plan import Band, Walk
 from circle_kernels.backends.triton.primitives import (
     LN_2,
@@ -141,7 +142,7 @@ def merge_sums_of_band(
     constants = formula_arguments(formula)
     launch_kernel(
         merge_band_kernel,
-        triton.cdiv(walk.num_rows, _BLOCKS["BLOCK_ROWS"]),
+        ceil_div(walk.num_rows, _BLOCKS["BLOCK_ROWS"]),
         {
             **memory,
             # A pointer that is never followed still has to be a tensor.

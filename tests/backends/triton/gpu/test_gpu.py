@@ -28,14 +28,12 @@ pytestmark = ON_GPU
 def test_large_sizes_are_in_label_order(n: int, m: int | None, d: int) -> None:
     """Or the sizes here would no longer test what they are for."""
     pytest.importorskip("triton")
-    from circle_kernels.backends.triton.launch import device_family, num_multiprocessors
-    from circle_kernels.backends.triton.plan import plan_walk
+    from circle_kernels.backends.triton.conditions import conditions_on
+    from circle_kernels.backends.triton.plan import Shape, plan_walk
 
-    device = torch.device("cuda")
+    conditions = conditions_on(torch.device("cuda"))
     for dtype in DTYPES:
-        walk = plan_walk(
-            n, m or n, m is None, dtype, d, device_family(device), num_multiprocessors(device)
-        )
+        walk = plan_walk(Shape(n, m or n, m is None, dtype, d), conditions)
         assert walk.by_label
         assert walk.triangle == (m is None)
 

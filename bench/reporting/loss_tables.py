@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from bench.reporting.tables import MISSING, Table, number, spread_text
 
 UNIT = "mm"
 BASELINES = ("eager", "compile", "pml")
+SMALL_UNITS = ("core", "compile")
 # The kernel counts resident pages per core and adds up late; less than this is noise.
 SMALLEST_MB = 1.0
 
@@ -72,18 +72,14 @@ class LossData:
         return (size for size in sizes if size not in timed)
 
 
-def loss_rows(results: Results) -> Results:
-    """Of a file that has others, too, the rows that are read here."""
-    rows = [row for row in results.rows if row["kind"] in ("time", "memory")]
-    return dataclasses.replace(results, rows=rows)
-
-
 def read_loss(results: Results) -> LossData:
     """Group the rows by case and turn samples into medians, spreads and ratios."""
     cases: dict[Key, dict[str, dict[str, Any]]] = {}
     gauged = {}
     status: dict[str, list[str]] = {}
     for row in results.rows:
+        if row["kind"] not in ("time", "memory"):
+            continue
         status.setdefault(row["variant"], []).append(row["status"])
         if row["kind"] == "memory":
             gauged[row["rows"], row["dim"], row["dtype"], row["variant"]] = row
@@ -124,10 +120,10 @@ def _entries(rows: dict[str, dict[str, Any]], never: dict[str, str]) -> Iterator
 
 
 def loss_tables(results: Results) -> list[Table]:
-    """The full table, then the two short ones for the README."""
+    """The full table, that of small steps, then the two short ones for the README."""
     data = read_loss(results)
     device = results.device
-    return [_full(data, device), _times(data, device), _memory(data, device)]
+    return [_full(data, device), _small(results), _times(data, device), _memory(data, device)]
 
 
 def _full(data: LossData, device: str) -> Table:
@@ -158,6 +154,39 @@ def _full(data: LossData, device: str) -> Table:
                 reason = "memory only" if row["status"] == "ok" else row["status"]
                 peak = _peak(data, rows, dim, dtype, name)
                 table.rows.append([*keys, reason, *[MISSING] * (len(_MEASURES) - 2), peak])
+    return table
+
+
+def _small(results: Results) -> Table:
+    table = Table(
+        f"loss-{results.device}-small",
+        f"Small steps on {results.device}: median (20th-80th percentile) of the rounds; forward "
+        "and backward over that of the loss alone, and over that of the compiled naive loss",
+        ["N", "D", "embeddings", "dtype", "variant", "forward ms", "forward + backward ms"],
+        keys=5,
+    )
+    table.columns += [f"/ {name}" for name in SMALL_UNITS]
+    cases: dict[Key, dict[str, dict[str, Any]]] = {}
+    for row in results.rows:
+        if row["kind"] == "small":
+            key = (row["rows"], row["dim"], row["regime"], row["dtype"])
+            cases.setdefault(key, {})[row["variant"]] = row
+    for key, variants in cases.items():
+        for name, row in variants.items():
+            keys = [*map(str, key), name]
+            if row["status"] != "ok":
+                table.rows.append([*keys, row["status"], *[MISSING] * (1 + len(SMALL_UNITS))])
+                continue
+            whole = row["forward_backward"]
+            units = (variants.get(unit, {}).get("forward_backward", []) for unit in SMALL_UNITS)
+            table.rows.append(
+                [
+                    *keys,
+                    _milliseconds(spread(row["forward"])),
+                    _milliseconds(spread(whole)),
+                    *(spread_text(ratio(whole, unit)) for unit in units),
+                ]
+            )
     return table
 
 

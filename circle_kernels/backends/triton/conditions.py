@@ -1,0 +1,143 @@
+"""What plans go by, as values: the hardware, limits, and the table of launch settings.
+
+They are the device's, the package's and those of the settings files, unless :func:`assuming` says
+otherwise: plans for a device that is not there, or under other limits, are made by the same code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+
+from circle_kernels.backends.triton.settings import (
+    INTERPRETER,
+    amd_architecture,
+    is_amd,
+    nvidia_architecture,
+)
+from circle_kernels.backends.triton.settings_table import Table, load_table
+
+
+class Hardware(NamedTuple):
+    """What of a device decides how work is split."""
+
+    architecture: str  # that its settings are listed under, or under its family's: sm_90, gfx942
+    multiprocessors: int
+
+    @property
+    def is_amd(self) -> bool:
+        return is_amd(self.architecture)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bytes that may be taken, and sizes from which one way of working pays more than another.
+
+    Attributes:
+        partial_bytes: of partial sums. Every tile of a triangle leaves four numbers for each of its
+            rows, so large batches go in bands of blocks, and what a band leaves is merged before
+            the next one.
+        workspace_bytes: of weights of the backward pass: less than the second-level cache of large
+            devices (50 MB on an H100), so that the products can find there what the kernel before
+            them wrote.
+        kept_bytes: of products that the forward pass keeps for the backward.
+        kept_depth_of_halves, kept_depth_of_singles: from which depth they are kept, for elements of
+            2 and of 4 bytes; an estimate for an H100. If a multiprocessor moves 24 bytes a cycle,
+            writing and reading a tile of 128x128 takes 5,500 of them; computing it again takes 8
+            for each unit of depth in bfloat16, 48 in float32 (three of tf32).
+        sides_bytes: of prepared sides that are left for the backward pass: with small batches,
+            preparing them again is one launch of few; large ones would hold a second copy of their
+            embeddings between the passes.
+        smallest_band: blocks that a band has whatever its size: fewer would not fill a device.
+        triangle_run: tiles that a program of a triangle visits: few enough to spread, enough to
+            share a block.
+        sorted_tiles: tiles of 128x128 per multiprocessor from which sorting by label pays, and in
+            self mode with it the triangle. Sorting costs a few launches and a copy; it saves half
+            of the work around the product, and the triangle half of the product.
+    """
+
+    partial_bytes: int = 32 * 2**20
+    workspace_bytes: int = 32 * 2**20
+    kept_bytes: int = 32 * 2**20
+    kept_depth_of_halves: int = 768
+    kept_depth_of_singles: int = 128
+    sides_bytes: int = 8 * 2**20
+    smallest_band: int = 8
+    triangle_run: int = 8
+    sorted_tiles: int = 24
+
+    def kept_depth(self, itemsize: int) -> int:
+        """The depth from which products are kept."""
+        return self.kept_depth_of_halves if itemsize == 2 else self.kept_depth_of_singles
+
+
+class Conditions(NamedTuple):
+    """What a plan goes by."""
+
+    hardware: Hardware
+    limits: Limits
+    table: Table
+
+
+@dataclass(frozen=True)
+class _Assumed:
+    hardware: Hardware | None = None
+    limits: Limits = Limits()
+    table: Table | None = None
+
+
+_assumed = _Assumed()
+
+
+@contextlib.contextmanager
+def assuming(**assumed: Any) -> Iterator[None]:
+    """Have other ``hardware``, ``limits`` or a ``table`` in place of the usual ones.
+
+    What is not named stays as it is. Under assumed hardware no driver is asked for anything, and
+    launches have to be kept from running (``launch.observe_launches``).
+    """
+    global _assumed
+    before = _assumed
+    _assumed = replace(before, **assumed)
+    try:
+        yield
+    finally:
+        _assumed = before
+
+
+def conditions_on(device: torch.device) -> Conditions:
+    """What plans for a device go by.
+
+    Raises:
+        ValueError: a settings file that is not as it should be.
+    """
+    assumed = _assumed
+    return Conditions(
+        assumed.hardware or hardware_of(device),
+        assumed.limits,
+        load_table() if assumed.table is None else assumed.table,
+    )
+
+
+def hardware_is_assumed() -> bool:
+    """Whether plans are made for a device that need not be there."""
+    return _assumed.hardware is not None
+
+
+@functools.cache
+def hardware_of(device: torch.device) -> Hardware:
+    """The hardware that is there."""
+    if device.type != "cuda":
+        # Interpreted. Few, but enough to make small problems take the split paths.
+        return Hardware(INTERPRETER, 4)
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip is not None:
+        architecture = amd_architecture(properties.gcnArchName)
+    else:
+        architecture = nvidia_architecture(torch.cuda.get_device_capability(device))
+    return Hardware(architecture, properties.multi_processor_count)
