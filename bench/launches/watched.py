@@ -1,4 +1,4 @@
-"""A loss' node of autograd's graph, run without the engine, which would ask a driver for streams."""
+"""The node of autograd's graph that a loss is, run without the engine, which asks drivers."""
 
 from __future__ import annotations
 

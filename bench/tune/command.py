@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+import circle_kernels
 from bench.measuring.cases import parse_choices
 from bench.reporting.errors import UserError
 from bench.reporting.progress import progress_bar
@@ -139,7 +140,9 @@ def make_search(arguments: argparse.Namespace, device: str) -> Search:
             f"got {','.join(arguments.dtypes)}"
         )
     for name in arguments.dtypes:
-        reason = unusable_reason(torch.device(device), getattr(torch, name))
+        reason = unusable_reason(
+            torch.device(device), getattr(torch, name), circle_kernels.CircleFormula()
+        )
         if reason is not None:
             raise UserError(reason)
     depths = arguments.depths or ([512] if arguments.quick else [128, 512, 1024])

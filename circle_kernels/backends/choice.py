@@ -185,7 +185,8 @@ def run_forward(module: Any, problem: PairProblem) -> tuple[Tensor, Tensor, Tens
         )
         return lse_pos, lse_neg, new_saved(module, problem)
     with without_autocast(embeddings.device.type):
-        return module.forward(problem)
+        lse_pos, lse_neg, saved = module.forward(problem)
+    return lse_pos, lse_neg, new_saved(module, problem) if saved is None else saved
 
 
 def new_saved(module: Any, problem: PairProblem) -> Tensor:

@@ -14,7 +14,8 @@ and, where it has code for them,
     row_losses(lse_pos, lse_neg, reduction) -> (loss, slopes) as operation/row_losses.py has them,
         or None, which leaves these to PyTorch
 
-``saved`` is one tensor of bytes (uint8) with whatever the backward pass can use.
+``saved`` is one tensor of bytes (uint8) with whatever the backward pass can use; or None for an
+empty one.
 Not of floats: hooks on saved tensors that compress these would not know their range. The backward
 pass raises RuntimeError where it is not what the forward pass of the problem left.
 Both passes run without autograd, with autocast off, on checked arguments, and on at least one

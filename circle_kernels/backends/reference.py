@@ -34,7 +34,7 @@ def saves_labels(problem: PairProblem) -> bool:
     return False
 
 
-def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
+def forward(problem: PairProblem) -> tuple[Tensor, Tensor, None]:
     """Log-sum-exps of every row, computed in the embeddings' own dtype."""
     similarity = similarity_matrix(problem.embeddings, problem.columns, normalize=problem.normalize)
     if problem.listed is not None:
@@ -43,8 +43,7 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
         ref_labels = None if problem.self_mode else problem.column_labels
         positive, negative = pair_masks(problem.labels, ref_labels)
     lse_pos, lse_neg = masked_logsumexps(similarity, positive, negative, problem.formula)
-    saved = similarity.new_empty(0, dtype=torch.uint8)
-    return lse_pos.to(problem.result_dtype), lse_neg.to(problem.result_dtype), saved
+    return lse_pos.to(problem.result_dtype), lse_neg.to(problem.result_dtype), None
 
 
 def backward(
