@@ -25,9 +25,9 @@ from circle_kernels.backends import triton as triton_backend
 from circle_kernels.backends.problem import Needs, PairProblem, Passed
 from circle_kernels.backends.triton.conditions import assuming
 from circle_kernels.backends.triton.launch import Launch, observe_launches
-from circle_kernels.backends.triton.operands import aligned_depth
 from circle_kernels.backends.triton.settings import Settings, fit_depth
 from circle_kernels.backends.triton.settings_table import Table, load_table
+from circle_kernels.backends.triton.sides import aligned_depth
 from circle_kernels.formula import PairFormula
 
 # Passes that are timed in turn; each graph has memory of its own.

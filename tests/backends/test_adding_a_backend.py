@@ -22,17 +22,17 @@ from circle_kernels.operation.listed_pairs import PairIndices, pair_matrix
 from tests.operation.numbers.test_oracle import (
     test_logsumexps_and_gradients_are_as_exact_as_eager as hold_to_the_oracle,
 )
-from tests.support import toy_backend
 from tests.support.batches import batch, batch_with_references, class_batch
 from tests.support.cases import Case
 from tests.support.targets import Target
+from tests.support.toys import backend as toy_backend
 
 TOY = Target("toy", "cpu", (torch.float64, torch.float32, torch.bfloat16))
 
 
 @pytest.fixture(autouse=True)
 def _toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    backend = choice.Backend("tests.support.toy_backend", listed_pairs=False)
+    backend = choice.Backend("tests.support.toys.backend", listed_pairs=False)
     monkeypatch.setitem(choice.BACKENDS, "toy", backend)
     toy_backend.calls.clear()
     yield

@@ -18,7 +18,7 @@ from tests.operation.numbers.test_oracle import (
 from tests.support.batches import batch
 from tests.support.cases import Case
 from tests.support.targets import Target
-from tests.support.toy_formula import SquaredFormula
+from tests.support.toys.formula import SquaredFormula
 
 EVERY = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 

@@ -100,7 +100,7 @@ def test_bad_hyper_parameters_are_named(
 @for_every_formula
 @pytest.mark.parametrize("positive", [True, False])
 def test_triton_formula_is_the_torch_formula(formula: PairFormula, positive: bool) -> None:
-    from tests.support.triton_formula import evaluate
+    from tests.losses.triton_formula import evaluate
 
     logits, slopes = evaluate(formula, SIMILARITY.float(), positive)
     similarity = SIMILARITY.float().double()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -12,9 +11,10 @@ import triton
 from torch import Tensor
 
 from circle_kernels.backends.triton.conditions import hardware_is_assumed
-from circle_kernels.backends.triton.primitives import REACH, load_tile
+from circle_kernels.backends.triton.formula import FORMULAS
+from circle_kernels.backends.triton.primitives import load_tile
 from circle_kernels.backends.triton.settings import Settings
-from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
+from circle_kernels.formula import CircleFormula, PairFormula
 
 # Triton decides when a kernel is defined, from TRITON_INTERPRET, whether it is interpreted.
 INTERPRETED = not isinstance(load_tile, triton.runtime.JITFunction)
@@ -36,7 +36,7 @@ def status() -> str:
 
 def unusable_reason(device: torch.device, dtype: torch.dtype, formula: PairFormula) -> str | None:
     """Why the kernels cannot take these tensors with this formula; None where they can."""
-    if type(formula) not in (CircleFormula, UnifiedFormula):
+    if type(formula) not in FORMULAS:
         return f"the Triton kernels have no code for {type(formula).__name__}"
     if dtype not in DTYPES:
         return f"the Triton kernels take float16, bfloat16 and float32, not {dtype}"
@@ -188,39 +188,3 @@ def launch_tiles(
         settings.num_stages,
         settings.max_registers,
     )
-
-
-def coordinate_scale(formula: PairFormula) -> float:
-    """Coordinate of a similarity of 1: what makes a squared distance a base-2 logit."""
-    scale = float(formula.gamma) / math.log(2)
-    return math.sqrt(scale) if formula.name == "circle" else scale
-
-
-def formula_arguments(formula: PairFormula) -> dict[str, float]:
-    """The formula's numbers, in coordinates, under the names that every kernel gives them.
-
-    ``fixed_shift`` is what exponents are taken relative to where that needs no running maximum: no
-    more than normalised pairs call for, since exponent and shift are rounded at their size.
-    """
-    optimum_pos, optimum_neg, margin_pos, margin_neg = formula.constants
-    scale = coordinate_scale(formula)
-    if formula.name == "circle":
-        vertex_pos = scale * (optimum_pos + margin_pos) / 2
-        floor_pos = scale * (margin_pos - optimum_pos) / 2
-        vertex_neg = scale * (optimum_neg + margin_neg) / 2
-        floor_neg = scale * (optimum_neg - margin_neg) / 2
-        farthest = max(vertex_pos + scale, scale - vertex_neg, floor_pos, floor_neg)
-        return {
-            "vertex_pos": vertex_pos,
-            "floor_pos": floor_pos,
-            "vertex_neg": vertex_neg,
-            "floor_neg": floor_neg,
-            "fixed_shift": min(max(farthest**2 - REACH.value, 0.0), REACH.value),
-        }
-    return {
-        "vertex_pos": scale * margin_pos,
-        "floor_pos": 0.0,
-        "vertex_neg": scale * margin_neg,
-        "floor_neg": 0.0,
-        "fixed_shift": 0.0,
-    }

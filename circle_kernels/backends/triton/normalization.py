@@ -9,8 +9,9 @@ from torch import Tensor
 
 from circle_kernels.backends.rows import NORM_EPS
 from circle_kernels.backends.triton.launch import launch_kernel
-from circle_kernels.backends.triton.operands import NORM_UNIT, ROW_BLOCK, Side, ceil_div
+from circle_kernels.backends.triton.operands import NORM_UNIT, ROW_BLOCK
 from circle_kernels.backends.triton.primitives import load_tile
+from circle_kernels.backends.triton.sides import Side, ceil_div
 
 
 @triton.jit(do_not_specialize=["num_rows"])

@@ -1,10 +1,4 @@
-"""What forward and backward kernels share: tiles, the pair formulas, sums with a shift.
-
-Pairs are seen through their *coordinate* u, the similarity times a constant of the formula, and
-their *distance* t from the vertex of their logit's parabola, in units that make the base-2 logit
-t^2 less a constant of its kind (t itself for formulas without a parabola). The constants join the
-log-sum-exps at the end. Derivation: docs/derivation.md.
-"""
+"""What forward and backward kernels share: tiles, products, sums with a shift."""
 
 from __future__ import annotations
 
@@ -12,9 +6,6 @@ import triton
 import triton.language as tl
 
 LN_2 = tl.constexpr(0.6931471805599453)
-# The circle formula's exponents t^2 are at least 0. Relative to a shift of at most this none
-# underflows, and up to this far above the shift a float32 holds them.
-REACH = tl.constexpr(100.0)
 # Anchors that share one entry of the statistics' last row; every block of rows divides it.
 STATISTICS_BLOCK = tl.constexpr(256)
 
@@ -203,97 +194,6 @@ def pair_scales(
     exponentiated against a log-sum-exp that saw the other's.
     """
     return row_scales[:, None] * column_scales[None, :]
-
-
-@triton.jit
-def pair_distances(
-    products,  # (R, C)
-    scales,  # (R, C)
-    vertex,
-    floor,
-    POSITIVE: tl.constexpr,
-    FORMULA: tl.constexpr,
-):
-    """Compute t of one kind of pair: from the vertex toward larger loss, at least ``floor``.
-
-    An explicit fused multiply-add, as in :func:`shifted_exponents`: the passes have to round alike,
-    whatever else a compiler finds to fuse in one of them.
-    """
-    vertices = tl.zeros(products.shape, tl.float32) + vertex
-    if POSITIVE:
-        distances = tl.fma(-products, scales, vertices)
-    else:
-        distances = tl.fma(products, scales, -vertices)
-    if FORMULA == "circle":
-        # The clamp must let NaN through, or a NaN embedding would end in a finite loss.
-        distances = tl.maximum(distances, floor, propagate_nan=tl.PropagateNan.ALL)
-    return distances
-
-
-@triton.jit
-def mixed_distances(
-    products,  # (R, C)
-    scales,  # (R, C)
-    positive,  # (R, C)
-    vertex_pos,
-    floor_pos,
-    vertex_neg,
-    floor_neg,
-    FORMULA: tl.constexpr,
-):
-    """Compute each pair's t: that of a positive where ``positive`` is true, else of a negative.
-
-    As :func:`pair_distances` rounds it; selecting its operands takes fewer instructions than
-    selecting between its results.
-    """
-    vertices = tl.where(positive, vertex_pos, -vertex_neg)
-    distances = tl.fma(products, tl.where(positive, -scales, scales), vertices)
-    if FORMULA == "circle":
-        floors = tl.where(positive, floor_pos, floor_neg)
-        distances = tl.maximum(distances, floors, propagate_nan=tl.PropagateNan.ALL)
-    return distances
-
-
-@triton.jit
-def shifted_exponents(
-    distances,  # (R, C)
-    shifts,  # (R, C)
-    FORMULA: tl.constexpr,
-):
-    """Compute base-2 logits, but for :func:`logit_constant`, less ``shifts``."""
-    exponents = distances - shifts
-    if FORMULA == "circle":
-        exponents = tl.fma(distances, distances, -shifts)
-    return exponents
-
-
-@triton.jit
-def logit_constant(floor, FORMULA: tl.constexpr):
-    """What exponents have more than logits: a clamped pair's logit is 0."""
-    return floor * floor if FORMULA == "circle" else 0.0
-
-
-@triton.jit
-def pair_slopes(
-    distances,
-    floor,
-    slope_scale,
-    POSITIVE: tl.constexpr,
-    FORMULA: tl.constexpr,
-    DETACH_WEIGHTS: tl.constexpr,
-):
-    """Compute the slopes of one kind of pair, the paper's Eq. 9 and 10 if detached.
-
-    Natural logits by coordinates where ``slope_scale`` is LN_2.
-    """
-    if FORMULA == "unified":
-        slopes = tl.full(distances.shape, 1.0, tl.float32)
-    elif DETACH_WEIGHTS:
-        slopes = distances - floor
-    else:
-        # Below 0 only where the clamp is below the vertex, as it is for the usual margins.
-        slopes = tl.where(distances <= floor, 0.0, 2.0 * distances)
-    return slopes * (-slope_scale if POSITIVE else slope_scale)
 
 
 @triton.jit

@@ -12,8 +12,8 @@ from torch import Tensor
 from circle_kernels.backends.problem import PairProblem
 from circle_kernels.backends.saved_bytes import HOOKS
 from circle_kernels.backends.triton.conditions import conditions_on
-from circle_kernels.backends.triton.operands import Side, ceil_div, new_sides
 from circle_kernels.backends.triton.plan import Layout, plan_layout, shape_of
+from circle_kernels.backends.triton.sides import Side, ceil_div, new_sides
 
 # Each piece begins at a multiple of so many bytes, so that kernels find addresses as they expect.
 _ALIGNMENT = 64

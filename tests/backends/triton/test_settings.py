@@ -15,7 +15,6 @@ import torch
 pytest.importorskip("triton", minversion="3.3")
 
 from circle_kernels.backends.triton import settings_table
-from circle_kernels.backends.triton.operands import ROW_PADDING
 from circle_kernels.backends.triton.settings import (
     Settings,
     amd_architecture,
@@ -28,6 +27,7 @@ from circle_kernels.backends.triton.settings import (
     weights_settings,
 )
 from circle_kernels.backends.triton.settings_table import KERNELS, SETTINGS_VARIABLE, load_table
+from circle_kernels.backends.triton.sides import ROW_PADDING
 
 SHIPPED = ("sm_80", "sm_86", "sm_90", "sm_100", "gfx942", "interpreter")
 ENTRY: dict[str, Any] = {

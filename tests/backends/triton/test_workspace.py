@@ -16,8 +16,8 @@ from tests.support.yardstick import gradients
 pytest.importorskip("triton", minversion="3.3")
 
 from circle_kernels.backends.triton.conditions import Limits, assuming
-from circle_kernels.backends.triton.operands import ROW_PADDING
 from circle_kernels.backends.triton.plan import Chunks, Shape, plan_chunks
+from circle_kernels.backends.triton.sides import ROW_PADDING
 
 SMALL_WORKSPACE = Limits(workspace_bytes=4 * 256 * 256)
 

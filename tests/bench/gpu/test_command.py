@@ -16,7 +16,7 @@ from bench.gpu.tasks import CAPTURED, EVERY, LARGE, MAIN, NO_TIME_LEFT, SMALL, T
 from bench.measuring.cases import Case
 from bench.reporting.errors import UserError
 from bench.reporting.results import Results, load, slug, start_results
-from tests.support.gpu_tasks import TINY, statuses
+from tests.bench.gpu.gpu_tasks import TINY, statuses
 
 
 def time_row(case: tuple, variant: str, forward: float, whole: float | None = None) -> dict:

@@ -10,7 +10,7 @@ import pytest
 
 from bench.gpu import command as gpu
 from bench.gpu import device_tests as gpu_tests
-from tests.support.gpu_tasks import FAR_AWAY
+from tests.bench.gpu.gpu_tasks import FAR_AWAY
 
 
 def run_file(folder: Path, content: str, processes: int = 1) -> dict:

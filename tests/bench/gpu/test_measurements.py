@@ -13,7 +13,7 @@ from bench.gpu.tasks import NO_TIME_LEFT, Task
 from bench.measuring import sweep
 from bench.measuring.timing import CapturedStep
 from bench.measuring.variants import VARIANTS, Work
-from tests.support.gpu_tasks import FAR_AWAY, TINY, PatientTask, statuses
+from tests.bench.gpu.gpu_tasks import FAR_AWAY, TINY, PatientTask, statuses
 
 
 def test_worker_measures_and_what_fails_is_a_row() -> None:

@@ -17,8 +17,8 @@ from bench.tune import passes as tune_passes
 from bench.tune.grid import Size
 from bench.tune.passes import Job, NotLaunchedError, Pass, TimedPass, time_ratios, why_unusable
 from circle_kernels.backends.triton.settings import Settings
+from tests.bench.tune.tuning import BASE, FAST, FASTER
 from tests.support.targets import INTERPRETED
-from tests.support.tuning import BASE, FAST, FASTER
 
 
 def test_fastest_is_chosen_if_it_is_faster_by_more_than_the_margin() -> None:

@@ -15,8 +15,8 @@ from bench.tune.chooser import Choice, Chooser
 from bench.tune.grid import Gpu
 from bench.tune.passes import Job
 from circle_kernels.backends.triton.settings import Settings
-from tests.support.gpu_tasks import FAR_AWAY
-from tests.support.tuning import BASE, FAST, FASTER, H100
+from tests.bench.gpu.gpu_tasks import FAR_AWAY
+from tests.bench.tune.tuning import BASE, FAST, FASTER, H100
 
 
 def breaks_at_some(

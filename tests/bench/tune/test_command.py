@@ -37,8 +37,8 @@ from circle_kernels.backends.triton.settings_table import (
     load_table,
     read_entries,
 )
+from tests.bench.tune.tuning import BASE, FAST, H100, no_data
 from tests.support.targets import INTERPRETED
-from tests.support.tuning import BASE, FAST, H100, no_data
 
 
 def made_up(fastest: Mapping[str, Settings]) -> tune_passes.Measure:

@@ -15,8 +15,8 @@ from circle_kernels.backends.triton.settings_table import (
     KERNELS,
     unusable_shape,
 )
+from tests.bench.tune.tuning import H100, MI300, no_data
 from tests.support.targets import INTERPRETED
-from tests.support.tuning import H100, MI300, no_data
 
 
 @pytest.mark.parametrize("gpu", [H100, MI300], ids=lambda gpu: gpu.architecture)

@@ -19,16 +19,14 @@ from circle_kernels.backends.triton.backward_pass.statistics import (
 )
 from circle_kernels.backends.triton.backward_pass.workspace import multiply, write_weights
 from circle_kernels.backends.triton.conditions import Conditions, Hardware, conditions_on
-from circle_kernels.backends.triton.launch import formula_arguments, on_device
+from circle_kernels.backends.triton.formula import formula_arguments
+from circle_kernels.backends.triton.launch import on_device
 from circle_kernels.backends.triton.normalization import finish_gradient
-from circle_kernels.backends.triton.operands import (
-    Side,
-    operand_arguments,
-    prepare_sides,
-)
+from circle_kernels.backends.triton.operands import prepare_sides
 from circle_kernels.backends.triton.plan import Chunks, Labels, plan_chunks, plan_walk, shape_of
 from circle_kernels.backends.triton.saved import Saved, products_arguments, view_saved
 from circle_kernels.backends.triton.settings import dot_precision, weights_settings
+from circle_kernels.backends.triton.sides import Side, operand_arguments
 
 
 def backward(

@@ -10,15 +10,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from circle_kernels.backends.triton.primitives import (
-    LN_2,
+from circle_kernels.backends.triton.formula import (
     REACH,
-    STATISTICS_BLOCK,
     mixed_distances,
     pair_distances,
     pair_slopes,
     shifted_exponents,
 )
+from circle_kernels.backends.triton.primitives import LN_2, STATISTICS_BLOCK
 
 
 @triton.jit

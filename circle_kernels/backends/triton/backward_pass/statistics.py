@@ -7,9 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from circle_kernels.backends.triton.launch import formula_arguments, launch_kernel
-from circle_kernels.backends.triton.operands import ROW_PADDING, Side
+from circle_kernels.backends.triton.formula import formula_arguments
+from circle_kernels.backends.triton.launch import launch_kernel
 from circle_kernels.backends.triton.primitives import LN_2
+from circle_kernels.backends.triton.sides import ROW_PADDING, Side
 from circle_kernels.formula import PairFormula
 
 # Rows of each block of the table: log-sum-exps of exponents, upstream gradients, factors of

@@ -16,7 +16,6 @@ from circle_kernels.backends.triton.backward_pass.gradients import (
 )
 from circle_kernels.backends.triton.conditions import Hardware
 from circle_kernels.backends.triton.launch import launch_tiles
-from circle_kernels.backends.triton.operands import ceil_div
 from circle_kernels.backends.triton.primitives import (
     load_block,
     load_tile_inside,
@@ -26,6 +25,7 @@ from circle_kernels.backends.triton.primitives import (
     tile_products,
 )
 from circle_kernels.backends.triton.settings import Settings
+from circle_kernels.backends.triton.sides import ceil_div
 
 # Columns at a time of the tiles that take the exact body.
 _EXACT_PART = tl.constexpr(32)

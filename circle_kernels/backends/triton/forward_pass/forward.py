@@ -12,20 +12,16 @@ from torch import Tensor
 
 from circle_kernels.backends.problem import PairProblem
 from circle_kernels.backends.triton.conditions import conditions_on
+from circle_kernels.backends.triton.formula import formula_arguments
 from circle_kernels.backends.triton.forward_pass.merge import merge_sums_of_band
 from circle_kernels.backends.triton.forward_pass.rectangle import sum_rows_kernel
 from circle_kernels.backends.triton.forward_pass.triangle import sum_triangle_kernel
-from circle_kernels.backends.triton.launch import formula_arguments, launch_tiles, on_device
-from circle_kernels.backends.triton.operands import (
-    fill_sides,
-    operand_arguments,
-    prepare_sides,
-    row_arguments,
-    sort_by_label,
-)
+from circle_kernels.backends.triton.launch import launch_tiles, on_device
+from circle_kernels.backends.triton.operands import fill_sides, prepare_sides, sort_by_label
 from circle_kernels.backends.triton.plan import plan_walk, shape_of
 from circle_kernels.backends.triton.saved import new_saved, products_arguments, view_saved
 from circle_kernels.backends.triton.settings import dot_precision
+from circle_kernels.backends.triton.sides import operand_arguments, row_arguments
 
 
 def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:

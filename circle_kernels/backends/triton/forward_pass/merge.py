@@ -6,15 +6,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from circle_kernels.backends.triton.launch import formula_arguments, launch_kernel
-from circle_kernels.backends.triton.operands import ceil_div
+from circle_kernels.backends.triton.formula import formula_arguments, logit_constant
+from circle_kernels.backends.triton.launch import launch_kernel
 from circle_kernels.backends.triton.plan import Band, Walk
-from circle_kernels.backends.triton.primitives import (
-    LN_2,
-    finish_logsumexp,
-    logit_constant,
-    merge_sums,
-)
+from circle_kernels.backends.triton.primitives import LN_2, finish_logsumexp, merge_sums
+from circle_kernels.backends.triton.sides import ceil_div
 from circle_kernels.formula import PairFormula
 
 # Rows that a program merges, and partial sums that it loads at a time.

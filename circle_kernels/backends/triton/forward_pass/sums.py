@@ -9,12 +9,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from circle_kernels.backends.triton.primitives import (
-    load_block,
+from circle_kernels.backends.triton.formula import (
     mixed_distances,
     pair_distances,
-    pair_scales,
     shifted_exponents,
+)
+from circle_kernels.backends.triton.primitives import (
+    load_block,
+    pair_scales,
     store_tile,
     tile_products,
 )

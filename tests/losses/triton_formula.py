@@ -7,14 +7,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from circle_kernels.backends.triton.launch import coordinate_scale, formula_arguments
-from circle_kernels.backends.triton.primitives import (
-    LN_2,
+from circle_kernels.backends.triton.formula import (
+    coordinate_scale,
+    formula_arguments,
     logit_constant,
     pair_distances,
     pair_slopes,
     shifted_exponents,
 )
+from circle_kernels.backends.triton.primitives import LN_2
 from circle_kernels.formula import PairFormula
 
 

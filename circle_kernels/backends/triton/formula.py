@@ -1,0 +1,150 @@
+"""The pair formulas: formula.py in Triton, in other units.
+
+Pairs are seen through their *coordinate* u, the similarity times a constant of the formula, and
+their *distance* t from the vertex of their logit's parabola, in units that make the base-2 logit
+t^2 less a constant of its kind (t itself for formulas without a parabola). The constants join the
+log-sum-exps at the end. Derivation: docs/derivation.md.
+"""
+
+from __future__ import annotations
+
+import math
+
+import triton
+import triton.language as tl
+
+from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
+
+FORMULAS = (CircleFormula, UnifiedFormula)  # that there is code for
+
+# The circle formula's exponents t^2 are at least 0. Relative to a shift of at most this none
+# underflows, and up to this far above the shift a float32 holds them.
+REACH = tl.constexpr(100.0)
+
+
+@triton.jit
+def pair_distances(
+    products,  # (R, C)
+    scales,  # (R, C)
+    vertex,
+    floor,
+    POSITIVE: tl.constexpr,
+    FORMULA: tl.constexpr,
+):
+    """Compute t of one kind of pair: from the vertex toward larger loss, at least ``floor``.
+
+    An explicit fused multiply-add, as in :func:`shifted_exponents`: the passes have to round alike,
+    whatever else a compiler finds to fuse in one of them.
+    """
+    vertices = tl.zeros(products.shape, tl.float32) + vertex
+    if POSITIVE:
+        distances = tl.fma(-products, scales, vertices)
+    else:
+        distances = tl.fma(products, scales, -vertices)
+    if FORMULA == "circle":
+        # The clamp must let NaN through, or a NaN embedding would end in a finite loss.
+        distances = tl.maximum(distances, floor, propagate_nan=tl.PropagateNan.ALL)
+    return distances
+
+
+@triton.jit
+def mixed_distances(
+    products,  # (R, C)
+    scales,  # (R, C)
+    positive,  # (R, C)
+    vertex_pos,
+    floor_pos,
+    vertex_neg,
+    floor_neg,
+    FORMULA: tl.constexpr,
+):
+    """Compute each pair's t: that of a positive where ``positive`` is true, else of a negative.
+
+    As :func:`pair_distances` rounds it; selecting its operands takes fewer instructions than
+    selecting between its results.
+    """
+    vertices = tl.where(positive, vertex_pos, -vertex_neg)
+    distances = tl.fma(products, tl.where(positive, -scales, scales), vertices)
+    if FORMULA == "circle":
+        floors = tl.where(positive, floor_pos, floor_neg)
+        distances = tl.maximum(distances, floors, propagate_nan=tl.PropagateNan.ALL)
+    return distances
+
+
+@triton.jit
+def shifted_exponents(
+    distances,  # (R, C)
+    shifts,  # (R, C)
+    FORMULA: tl.constexpr,
+):
+    """Compute base-2 logits, but for :func:`logit_constant`, less ``shifts``."""
+    exponents = distances - shifts
+    if FORMULA == "circle":
+        exponents = tl.fma(distances, distances, -shifts)
+    return exponents
+
+
+@triton.jit
+def logit_constant(floor, FORMULA: tl.constexpr):
+    """What exponents have more than logits: a clamped pair's logit is 0."""
+    return floor * floor if FORMULA == "circle" else 0.0
+
+
+@triton.jit
+def pair_slopes(
+    distances,
+    floor,
+    slope_scale,
+    POSITIVE: tl.constexpr,
+    FORMULA: tl.constexpr,
+    DETACH_WEIGHTS: tl.constexpr,
+):
+    """Compute the slopes of one kind of pair, the paper's Eq. 9 and 10 if detached.
+
+    Natural logits by coordinates where ``slope_scale`` is LN_2.
+    """
+    if FORMULA == "unified":
+        slopes = tl.full(distances.shape, 1.0, tl.float32)
+    elif DETACH_WEIGHTS:
+        slopes = distances - floor
+    else:
+        # Below 0 only where the clamp is below the vertex, as it is for the usual margins.
+        slopes = tl.where(distances <= floor, 0.0, 2.0 * distances)
+    return slopes * (-slope_scale if POSITIVE else slope_scale)
+
+
+def coordinate_scale(formula: PairFormula) -> float:
+    """Coordinate of a similarity of 1: what makes a squared distance a base-2 logit."""
+    scale = float(formula.gamma) / math.log(2)
+    return math.sqrt(scale) if formula.name == "circle" else scale
+
+
+def formula_arguments(formula: PairFormula) -> dict[str, float]:
+    """The formula's numbers, in coordinates, under the names that every kernel gives them.
+
+    ``fixed_shift`` is what exponents are taken relative to where that needs no running maximum: no
+    more than normalised pairs call for, since exponent and shift are rounded at their size.
+    """
+    optimum_pos, optimum_neg, margin_pos, margin_neg = formula.constants
+    scale = coordinate_scale(formula)
+    if formula.name == "circle":
+        vertex_pos = scale * (optimum_pos + margin_pos) / 2
+        floor_pos = scale * (margin_pos - optimum_pos) / 2
+        vertex_neg = scale * (optimum_neg + margin_neg) / 2
+        floor_neg = scale * (optimum_neg - margin_neg) / 2
+        farthest = max(vertex_pos + scale, scale - vertex_neg, floor_pos, floor_neg)
+        return {
+            "vertex_pos": vertex_pos,
+            "floor_pos": floor_pos,
+            "vertex_neg": vertex_neg,
+            "floor_neg": floor_neg,
+            "fixed_shift": min(max(farthest**2 - REACH.value, 0.0), REACH.value),
+        }
+    assert formula.name == "unified", formula
+    return {
+        "vertex_pos": scale * margin_pos,
+        "floor_pos": 0.0,
+        "vertex_neg": scale * margin_neg,
+        "floor_neg": 0.0,
+        "fixed_shift": 0.0,
+    }
