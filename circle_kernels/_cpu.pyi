@@ -80,3 +80,13 @@ def backward(
     # saved, its bytes, grad_lse_pos, grad_lse_neg, grad_rows, grad_columns
     tensors: tuple[int, int, int, int, int, int],
 ) -> None: ...
+def loss_and_gradients(
+    scalar: Scalar,
+    rows: Side,
+    columns: Side | None,
+    formula: Formula,
+    settings: Settings,
+    listed: Listed,
+    reduction: Reduction,
+    tensors: tuple[int, int, int, int],  # saved bytes, loss, grad_rows, grad_columns
+) -> None: ...

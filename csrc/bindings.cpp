@@ -5,6 +5,7 @@
 
 #include <array>
 #include <chrono>
+#include <memory>
 #include <optional>
 
 #include "common/dispatch.h"
@@ -121,16 +122,44 @@ bool mark_pairs_at(const std::array<int64_t, 3>& list, int kind,
       {reinterpret_cast<uint8_t*>(matrix[0]), matrix[1], matrix[2], matrix[3]}, threads);
 }
 
+template <class Run>
+void with_float(bool is_double, Run run) {
+  is_double ? run(double{}) : run(float{});
+}
+
 // (lse_pos, lse_neg, loss, slopes), of double or of float
 void row_losses_at(bool is_double, const std::array<Address, 4>& tensors, int64_t rows,
                    Reduction reduction) {
-  const auto run = [&](auto zero) {
+  py::gil_scoped_release release;
+  with_float(is_double, [&](auto zero) {
     using T = decltype(zero);
     row_losses(reinterpret_cast<const T*>(tensors[0]), reinterpret_cast<const T*>(tensors[1]), rows,
                reduction, reinterpret_cast<T*>(tensors[2]), reinterpret_cast<T*>(tensors[3]));
-  };
-  py::gil_scoped_release release;
-  is_double ? run(double{}) : run(float{});
+  });
+}
+
+// (saved bytes, loss, grad_rows, grad_columns)
+using StepAddresses = std::array<int64_t, 4>;
+
+// Both passes with the losses of rows between them: a small batch takes as long as three calls.
+void loss_and_gradients(Scalar scalar, const Side& rows, const std::optional<Side>& columns,
+                        const Formula& formula, const Settings& settings, const Listed& listed,
+                        Reduction reduction, const StepAddresses& tensors) {
+  const Level& level = current_level();
+  const Problem problem = make_problem(scalar, rows, columns, formula, settings, listed);
+  const int64_t count = problem.rows.count;
+  run_interruptible([&] {
+    with_float(scalar == Scalar::float64, [&](auto zero) {
+      using T = decltype(zero);
+      const Block saved(tensors[0]);
+      const std::unique_ptr<T[]> vectors(new T[3 * count]);
+      T *lse_pos = vectors.get(), *lse_neg = lse_pos + count, *slopes = lse_neg + count;
+      run_forward(level, problem, {lse_pos, lse_neg, saved.data(), tensors[0]});
+      row_losses(lse_pos, lse_neg, count, reduction, reinterpret_cast<T*>(tensors[1]), slopes);
+      run_backward(problem, {saved.data(), tensors[0], slopes, slopes},
+                   {reinterpret_cast<void*>(tensors[2]), reinterpret_cast<void*>(tensors[3])});
+    });
+  });
 }
 
 }  // namespace
@@ -194,4 +223,7 @@ PYBIND11_MODULE(_cpu, module) {
              py::arg("threads"));
   module.def("row_losses", &row_losses_at, py::arg("is_double"), py::arg("tensors"),
              py::arg("rows"), py::arg("reduction"));
+  module.def("loss_and_gradients", &loss_and_gradients, py::arg("scalar"), py::arg("rows"),
+             py::arg("columns"), py::arg("formula"), py::arg("settings"), py::arg("listed"),
+             py::arg("reduction"), py::arg("tensors"));
 }

@@ -28,11 +28,11 @@ class NodeOfLoss:
     def forward(self, *given: Tensor) -> Tensor:
         """The loss of what users give."""
         with torch.no_grad(), stand_ins():
-            tensors = check_batch(*given, *(None,) * (4 - len(given))).tensors
-            self.needs_input_grad = tuple(
-                tensor is not None and tensor.requires_grad for tensor in tensors
-            )
-            return RowLosses.forward(self, *tensors, self._operation, self._reduction, True)
+            batch = check_batch(*given, *(None,) * (4 - len(given)))
+            sides = (batch.embeddings, batch.ref_emb)
+            self.needs_input_grad = tuple(side is not None and side.requires_grad for side in sides)
+            call = (batch, self._operation, self._reduction, True)
+            return RowLosses.forward(self, *sides, call)
 
     def backward(self, loss: Tensor) -> Any:
         """The gradient of the embeddings, from the 1 that autograd begins with."""

@@ -148,9 +148,9 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
     problem = _complete(problem)
     extension = _loaded()
     rows = problem.embeddings.shape[0]
-    lse_pos, lse_neg = (
-        torch.empty(rows, dtype=problem.result_dtype, device="cpu") for _ in range(2)
-    )
+    dtype = problem.result_dtype
+    lse_pos = torch.empty(rows, dtype=dtype, device="cpu")
+    lse_neg = torch.empty(rows, dtype=dtype, device="cpu")
     kept_tiles, size = _plan_saved(problem)
     saved = _new_saved(extension, size)
     extension.forward(
@@ -198,7 +198,7 @@ def backward(
 
 
 def row_losses(lse_pos: Tensor, lse_neg: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
-    """What :func:`circle_kernels.operation.row_losses.row_losses` returns, in one call."""
+    """What :func:`circle_kernels.operation.reductions.row_losses` returns, in one call."""
     extension = _loaded()
     lse_pos, lse_neg = lse_pos.contiguous(), lse_neg.contiguous()
     slopes = torch.empty_like(lse_pos)
@@ -210,6 +210,31 @@ def row_losses(lse_pos: Tensor, lse_neg: Tensor, reduction: str) -> tuple[Tensor
         _reduction(extension, reduction),
     )
     return loss, slopes
+
+
+def loss_and_gradients(
+    problem: PairProblem, reduction: str, needs: Needs
+) -> tuple[Tensor, tuple[Tensor | None, Tensor | None]]:
+    """What both passes and :func:`row_losses` between them return, in one call."""
+    problem = _complete(problem)
+    extension = _loaded()
+    grad_embeddings = _empty_like(problem.embeddings) if needs.embeddings else None
+    grad_references = (
+        _empty_like(problem.ref_emb) if needs.references and problem.ref_emb is not None else None
+    )
+    loss = torch.empty((), dtype=problem.result_dtype, device="cpu")
+    kept_tiles, size = _plan_saved(problem)
+    extension.loss_and_gradients(
+        *_describe(extension, problem, kept_tiles),
+        _reduction(extension, reduction),
+        (
+            size,
+            loss.data_ptr(),
+            0 if grad_embeddings is None else grad_embeddings.data_ptr(),
+            0 if grad_references is None else grad_references.data_ptr(),
+        ),
+    )
+    return loss, (grad_embeddings, grad_references)
 
 
 def mark_pairs(rows: Tensor, columns: Tensor, kind: int, kinds: Tensor) -> bool | None:

@@ -11,8 +11,10 @@ A backend is a module, listed in :data:`circle_kernels.backends.choice.BACKENDS`
 
 and, where it has code for them,
 
-    row_losses(lse_pos, lse_neg, reduction) -> (loss, slopes) as operation/row_losses.py has them,
+    row_losses(lse_pos, lse_neg, reduction) -> (loss, slopes) as operation/reductions.py has them,
         or None, which leaves these to PyTorch
+    loss_and_gradients(problem, reduction, needs) -> (loss, (grad_embeddings, grad_references)): all
+        of it at once
 
 ``saved`` is one tensor of bytes (uint8) with whatever the backward pass can use; or None for an
 empty one.

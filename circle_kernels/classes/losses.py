@@ -31,7 +31,8 @@ from circle_kernels.classes.sampling import (
 from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
 from circle_kernels.operation.batch import Batch, Operation, operation_of
 from circle_kernels.operation.eager import logsumexps
-from circle_kernels.operation.row_losses import REDUCTIONS, reduce_exponents, reduced_row_losses
+from circle_kernels.operation.reductions import REDUCTIONS, reduce_exponents
+from circle_kernels.operation.row_losses import reduced_row_losses
 from circle_kernels.options import (
     check_choice,
     check_flag,

@@ -35,7 +35,8 @@ from circle_kernels.operation.listed_pairs import (
     pair_matrix,
     unique_pairs,
 )
-from circle_kernels.operation.row_losses import MEAN_NONZERO, reduced_row_losses, softplus
+from circle_kernels.operation.reductions import MEAN_NONZERO, softplus
+from circle_kernels.operation.row_losses import reduced_row_losses
 
 try:
     from pytorch_metric_learning import distances, losses

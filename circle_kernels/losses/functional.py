@@ -14,9 +14,10 @@ from circle_kernels.distributed.gather import gather_batch
 from circle_kernels.distributed.groups import Group, check_group, check_group_reduction
 from circle_kernels.formula import CircleFormula, UnifiedFormula
 from circle_kernels.logsumexp import present_logsumexp
-from circle_kernels.operation.batch import Batch, Operation, check_batch, operation_of
+from circle_kernels.operation.batch import Batch, Operation, check_batch, operation_of, remembered
 from circle_kernels.operation.eager import logsumexps
-from circle_kernels.operation.row_losses import REDUCTIONS, reduced_row_losses, softplus
+from circle_kernels.operation.reductions import REDUCTIONS, softplus
+from circle_kernels.operation.row_losses import reduced_row_losses
 from circle_kernels.options import (
     check_choice,
     explain_other_names,
@@ -118,7 +119,7 @@ def circle_loss(
         skip_below=skip_below,
         backend=backend,
     )
-    rows = RowReduction(scope, reduction, group)
+    rows = rows_of(scope, reduction, group)
     return pair_loss(check_batch(embeddings, labels, ref_emb, ref_labels), operation, rows)
 
 
@@ -152,7 +153,7 @@ def unified_loss(
         skip_below=skip_below,
         backend=backend,
     )
-    rows = RowReduction(scope, reduction, group)
+    rows = rows_of(scope, reduction, group)
     return pair_loss(check_batch(embeddings, labels, ref_emb, ref_labels), operation, rows)
 
 
@@ -185,6 +186,12 @@ def circle_loss_from_similarity(
         present_logsumexp(formula.positive_logits(sp), dim=0)
         + present_logsumexp(formula.negative_logits(sn), dim=0)
     )
+
+
+@remembered
+def rows_of(scope: str, reduction: str, group: Group | None) -> RowReduction:
+    """:class:`RowReduction`, which nearly every step has from the one before."""
+    return RowReduction(scope, reduction, group)
 
 
 def pair_loss(batch: Batch, operation: Operation, rows: RowReduction) -> Tensor:

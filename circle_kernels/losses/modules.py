@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from circle_kernels.distributed.groups import Group, describe_group, is_saveable
 from circle_kernels.formula import CircleFormula
-from circle_kernels.losses.functional import RowReduction, pair_loss
+from circle_kernels.losses.functional import RowReduction, pair_loss, rows_of
 from circle_kernels.operation.batch import check_batch, operation_of
 from circle_kernels.options import explain_other_names
 
@@ -75,7 +75,7 @@ class CircleLoss(nn.Module):
             skip_below=self.skip_below,
             backend=self.backend,
         )
-        rows = RowReduction(self.scope, self.reduction, self.group)
+        rows = rows_of(self.scope, self.reduction, self.group)
         return pair_loss(check_batch(embeddings, labels, ref_emb, ref_labels), operation, rows)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -96,16 +96,21 @@ def logsumexps(batch: Batch, operation: Operation) -> tuple[Tensor, Tensor]:
         return lse_pos, lse_neg
     if is_traced(batch, operation):
         return traced_logsumexps(batch, operation)
-    return _PairLogSumExp.apply(*batch.tensors, operation, batch.requires_grad)
+    call = (batch, operation, batch.requires_grad)
+    return _PairLogSumExp.apply(batch.embeddings, batch.ref_emb, call)
 
 
 class _PairLogSumExp(torch.autograd.Function):
     """Ties a backend's forward to its backward; keeps the inputs and vectors, no matrix."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        *tensors, operation, keep = arguments
-        return forward_and_keep(ctx, Batch(*tensors), operation, keep)
+    def forward(
+        ctx: Any,
+        embeddings: Tensor,
+        ref_emb: Tensor | None,
+        call: tuple[Batch, Operation, bool],  # both are the batch's, and whether to keep it
+    ) -> tuple[Tensor, Tensor]:
+        return forward_and_keep(ctx, *call)
 
     @staticmethod
     def backward(ctx: Any, grad_lse_pos: Tensor, grad_lse_neg: Tensor) -> tuple[Any, ...]:
@@ -114,7 +119,7 @@ class _PairLogSumExp(torch.autograd.Function):
             (grad_lse_pos, grad_lse_neg),
             lambda saved, upstream: input_gradients(ctx, saved, *upstream),
         )
-        return (*gradients, None, None)
+        return (*gradients, None)
 
 
 def forward_and_keep(
@@ -136,7 +141,7 @@ def forward_and_keep(
             saved,
         )
         ctx.operation, ctx.precision = operation, precision
-        ctx.needs = Needs(ctx.needs_input_grad[0], ctx.needs_input_grad[2])
+        ctx.needs = Needs(*ctx.needs_input_grad[:2])
     return lse_pos, lse_neg
 
 
@@ -152,8 +157,8 @@ def owned(tensor: Tensor | None, is_read: bool = True) -> Tensor | None:
 
 def input_gradients(
     ctx: Any, saved_tensors: tuple[Any, ...], grad_lse_pos: Tensor, grad_lse_neg: Tensor
-) -> tuple[Tensor | None, None, Tensor | None, None, None]:
-    """Gradients of a batch, where they are needed.
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of both sides of a batch, where they are needed.
 
     The saved tensors come as an argument since checkpointing lets them be asked for only once.
     """
@@ -171,10 +176,7 @@ def input_gradients(
         gradients = run_backward_of_any(ctx.module, problem, passed, needs, operation.backend)
     return (
         gradients[0] if needs.embeddings else None,
-        None,
         gradients[1] if needs.references else None,
-        None,
-        None,
     )
 
 

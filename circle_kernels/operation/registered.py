@@ -23,9 +23,10 @@ from circle_kernels.backends.choice import (
     serving,
     which_saved,
 )
-from circle_kernels.backends.problem import Needs, Passed
+from circle_kernels.backends.problem import Needs, Passed, result_dtype
 from circle_kernels.formula import formula_from_parameters
 from circle_kernels.operation.batch import Batch, Operation, check_layout
+from circle_kernels.operation.reductions import row_losses
 from circle_kernels.precision import float32_precision
 
 # Raised when a backend saves something of another shape. torch keeps compiled graphs on disk by the
@@ -117,6 +118,30 @@ def _backward(*arguments: Any) -> tuple[Tensor, Tensor]:
         gradients = run_backward(module, problem, passed, needs)
     else:
         gradients = run_backward_of_any(module, problem, passed, needs, operation.backend)
+    return _without_none(batch, gradients)
+
+
+def _loss_and_gradients(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss and its gradients for both sides, as :func:`_backward` has them."""
+    batch, operation, (reduction, *needed) = _decode(arguments)
+    check_layout(batch)
+    precision = float32_precision(batch.embeddings.device.type)
+    problem, needs = operation.problem(batch, precision=precision), Needs(*needed)
+    module = serving(problem, operation.backend)
+    if not (problem.is_empty or all_addressable(*problem.tensors)):
+        module = behind_the_gate(module, operation.backend, problem.named_tensors)
+    if hasattr(module, "loss_and_gradients") and not problem.is_empty:
+        loss, gradients = module.loss_and_gradients(problem, reduction, needs)
+        return loss, *_without_none(batch, gradients)
+    lse_pos, lse_neg, saved = run_forward(module, problem)
+    loss, slopes = row_losses(module, lse_pos, lse_neg, reduction)
+    gradients = run_backward(module, problem, Passed(saved, slopes, slopes), needs)
+    return loss, *_without_none(batch, gradients)
+
+
+def _without_none(
+    batch: Batch, gradients: tuple[Tensor | None, Tensor | None]
+) -> tuple[Tensor, Tensor]:
     grad_embeddings, grad_references = (
         batch.embeddings.new_empty(0) if gradient is None else gradient for gradient in gradients
     )
@@ -149,6 +174,15 @@ _backward_op = _define(
 )
 
 
+_at_once_op = _define(
+    "pair_loss_and_gradients",
+    f"({_BATCH}, {_OPERATION}, str reduction, bool needs_embeddings, bool needs_references) "
+    "-> (Tensor, Tensor, Tensor)",
+    "CompositeExplicitAutograd",
+    _loss_and_gradients,
+)
+
+
 @torch.library.register_fake("circle_kernels::pair_logsumexp_forward")
 def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     batch, operation, (keep_for_backward, _) = _decode(arguments, fake=True)
@@ -160,9 +194,22 @@ def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return lse_pos, lse_neg, new_saved(serving(problem, operation.backend), problem)
 
 
+@torch.library.register_fake("circle_kernels::pair_loss_and_gradients")
+def _at_once_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    batch, _, (_, *needs) = _decode(arguments, fake=True)
+    loss = batch.embeddings.new_empty((), dtype=result_dtype(batch.embeddings.dtype))
+    return loss, *_fake_gradients(batch, *needs)
+
+
 @torch.library.register_fake("circle_kernels::pair_logsumexp_backward")
 def _backward_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
     batch, _, (*_, needs_embeddings, needs_references) = _decode(arguments, fake=True)
+    return _fake_gradients(batch, needs_embeddings, needs_references)
+
+
+def _fake_gradients(
+    batch: Batch, needs_embeddings: bool, needs_references: bool
+) -> tuple[Tensor, Tensor]:
     embeddings, ref_emb = batch.embeddings, batch.ref_emb
     return (
         embeddings.new_empty(embeddings.shape if needs_embeddings else 0),
@@ -275,6 +322,59 @@ _differentiable_op = _define(
     "CompositeImplicitAutograd",
     lambda *arguments: _Forward.apply(*arguments),
 )
+
+
+class _AtOnce(torch.autograd.Function):
+    """The loss, with gradients that are computed with it: a scalar multiplies them later."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        loss, *gradients = _at_once_op(*arguments)
+        ctx.needs = Needs(*arguments[-2:])
+        ctx.save_for_backward(*gradients)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
+        of_embeddings, of_references = (
+            gradient * grad_loss if needed else None
+            for gradient, needed in zip(ctx.saved_tensors, ctx.needs, strict=True)
+        )
+        return of_embeddings, None, of_references, *(None,) * 11
+
+
+_differentiable_loss = _define(
+    "pair_loss",
+    f"({_BATCH}, {_OPERATION}, str reduction, bool needs_embeddings, bool needs_references) "
+    "-> Tensor",
+    "CompositeImplicitAutograd",
+    lambda *arguments: _AtOnce.apply(*arguments),
+)
+
+
+def computes_at_once(batch: Batch, reduction: str) -> bool:
+    """Whether a compiled step computes gradients with the loss, as one op instead of two.
+
+    A compiler's graphs come in pairs, so that what is computed is used, and at a small batch an op
+    costs as much as its kernel. Half types would lose gradients that are to be scaled up first.
+    """
+    embeddings = batch.embeddings
+    return (
+        torch.compiler.is_compiling()
+        and not torch.compiler.is_exporting()
+        and not under_transforms()
+        and batch.requires_grad
+        and reduction != "none"
+        and embeddings.device.type == "cpu"
+        and embeddings.dtype in (torch.float32, torch.float64)
+    )
+
+
+def traced_loss(batch: Batch, operation: Operation, reduction: str) -> Tensor:
+    """The reduced loss of a checked batch, for which :func:`computes_at_once` holds."""
+    sides = (batch.embeddings, batch.ref_emb)
+    needs = (side is not None and side.requires_grad for side in sides)
+    return _differentiable_loss(*encode(batch, operation), reduction, *needs)
 
 
 def traced_logsumexps(batch: Batch, operation: Operation) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from circle_kernels import available_backends
 from circle_kernels.backends import cpu
-from circle_kernels.operation.row_losses import REDUCTIONS, rows_counted, softplus
+from circle_kernels.operation.reductions import REDUCTIONS, rows_counted, softplus
 from tests.support.targets import INTERPRETED
 
 pytestmark = pytest.mark.sanitized

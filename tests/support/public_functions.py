@@ -137,7 +137,7 @@ def _sgd_by_hand(parameter: Tensor, values: Tensor) -> Tensor:
 
 
 def _raw_forward(backend: str, **tensors: Tensor) -> Any:
-    return call_op("pair_logsumexp_forward", FORMULA, backend=backend, **tensors)
+    return call_op("pair_logsumexp", FORMULA, backend=backend, **tensors)
 
 
 def _raw_logsumexps(backend: str, **tensors: Tensor) -> Any:

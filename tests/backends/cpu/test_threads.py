@@ -72,6 +72,7 @@ def _press_ctrl_c_in_the_backend(_: int, frame: FrameType | None) -> None:
 def test_ctrl_c_ends_a_step_of_hours() -> None:
     torch.set_num_threads(2)
     embeddings, labels = torch.ones(2_000_000, 8, requires_grad=True), torch.arange(2_000_000)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which jobs in the background lack
     signal.signal(signal.SIGVTALRM, _press_ctrl_c_in_the_backend)
     signal.setitimer(signal.ITIMER_VIRTUAL, 0.2, 0.05)
     with pytest.raises(KeyboardInterrupt):

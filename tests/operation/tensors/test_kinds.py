@@ -23,7 +23,7 @@ from torch import Tensor
 
 import circle_kernels
 from circle_kernels.arguments import FLOATING_DTYPES
-from circle_kernels.operation.row_losses import softplus
+from circle_kernels.operation.reductions import softplus
 from tests.support.apart import Ended, answers
 from tests.support.public_functions import FUNCTIONS, Function, inputs
 from tests.support.tensor_kinds import KINDS, Kind, same
