@@ -29,13 +29,12 @@ from circle_kernels.backends.choice import (
 from circle_kernels.backends.problem import Needs, Passed
 from circle_kernels.formula import PairFormula
 from circle_kernels.operation.batch import Batch, Operation, check_batch
-from circle_kernels.operation.registered import (
+from circle_kernels.operation.differentiable import (
     NO_SECOND_DERIVATIVE,
-    is_batch_of_gradients,
     traced_gradients,
     traced_logsumexps,
-    under_transforms,
 )
+from circle_kernels.operation.registered import is_batch_of_gradients, under_transforms
 from circle_kernels.precision import float32_precision
 
 

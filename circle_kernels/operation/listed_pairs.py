@@ -31,13 +31,14 @@ from circle_kernels.backends.problem import (
 from circle_kernels.backends.saved_bytes import as_bytes, from_bytes, padded_sides
 from circle_kernels.formula import PairFormula
 from circle_kernels.operation.batch import Batch, Operation
+from circle_kernels.operation.differentiable import traced_gradients
 from circle_kernels.operation.eager import (
     is_traced,
     logsumexps,
     once,
     owned,
 )
-from circle_kernels.operation.registered import is_batch_of_gradients, traced_gradients
+from circle_kernels.operation.registered import is_batch_of_gradients
 
 # One listed pair in so many of the matrix: fewer are faster pair by pair, since gathering a pair's
 # rows costs what about this many of a product's pairs do.

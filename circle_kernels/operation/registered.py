@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils import _python_dispatch
 
 from circle_kernels.backends.addressable import all_addressable, is_legacy_batch
 from circle_kernels.backends.choice import (
@@ -37,12 +35,12 @@ SAVED_LAYOUT = 9
 # The arguments of both ops, once: a Batch, and an Operation as ops can carry it. The formula's
 # numbers are a tensor, since to ops every number is a constant, and a schedule of gamma would
 # compile a graph for each of its values.
-_BATCH = "Tensor embeddings, Tensor labels, Tensor? ref_emb, Tensor? ref_labels, Tensor? listed"
-_OPERATION = (
+BATCH = "Tensor embeddings, Tensor labels, Tensor? ref_emb, Tensor? ref_labels, Tensor? listed"
+OPERATION = (
     "Tensor parameters, str formula, bool detach_weights, bool normalize, float skip_below, "
     "str backend"
 )
-_LABELS, _OPTIONS = 5, 11  # where the operation and what follows it begin
+LABELS, _OPTIONS = 5, 11  # where the operation and what follows it begin
 
 
 def under_transforms() -> bool:
@@ -79,11 +77,11 @@ def encode(batch: Batch, operation: Operation) -> tuple[Any, ...]:
 
 def _decode(arguments: Sequence[Any], *, fake: bool = False) -> tuple[Batch, Operation, Any]:
     """What :func:`encode` was given, and the arguments that follow."""
-    parameters, *others = arguments[_LABELS:_OPTIONS]
+    parameters, *others = arguments[LABELS:_OPTIONS]
     # Of a fake tensor there are no numbers, and shapes do not depend on them.
     numbers = [0.5] * parameters.shape[0] if fake else parameters.tolist()
     operation = _decode_operation(tuple(numbers), *others)
-    return Batch(*arguments[:_LABELS]), operation, arguments[_OPTIONS:]
+    return Batch(*arguments[:LABELS]), operation, arguments[_OPTIONS:]
 
 
 @functools.lru_cache(maxsize=16)
@@ -148,38 +146,52 @@ def _without_none(
     return grad_embeddings, grad_references
 
 
-def _define(name: str, schema: str, kind: str, implementation: Callable[..., Any]) -> Any:
-    """An op. Not by ``torch.library.custom_op``, which checks at every call that results are no
-    views of arguments, in more time than a small batch takes."""
+def define(name: str, schema: str, implementation: Callable[..., Any], *, whole: bool) -> Any:
+    """An op that graphs hold ``whole``, or of which they hold what it is made of.
+
+    Not by ``torch.library.custom_op``, which checks at every call that results are no views of
+    arguments, in more time than a small batch takes.
+    """
+
+    def without_gradients(*arguments: Any) -> Any:
+        # As it is wherever a graph runs; who calls an op by its name may not know that it has none.
+        if not torch.is_grad_enabled():
+            return implementation(*arguments)
+        with torch.no_grad():
+            return implementation(*arguments)
+
     torch.library.define(f"circle_kernels::{name}", schema, tags=torch.Tag.pt2_compliant_tag)
-    torch.library.impl(f"circle_kernels::{name}", kind, implementation)
+    if whole:
+        kind, kernel = "CompositeExplicitAutograd", without_gradients
+    else:
+        kind, kernel = "CompositeImplicitAutograd", implementation
+    torch.library.impl(f"circle_kernels::{name}", kind, kernel)
     return getattr(torch.ops.circle_kernels, name).default
 
 
 # What graphs hold. Gradients are not registered with them: where one is wanted, the op is called
 # inside of a function that has it, and when a graph runs nobody asks for one.
-_forward_op = _define(
+forward_op = define(
     "pair_logsumexp_forward",
-    f"({_BATCH}, {_OPERATION}, bool keep_for_backward, int saved_layout) "
-    "-> (Tensor, Tensor, Tensor)",
-    "CompositeExplicitAutograd",
+    f"({BATCH}, {OPERATION}, bool keep_for_backward, int saved_layout) -> (Tensor, Tensor, Tensor)",
     _forward,
+    whole=True,
 )
-_backward_op = _define(
+backward_op = define(
     "pair_logsumexp_backward",
-    f"({_BATCH}, {_OPERATION}, Tensor saved, Tensor grad_lse_pos, Tensor grad_lse_neg, "
+    f"({BATCH}, {OPERATION}, Tensor saved, Tensor grad_lse_pos, Tensor grad_lse_neg, "
     "bool needs_embeddings, bool needs_references) -> (Tensor, Tensor)",
-    "CompositeExplicitAutograd",
     _backward,
+    whole=True,
 )
 
 
-_at_once_op = _define(
+at_once_op = define(
     "pair_loss_and_gradients",
-    f"({_BATCH}, {_OPERATION}, str reduction, bool needs_embeddings, bool needs_references) "
+    f"({BATCH}, {OPERATION}, str reduction, bool needs_embeddings, bool needs_references) "
     "-> (Tensor, Tensor, Tensor)",
-    "CompositeExplicitAutograd",
     _loss_and_gradients,
+    whole=True,
 )
 
 
@@ -217,200 +229,3 @@ def _fake_gradients(
         if needs_references and ref_emb is not None
         else embeddings.new_empty(0),
     )
-
-
-def _keep_for_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *arguments, keep_for_backward, _ = inputs
-    ctx.save_for_backward(*arguments[: _LABELS + 1], output[2])
-    ctx.settings = arguments[_LABELS + 1 :]
-    ctx.kept = keep_for_backward
-    ctx.mark_non_differentiable(output[2])
-
-
-def _gradient(ctx: Any, grad_lse_pos: Tensor, grad_lse_neg: Tensor, _: Any) -> tuple[Any, ...]:
-    *inputs, saved = ctx.saved_tensors
-    if not ctx.kept:  # traced where no gradient was wanted, and run where one is
-        saved = _forward_op(*inputs, *ctx.settings, True, SAVED_LAYOUT)[2]
-    gradients = _traced_gradients(
-        (*inputs, *ctx.settings),
-        Passed(saved, grad_lse_pos, grad_lse_neg),
-        Needs(ctx.needs_input_grad[0], ctx.needs_input_grad[2]),
-    )
-    return gradients[0], None, gradients[1], *(None,) * 10
-
-
-def traced_gradients(
-    batch: Batch,
-    operation: Operation,
-    passed: Passed,
-    needs: Needs,
-) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of :func:`traced_logsumexps` as one op."""
-    return _traced_gradients(encode(batch, operation), passed, needs)
-
-
-def _traced_gradients(
-    encoded: tuple[Any, ...], passed: Passed, needs: Needs
-) -> tuple[Tensor | None, Tensor | None]:
-    grad_embeddings, grad_references = _Backward.apply(*encoded, *passed, *needs)
-    return (
-        grad_embeddings if needs.embeddings else None,
-        grad_references if needs.references else None,
-    )
-
-
-NO_SECOND_DERIVATIVE = (
-    "circle_kernels: the loss cannot be differentiated twice, as a gradient penalty does; "
-    "backend='reference' can, and so can pytorch-metric-learning's own CircleLoss for its adapter"
-)
-
-
-def _no_second_derivative(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
-    raise RuntimeError(NO_SECOND_DERIVATIVE)
-
-
-def _one_by_one(op: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:
-    """The rule of ``torch.func.vmap`` for an op: one call for each member of the batch."""
-
-    def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-        members = [
-            op(
-                *(
-                    value if dim is None else value.select(dim, index)
-                    for value, dim in zip(arguments, in_dims, strict=True)
-                )
-            )
-            for index in range(info.batch_size)
-        ]
-        results = tuple(torch.stack(values) for values in zip(*members, strict=True))
-        return results, (0,) * len(results)
-
-    return rule
-
-
-torch.library.register_vmap(_forward_op, _one_by_one(_forward_op))
-torch.library.register_vmap(_backward_op, _one_by_one(_backward_op))
-
-
-class _Forward(torch.autograd.Function):
-    """The forward op with its gradient."""
-
-    generate_vmap_rule = True
-    forward = staticmethod(_forward_op)
-    setup_context = staticmethod(_keep_for_gradient)
-    backward = staticmethod(_gradient)
-
-
-class _Backward(torch.autograd.Function):
-    """The backward op, which cannot be differentiated."""
-
-    generate_vmap_rule = True
-    forward = staticmethod(_backward_op)
-    backward = staticmethod(_no_second_derivative)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Nothing is kept, since nothing is differentiated again."""
-
-
-# The forward op with its gradient, as compilers find it, which do not look into autograd functions
-# that are called by other names than these.
-_differentiable_op = _define(
-    "pair_logsumexp",
-    f"({_BATCH}, {_OPERATION}, bool keep_for_backward, int saved_layout) "
-    "-> (Tensor, Tensor, Tensor)",
-    "CompositeImplicitAutograd",
-    lambda *arguments: _Forward.apply(*arguments),
-)
-
-
-class _AtOnce(torch.autograd.Function):
-    """The loss, with gradients that are computed with it: a scalar multiplies them later."""
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
-        loss, *gradients = _at_once_op(*arguments)
-        ctx.needs = Needs(*arguments[-2:])
-        ctx.save_for_backward(*gradients)
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
-        of_embeddings, of_references = (
-            gradient * grad_loss if needed else None
-            for gradient, needed in zip(ctx.saved_tensors, ctx.needs, strict=True)
-        )
-        return of_embeddings, None, of_references, *(None,) * 11
-
-
-_differentiable_loss = _define(
-    "pair_loss",
-    f"({_BATCH}, {_OPERATION}, str reduction, bool needs_embeddings, bool needs_references) "
-    "-> Tensor",
-    "CompositeImplicitAutograd",
-    lambda *arguments: _AtOnce.apply(*arguments),
-)
-
-
-def computes_at_once(batch: Batch, reduction: str) -> bool:
-    """Whether a compiled step computes gradients with the loss, as one op instead of two.
-
-    A compiler's graphs come in pairs, so that what is computed is used, and at a small batch an op
-    costs as much as its kernel. Half types would lose gradients that are to be scaled up first.
-    """
-    embeddings = batch.embeddings
-    return (
-        torch.compiler.is_compiling()
-        and not torch.compiler.is_exporting()
-        and not under_transforms()
-        and batch.requires_grad
-        and reduction != "none"
-        and embeddings.device.type == "cpu"
-        and embeddings.dtype in (torch.float32, torch.float64)
-    )
-
-
-def traced_loss(batch: Batch, operation: Operation, reduction: str) -> Tensor:
-    """The reduced loss of a checked batch, for which :func:`computes_at_once` holds."""
-    sides = (batch.embeddings, batch.ref_emb)
-    needs = (side is not None and side.requires_grad for side in sides)
-    return _differentiable_loss(*encode(batch, operation), reduction, *needs)
-
-
-def traced_logsumexps(batch: Batch, operation: Operation) -> tuple[Tensor, Tensor]:
-    """:func:`circle_kernels.pair_logsumexp` of a checked batch as one op, differentiable once."""
-    _tell_flop_counters()
-    op = _Forward.apply if under_transforms() else _differentiable_op
-    lse_pos, lse_neg, _ = op(*encode(batch, operation), batch.requires_grad, SAVED_LAYOUT)
-    return lse_pos, lse_neg
-
-
-def _forward_flops(
-    embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, *_: Any, **__: Any
-) -> int:
-    """Of the product that the naive loss has, whatever part of it symmetry saves."""
-    return 2 * embeddings.numel() * (embeddings if ref_emb is None else ref_emb).shape[0]
-
-
-def _backward_flops(
-    embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, *arguments: Any, **_: Any
-) -> int:
-    """The same of one product for each side that needs its gradient; in self mode there are two."""
-    needs_embeddings, needs_references = arguments[-2:]
-    products = 2 * needs_embeddings if ref_emb is None else needs_embeddings + needs_references
-    return products * _forward_flops(embeddings, labels, ref_emb)
-
-
-def _tell_flop_counters() -> None:
-    """Give both formulas to the counters at work: importing theirs for it would import Triton."""
-    counting = sys.modules.get("torch.utils.flop_counter")
-    if counting is None or torch.compiler.is_compiling():
-        return
-    counters = [
-        mode.counter
-        for mode in _python_dispatch._get_current_dispatch_mode_stack()
-        if hasattr(mode, "counter")
-    ]
-    for each in (counting, *(c for c in counters if isinstance(c, counting.FlopCounterMode))):
-        each.flop_registry.setdefault(_forward_op.overloadpacket, _forward_flops)
-        each.flop_registry.setdefault(_backward_op.overloadpacket, _backward_flops)

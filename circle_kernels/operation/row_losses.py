@@ -13,6 +13,7 @@ from torch import Tensor
 
 from circle_kernels.backends.choice import is_by_autograd
 from circle_kernels.operation.batch import Batch, Operation
+from circle_kernels.operation.differentiable import computes_at_once, traced_loss
 from circle_kernels.operation.eager import (
     forward_and_keep,
     input_gradients,
@@ -21,7 +22,6 @@ from circle_kernels.operation.eager import (
     once,
 )
 from circle_kernels.operation.reductions import reduce_exponents, row_losses
-from circle_kernels.operation.registered import computes_at_once, traced_loss
 
 
 def reduced_row_losses(batch: Batch, operation: Operation, reduction: str) -> Tensor:
