@@ -41,7 +41,8 @@ demo-classes: $(VENV)/installed
 test: test-main test-cpp test-compile test-interpreter
 
 test-main: $(VENV)/installed
-	$(BIN)/python -m pytest -q --ignore tests/backends/triton/test_compile.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile \
+		--ignore tests/backends/triton/test_compile.py
 
 # The C++ kernel with AMX imitated: without Python as it is installed, and with every access and shift
 # watched; then the watched one from Python.

@@ -239,12 +239,15 @@ def is_of_another(saved: Tensor, module: Any, problem: PairProblem) -> bool:
 
 def _check_passed(problem: PairProblem, passed: Passed) -> None:
     """Hooks on saved tensors may give back others."""
-    saved, *gradients = passed
+    saved, grad_lse_pos, grad_lse_neg = passed
     embeddings, labels, ref_emb, ref_labels, _ = problem.tensors
     rows, dtype = embeddings.shape[:1], problem.result_dtype
-    for name, gradient in zip(Passed._fields[1:], gradients, strict=True):
-        if gradient.shape != rows or gradient.dtype != dtype:
-            _refuse_passed(name, f"{dtype} of shape {tuple(rows)}", gradient)
+    if grad_lse_pos.shape != rows or grad_lse_pos.dtype != dtype:
+        _refuse_passed("grad_lse_pos", f"{dtype} of shape {tuple(rows)}", grad_lse_pos)
+    if grad_lse_neg is not grad_lse_pos and (
+        grad_lse_neg.shape != rows or grad_lse_neg.dtype != dtype
+    ):
+        _refuse_passed("grad_lse_neg", f"{dtype} of shape {tuple(rows)}", grad_lse_neg)
     if saved.dtype != torch.uint8:
         _refuse_passed("saved", "bytes", saved)
     if labels.shape != rows or labels.dtype != torch.int64:

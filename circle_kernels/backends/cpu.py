@@ -8,7 +8,6 @@ run time; ``CIRCLE_KERNELS_CPU_LEVEL`` forces a lower one.
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import ModuleType
@@ -139,7 +138,7 @@ def _plan_saved(problem: PairProblem) -> tuple[int, int]:
 def _complete(problem: PairProblem) -> PairProblem:
     """The same problem with labels of class weights and with padding, which the extension wants."""
     if problem.listed is not None:
-        return replace(problem, listed=with_padding(problem.listed))
+        return problem._replace(listed=with_padding(problem.listed))
     return problem.with_column_labels()
 
 

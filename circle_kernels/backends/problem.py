@@ -27,7 +27,6 @@ set; gradients are in the inputs' dtype.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -60,8 +59,7 @@ class Needs(NamedTuple):
     references: bool
 
 
-@dataclass(frozen=True)
-class PairProblem:
+class PairProblem(NamedTuple):
     """One call of the fused operation.
 
     Without references the batch is compared with itself ("self mode"): the pair of an embedding
@@ -123,7 +121,7 @@ class PairProblem:
 
     def with_column_labels(self) -> PairProblem:
         """The same problem for backends that want labels of class weights, too."""
-        return replace(self, ref_labels=self.column_labels) if self.classes else self
+        return self._replace(ref_labels=self.column_labels) if self.classes else self
 
     @property
     def result_dtype(self) -> torch.dtype:

@@ -5,8 +5,6 @@ Its forward pass can be differentiated by autograd, any number of times, and com
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -55,7 +53,7 @@ def backward(
     if problem.ref_emb is not None:
         ref_emb = problem.ref_emb.detach().requires_grad_(needs.references)
     with torch.enable_grad():
-        lse_pos, lse_neg, _ = forward(replace(problem, embeddings=embeddings, ref_emb=ref_emb))
+        lse_pos, lse_neg, _ = forward(problem._replace(embeddings=embeddings, ref_emb=ref_emb))
     if lse_pos.requires_grad:
         torch.autograd.backward((lse_pos, lse_neg), passed[1:])
     return embeddings.grad, None if ref_emb is None else ref_emb.grad

@@ -63,6 +63,6 @@ def two_passes(inputs: list[Tensor], between=lambda saved: saved, **changes) -> 
     lse_pos, _, saved = cpu.forward(problem)
     upstream = torch.linspace(0.5, 2, len(lse_pos), dtype=lse_pos.dtype)
     passed = Passed(between(saved), upstream, -upstream)
-    problem = dataclasses.replace(problem, **changes)
+    problem = problem._replace(**changes)
     gradient, _ = cpu.backward(problem, passed, Needs(embeddings=True, references=False))
     return gradient

@@ -45,15 +45,30 @@ class Problem:
     classes: bool = False
 
 
-def problems() -> list[Problem]:
-    """Every table entry: all dtypes and depths in both modes, formulas and precisions once each."""
+# What does not depend on the settings of a device is compiled for one of each maker.
+WITH_EVERY_OPTION = ("sm_90", "gfx942")
+
+
+def problems(target: str) -> list[Problem]:
+    """Every table entry: all dtypes and depths in both modes."""
     chosen = [
         Problem(dtype, depth, self_mode)
         for dtype, depth, self_mode in itertools.product(
             (torch.bfloat16, torch.float32), DEPTHS, (True, False)
         )
     ]
-    chosen += [Problem(torch.float16, depth) for depth in (64, 512)]
+    # Small tiles, those that keep products, and the triangle in several bands.
+    for num_rows, depth in ((256, 64), (256, 1024), (2048, 1024), (100_000, 128)):
+        for dtype in (torch.bfloat16, torch.float32):
+            chosen += [Problem(dtype, depth, self_mode, num_rows) for self_mode in (True, False)]
+    for num_rows, dtype in itertools.product((256, 4096), (torch.bfloat16, torch.float32)):
+        chosen += [Problem(dtype, 64, False, num_rows, classes=True)]
+    return chosen + (options() if target in WITH_EVERY_OPTION else [])
+
+
+def options() -> list[Problem]:
+    """Formulas, precisions, dtypes and kinds of depths once each."""
+    chosen = [Problem(torch.float16, depth) for depth in (64, 512)]
     chosen += [Problem(torch.float32, depth, precision="high") for depth in (64, 512)]
     undetached = CircleFormula(detach_weights=False)
     for formula in (undetached, UnifiedFormula(m=0.35)):
@@ -62,12 +77,6 @@ def problems() -> list[Problem]:
     # A depth that needs masking and has no aligned rows, and the smallest.
     chosen += [Problem(torch.bfloat16, depth) for depth in (1, 100, 515)]
     chosen += [Problem(torch.float16, 64, normalize=False)]
-    # Small tiles, those that keep products, and the triangle in several bands.
-    for num_rows, depth in ((256, 64), (256, 1024), (2048, 1024), (100_000, 128)):
-        for dtype in (torch.bfloat16, torch.float32):
-            chosen += [Problem(dtype, depth, self_mode, num_rows) for self_mode in (True, False)]
-    for num_rows, dtype in itertools.product((256, 4096), (torch.bfloat16, torch.float32)):
-        chosen += [Problem(dtype, 64, False, num_rows, classes=True)]
     for num_rows in (256, 100_000):
         chosen += [Problem(torch.bfloat16, 128, num_rows=num_rows, formula=UnifiedFormula(m=0.35))]
         chosen += [Problem(torch.float32, 128, num_rows=num_rows, precision="high")]
@@ -80,7 +89,7 @@ def kernels(target: str) -> dict[Specialization, Settings | None]:
     found: dict[Specialization, Settings | None] = {}
     previous = torch.get_float32_matmul_precision()
     try:
-        for problem in problems():
+        for problem in problems(target):
             torch.set_float32_matmul_precision(problem.precision)
             recorded = plan_launches(
                 DEVICES[target],
