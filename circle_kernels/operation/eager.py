@@ -26,7 +26,7 @@ from circle_kernels.backends.choice import (
     serving,
     without_autocast,
 )
-from circle_kernels.backends.problem import Needs, Passed
+from circle_kernels.backends.problem import Needs, PairProblem, Passed
 from circle_kernels.formula import PairFormula
 from circle_kernels.operation.batch import Batch, Operation, check_batch
 from circle_kernels.operation.differentiable import (
@@ -109,7 +109,8 @@ class _PairLogSumExp(torch.autograd.Function):
         ref_emb: Tensor | None,
         call: tuple[Batch, Operation, bool],  # both are the batch's, and whether to keep it
     ) -> tuple[Tensor, Tensor]:
-        return forward_and_keep(ctx, *call)
+        batch, operation, keep = call
+        return forward_and_keep(ctx, operation, *begin(batch, operation, keep))
 
     @staticmethod
     def backward(ctx: Any, grad_lse_pos: Tensor, grad_lse_neg: Tensor) -> tuple[Any, ...]:
@@ -121,25 +122,29 @@ class _PairLogSumExp(torch.autograd.Function):
         return (*gradients, None)
 
 
-def forward_and_keep(
-    ctx: Any, batch: Batch, operation: Operation, keep: bool
-) -> tuple[Tensor, Tensor]:
-    """Both log-sum-exps; with ``keep``, ``ctx`` gets what :func:`input_gradients` needs."""
+def begin(batch: Batch, operation: Operation, keep: bool) -> tuple[PairProblem, Any]:
+    """The problem of a checked batch, and the module of the backend that serves it."""
     precision = float32_precision(batch.embeddings.device.type)
     problem = operation.problem(batch, precision=precision, keep_for_backward=keep)
-    ctx.module = module = serving(problem, operation.backend)
+    return problem, serving(problem, operation.backend)
+
+
+def forward_and_keep(
+    ctx: Any, operation: Operation, problem: PairProblem, module: Any
+) -> tuple[Tensor, Tensor]:
+    """Both log-sum-exps; ``ctx`` gets what :func:`input_gradients` needs, if that can follow."""
     lse_pos, lse_neg, saved = run_forward(module, problem)
-    if keep:
+    if problem.keep_for_backward:
         are_read = not module.saves_labels(problem)
         ctx.save_for_backward(
-            owned(batch.embeddings),
-            owned(batch.labels, are_read),
-            owned(batch.ref_emb),
-            owned(batch.ref_labels, are_read),
-            batch.listed,  # which no one else has
+            owned(problem.embeddings),
+            owned(problem.labels, are_read),
+            owned(problem.ref_emb),
+            owned(problem.ref_labels, are_read),
+            problem.listed,  # which no one else has
             saved,
         )
-        ctx.operation, ctx.precision = operation, precision
+        ctx.module, ctx.operation, ctx.precision = module, operation, problem.precision
         ctx.needs = Needs(*ctx.needs_input_grad[:2])
     return lse_pos, lse_neg
 

@@ -11,10 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from circle_kernels.backends.addressable import all_addressable, materialized
 from circle_kernels.backends.choice import is_by_autograd
+from circle_kernels.backends.problem import Needs, PairProblem
+from circle_kernels.backends.saved_bytes import as_bytes, from_bytes
 from circle_kernels.operation.batch import Batch, Operation
 from circle_kernels.operation.differentiable import computes_at_once, traced_loss
 from circle_kernels.operation.eager import (
+    begin,
     forward_and_keep,
     input_gradients,
     is_traced,
@@ -22,6 +26,10 @@ from circle_kernels.operation.eager import (
     once,
 )
 from circle_kernels.operation.reductions import reduce_exponents, row_losses
+
+# Up to so many multiplications of a product, a backward pass of its own takes the host longer than
+# the arithmetic takes: who never asks for the gradient loses less than who does gains.
+_SMALL = 2**20
 
 
 def reduced_row_losses(batch: Batch, operation: Operation, reduction: str) -> Tensor:
@@ -47,8 +55,20 @@ class RowLosses(torch.autograd.Function):
         call: tuple[Batch, Operation, str, bool],  # both are the batch's, and whether to keep it
     ) -> Tensor:
         batch, operation, reduction, keep = call
-        lse_pos, lse_neg = forward_and_keep(ctx, batch, operation, keep)
-        loss, slopes = row_losses(ctx.module, lse_pos, lse_neg, reduction)
+        problem, module = begin(batch, operation, keep)
+        ctx.at_once = keep and _is_small(problem, module, reduction)
+        if ctx.at_once:
+            ctx.needs = Needs(*ctx.needs_input_grad[:2])
+            loss, gradients = module.loss_and_gradients(problem, reduction, ctx.needs)
+            # The sides only for who differentiates again, to be told that this cannot be.
+            sides = (embeddings, ref_emb)
+            ctx.save_for_backward(
+                *(side if needed else None for side, needed in zip(sides, ctx.needs, strict=True)),
+                *(None if each is None else as_bytes(each) for each in gradients),
+            )
+            return loss
+        lse_pos, lse_neg = forward_and_keep(ctx, operation, problem, module)
+        loss, slopes = row_losses(module, lse_pos, lse_neg, reduction)
         # Made here and used in backward only, so it may live outside save_for_backward.
         ctx.slopes = slopes
         return loss
@@ -56,7 +76,26 @@ class RowLosses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
         def gradients(saved: tuple[Any, ...], upstream: tuple[Tensor, ...]) -> tuple[Any, ...]:
+            if ctx.at_once:
+                scale = upstream[0] if all_addressable(*upstream) else materialized(upstream[0])
+                return tuple(
+                    None if each is None else from_bytes(each, scale.dtype) * scale
+                    for each in saved[2:]
+                )
             grad_lse = ctx.slopes * upstream[0]
             return input_gradients(ctx, saved, grad_lse, grad_lse)
 
         return (*once(ctx.saved_tensors, (grad_loss,), gradients), None)
+
+
+def _is_small(problem: PairProblem, module: Any, reduction: str) -> bool:
+    """Whether gradients are computed with the loss, to be multiplied in the backward pass.
+
+    Half types would lose gradients that are to be scaled up first.
+    """
+    return (
+        hasattr(module, "loss_and_gradients")
+        and reduction != "none"
+        and problem.embeddings.dtype == problem.result_dtype
+        and 0 < problem.embeddings.numel() * problem.columns.shape[0] <= _SMALL
+    )

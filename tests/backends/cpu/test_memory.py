@@ -51,13 +51,13 @@ def test_steps_in_flight_do_not_share_memory() -> None:
 
 
 def test_nothing_is_kept_where_no_backward_pass_can_follow(monkeypatch) -> None:
-    """For a leaf that requires a gradient, too."""
+    """For a leaf that requires a gradient, too; a batch with a backward pass of its own."""
     sizes = []
     new_saved = cpu._new_saved
     monkeypatch.setattr(
         cpu, "_new_saved", lambda extension, size: sizes.append(size) or new_saved(extension, size)
     )
-    embeddings, labels = batch(300, 8)
+    embeddings, labels = batch(300, 16)
     for context in (torch.no_grad(), torch.inference_mode()):
         with context:
             circle_loss(embeddings, labels)

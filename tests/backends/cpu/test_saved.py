@@ -71,7 +71,7 @@ def test_hooks_that_change_labels_are_refused(name: str, rows: int, change, back
     def changed(saved: Tensor) -> Tensor:
         return change(saved) if saved.dtype == torch.int64 and len(saved) == rows else saved
 
-    inputs = batch(300, 8) + batch(99, 8, seed=1)
+    inputs = batch(300, 64) + batch(99, 64, seed=1)
     with torch.autograd.graph.saved_tensors_hooks(changed, lambda saved: saved):
         loss = circle_loss(*inputs, backend=backend)
     with pytest.raises(RuntimeError, match=f"wants {name} to be int64"):
@@ -83,12 +83,12 @@ def test_hooks_that_narrow_one_side_are_refused(backend: str) -> None:
     """The kernel reads both as numbers of one size."""
 
     def narrowed(saved: Tensor) -> Tensor:
-        return saved.half() if saved.shape == (99, 8) else saved
+        return saved.half() if saved.shape == (99, 64) else saved
 
-    inputs = batch(300, 8) + batch(99, 8, seed=1)
+    inputs = batch(300, 64) + batch(99, 64, seed=1)
     with torch.autograd.graph.saved_tensors_hooks(narrowed, lambda saved: saved):
         loss = circle_loss(*inputs, backend=backend)
-    with pytest.raises(RuntimeError, match=r"wants ref_emb to be torch\.float32 of 8 columns"):
+    with pytest.raises(RuntimeError, match=r"wants ref_emb to be torch\.float32 of 64 columns"):
         loss.backward()
 
 
