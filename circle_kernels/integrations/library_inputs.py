@@ -14,16 +14,20 @@ _INDEX_DTYPES = (torch.int32, torch.int64)
 
 
 def is_plain_batch(embeddings: Tensor, labels: Tensor) -> bool:
-    """Whether there is nothing to check or to convert, and losses have the embeddings' dtype."""
+    """Whether there is nothing to check or to convert, and losses have the embeddings' dtype.
+
+    On the CPU only: whether a loss is NaN is then seen without waiting.
+    """
     return (
-        embeddings.dtype in _RESULT_DTYPES
+        not torch.compiler.is_compiling()
+        and embeddings.device.type == labels.device.type == "cpu"
+        and embeddings.dtype in _RESULT_DTYPES
         and embeddings.dim() == 2
         and labels.dtype == torch.int64
         and labels.shape == embeddings.shape[:1]
-        and labels.device == embeddings.device
         and embeddings.shape[0] > 1  # the library has a rule for lists of at most one pair
         and embeddings.shape[1] > 0
-        and (torch.compiler.is_compiling() or all_addressable(embeddings, labels))
+        and all_addressable(embeddings, labels)
     )
 
 

@@ -9,6 +9,7 @@ Miners, reducers, regularizers, ``CrossBatchMemory``, ``SelfSupervisedLoss``,
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from typing import Any
 
@@ -98,7 +99,9 @@ class CircleLoss(losses.CircleLoss):
             operation = self._plain_operation()
             if operation is not None and is_plain_batch(embeddings, labels):
                 batch = Batch(embeddings, labels, readable=True)
-                return reduced_row_losses(batch, operation, MEAN_NONZERO)
+                loss = reduced_row_losses(batch, operation, MEAN_NONZERO)
+                if not math.isnan(loss.item()):  # of which the reducer makes something else
+                    return loss
         return super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
 
     def _plain_operation(self) -> Operation | None:

@@ -12,8 +12,7 @@ from torch import Tensor
 from circle_kernels.backends.addressable import is_watched
 
 REDUCTIONS = ("mean", "mean_all", "sum", "none")
-# Of pytorch-metric-learning: the mean over rows whose loss is greater than 0, which NaN is not; or
-# NaN where there is nothing but NaN.
+# Over rows whose loss is not 0, as the reducer of pytorch-metric-learning's loss has it.
 MEAN_NONZERO = "mean_nonzero"
 
 
@@ -22,10 +21,12 @@ def softplus(x: Tensor) -> Tensor:
     return F.softplus(x, threshold=50.0)
 
 
-def rows_counted(exponents: Tensor, reduction: str) -> Tensor | int:
+def rows_counted(exponents: Tensor, losses: Tensor, reduction: str) -> Tensor | int:
     """What a sum over rows is divided by. Rows without positives or negatives have ``-inf``."""
     if reduction == "mean":
         return (exponents != -math.inf).sum().clamp_min(1)
+    if reduction == MEAN_NONZERO:
+        return (losses != 0).sum().clamp_min(1)
     return max(exponents.shape[0], 1) if reduction == "mean_all" else 1
 
 
@@ -47,17 +48,9 @@ def row_losses(
     if reduction == "none":
         return losses, slopes
     if reduction == MEAN_NONZERO:
-        counted = losses > 0
-        slopes = slopes.masked_fill(~counted, 0) / counted.sum().clamp_min(1)
-        return _mean_nonzero(losses), slopes
-    count = rows_counted(exponents, reduction)
+        slopes = slopes.masked_fill(losses == 0, 0)
+    count = rows_counted(exponents, losses, reduction)
     return losses.sum() / count, slopes / count
-
-
-def _mean_nonzero(losses: Tensor) -> Tensor:
-    counted = losses > 0
-    mean = losses.masked_fill(~counted, 0).sum() / counted.sum().clamp_min(1)
-    return mean.masked_fill(~counted.any() & losses.isnan().any(), math.nan)
 
 
 def reduce_exponents(exponents: Tensor, reduction: str) -> Tensor:  # of (N,), a scalar or (N,)
@@ -66,6 +59,6 @@ def reduce_exponents(exponents: Tensor, reduction: str) -> Tensor:  # of (N,), a
     A row without positives or negatives has the exponent -inf, hence loss and gradient exactly 0.
     """
     losses = softplus(exponents)
-    if reduction == MEAN_NONZERO:
-        return _mean_nonzero(losses)
-    return losses if reduction == "none" else losses.sum() / rows_counted(exponents, reduction)
+    if reduction == "none":
+        return losses
+    return losses.sum() / rows_counted(exponents, losses, reduction)

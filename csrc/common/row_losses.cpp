@@ -11,14 +11,12 @@ void row_losses(const T* lse_pos, const T* lse_neg, int64_t rows, Reduction redu
   const bool nonzero = reduction == Reduction::mean_nonzero;
   double total = 0;
   int64_t valid = 0;
-  bool any_nan = false;
   for (int64_t row = 0; row < rows; ++row) {
     const T exponent = lse_pos[row] + lse_neg[row];
     const T small = std::exp(-std::abs(exponent));  // never overflows; NaN stays NaN
     const T row_loss = (exponent > 0 ? exponent : T(0)) + std::log1p(small);
     slopes[row] = (exponent >= 0 ? T(1) : small) / (1 + small);
-    if (nonzero && !(row_loss > 0)) {
-      any_nan |= std::isnan(row_loss);
+    if (nonzero && row_loss == 0) {
       slopes[row] = 0;
       continue;
     }
@@ -35,7 +33,6 @@ void row_losses(const T* lse_pos, const T* lse_neg, int64_t rows, Reduction redu
   if (reduction == Reduction::mean_all) count = rows;
   const double share = count > 1 ? 1 / static_cast<double>(count) : 1;
   *loss = static_cast<T>(count > 1 ? total / static_cast<double>(count) : total);
-  if (nonzero && valid == 0 && any_nan) *loss = std::numeric_limits<T>::quiet_NaN();
   for (int64_t row = 0; row < rows; ++row) slopes[row] = static_cast<T>(slopes[row] * share);
 }
 

@@ -10,7 +10,7 @@ enum class Reduction { mean, mean_all, mean_nonzero, sum, none };
 
 // loss_i = softplus(lse_pos_i + lse_neg_i); reduced over rows to one number, unless that is `none`.
 // "mean" is over rows that have a positive and a negative, whose sum is not -inf; "mean_nonzero"
-// over rows whose loss is greater than 0, which NaN is not, or NaN where that leaves NaN alone.
+// over rows whose loss is not 0.
 //
 // slopes_i is the derivative of the loss with respect to lse_pos_i, which is that to lse_neg_i.
 template <class T>

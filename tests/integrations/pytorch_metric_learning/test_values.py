@@ -43,6 +43,30 @@ def test_rows_and_gradient_at_other_settings_and_sizes(rows: int, m: float, gamm
         assert_same(embeddings, labels, indices, m=m, gamma=gamma)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("rows", [2, 3, 24, 300])
+@pytest.mark.parametrize("gamma", [1.0, 80.0, 1000.0])
+@pytest.mark.parametrize("bad", [None, torch.nan, torch.inf])
+def test_reduced_loss_and_gradient_are_the_librarys(
+    dtype: torch.dtype, rows: int, gamma: float, bad: float | None
+) -> None:
+    """With its own reducer, also where most rows have a loss of 0 and where there is NaN."""
+    embeddings, labels = batch("clusters", rows, dtype)
+    if bad is not None:
+        embeddings[1, 0] = bad
+    results = []
+    for kind in (losses.CircleLoss, CircleLoss):
+        leaf = embeddings.clone().requires_grad_()
+        loss = kind(m=-0.2, gamma=gamma)(leaf, labels)
+        loss.backward()
+        results.append((loss.detach(), leaf.grad))
+    for theirs, ours in zip(*results, strict=True):
+        scale = theirs.nan_to_num(0).abs().max().item()
+        # The library's softplus is the identity from 20 on.
+        tolerance = (1e-4 if dtype == torch.float32 else 1e-8) * scale
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance, equal_nan=True)
+
+
 def test_gradient_of_references() -> None:
     embeddings, labels = batch("random", 40)
     for indices in (None, lmu.get_all_pairs_indices(labels, labels[:30]), batch_hard(embeddings)):
