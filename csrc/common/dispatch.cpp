@@ -65,7 +65,9 @@ std::vector<Level> compiled_levels() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
+#if defined(CIRCLE_AVX2)
   all.push_back({"avx2", &avx2::kernels, nullptr, avx2});
+#endif
   all.push_back({"avx512", &avx512::kernels, nullptr, avx512});
 #if defined(CIRCLE_AVX512_BF16)
   all.push_back({"avx512_bf16", &avx512::kernels, &avx512_bf16::products,

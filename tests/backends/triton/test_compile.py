@@ -14,6 +14,7 @@ import torch
 
 pytest.importorskip("triton", minversion="3.3")
 
+from bench.kernels.compilation import DTYPES, PROBLEMS
 from bench.offline.compiled import Specialization, compile_for, specialize
 from bench.offline.pretended import DEVICES, plan_launches
 from circle_kernels import CircleFormula, UnifiedFormula
@@ -45,12 +46,12 @@ class Problem:
     classes: bool = False
 
 
-# What does not depend on the settings of a device is compiled for one of each maker.
-WITH_EVERY_OPTION = ("sm_90", "gfx942")
+# One of each maker: every device's settings are compiled by ``python -m bench kernels --check``.
+TARGETS = ("sm_90", "gfx942")
 
 
-def problems(target: str) -> list[Problem]:
-    """Every table entry: all dtypes and depths in both modes."""
+def problems() -> list[Problem]:
+    """Every table entry: all dtypes and depths in both modes, formulas and precisions once each."""
     chosen = [
         Problem(dtype, depth, self_mode)
         for dtype, depth, self_mode in itertools.product(
@@ -63,7 +64,7 @@ def problems(target: str) -> list[Problem]:
             chosen += [Problem(dtype, depth, self_mode, num_rows) for self_mode in (True, False)]
     for num_rows, dtype in itertools.product((256, 4096), (torch.bfloat16, torch.float32)):
         chosen += [Problem(dtype, 64, False, num_rows, classes=True)]
-    return chosen + (options() if target in WITH_EVERY_OPTION else [])
+    return chosen + options()
 
 
 def options() -> list[Problem]:
@@ -89,7 +90,7 @@ def kernels(target: str) -> dict[Specialization, Settings | None]:
     found: dict[Specialization, Settings | None] = {}
     previous = torch.get_float32_matmul_precision()
     try:
-        for problem in problems(target):
+        for problem in problems():
             torch.set_float32_matmul_precision(problem.precision)
             recorded = plan_launches(
                 DEVICES[target],
@@ -112,7 +113,7 @@ def multiplies(kernel: Specialization) -> bool:
 
 
 @pytest.mark.parametrize("name", [*TILE_KERNELS, "others"])
-@pytest.mark.parametrize("target", DEVICES)
+@pytest.mark.parametrize("target", TARGETS)
 def test_kernels_compile_without_spills_within_shared_memory(target: str, name: str) -> None:
     device = DEVICES[target]
     chosen = [
@@ -165,12 +166,13 @@ def test_batch_sizes_share_compiled_kernels(depth: int, sizes: list[tuple[int, i
 
 
 def test_every_settings_entry_is_compiled() -> None:
-    """The problems above reach all of the table, so none goes unchecked."""
+    """The problems of ``python -m bench kernels`` reach all of the table; none goes unchecked."""
     seen = set()
-    for target in DEVICES:
-        for kernel, settings in kernels(target).items():
-            if kernel.kernel.__name__ in TILE_KERNELS:
-                seen |= {(target, settings), (settings_family(target), settings)}
+    for target, dtype, problem in itertools.product(DEVICES, DTYPES.values(), PROBLEMS):
+        launches = plan_launches(
+            DEVICES[target], dtype=dtype, formula=CircleFormula(), **problem._asdict()
+        )
+        seen |= {(settings_family(target), launch.settings) for launch in launches}
     listed = {
         (family, settings)
         for (_, family, _), entries in load_table().items()
