@@ -105,9 +105,9 @@ class _PairLogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        embeddings: Tensor,
+        embeddings: Tensor,  # the batch's, as is the next: what autograd has to see
         ref_emb: Tensor | None,
-        call: tuple[Batch, Operation, bool],  # both are the batch's, and whether to keep it
+        call: tuple[Batch, Operation, bool],  # and if a backward pass can follow
     ) -> tuple[Tensor, Tensor]:
         batch, operation, keep = call
         return forward_and_keep(ctx, operation, *begin(batch, operation, keep))

@@ -50,9 +50,9 @@ class RowLosses(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        embeddings: Tensor,
+        embeddings: Tensor,  # the batch's, as is the next: what autograd has to see
         ref_emb: Tensor | None,
-        call: tuple[Batch, Operation, str, bool],  # both are the batch's, and whether to keep it
+        call: tuple[Batch, Operation, str, bool],  # with the reduction, and if backward can follow
     ) -> Tensor:
         batch, operation, reduction, keep = call
         problem, module = begin(batch, operation, keep)
