@@ -37,7 +37,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "backends.reference": ("backends.problem", "formula", "reference"),
     "backends.tiled": (*OF_BACKENDS, "logsumexp"),
     "backends.gathered": OF_BACKENDS,
-    "backends.cpu": (*OF_BACKENDS, "_cpu"),
+    "backends.cpu": (*OF_BACKENDS, "backends.cpu_arguments", "_cpu"),
+    "backends.cpu_arguments": ("formula", "backends.problem"),
     "backends.triton": OF_BACKENDS,
     "backends.choice": (
         *OF_BACKENDS,
