@@ -16,12 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circle_kernels.arguments import (
-    FLOATING_DTYPES,
-    check_kinds,
-    label_numbers,
-    one_dtype,
-)
+from circle_kernels.arguments import FLOATING_DTYPES, check_kinds, label_numbers, one_dtype
 from circle_kernels.backends.addressable import all_addressable
 from circle_kernels.formula import CircleFormula
 from circle_kernels.integrations.library_inputs import are_indices, is_plain_batch, readable_indices

@@ -12,9 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circle_kernels.arguments import (
-    check_kinds,
-)
+from circle_kernels.arguments import check_kinds
 from circle_kernels.backends import cpu, gathered, tiled
 from circle_kernels.backends.addressable import all_addressable, is_plain, materialized
 from circle_kernels.backends.choice import without_autocast
@@ -32,12 +30,7 @@ from circle_kernels.backends.saved_bytes import as_bytes, from_bytes, padded_sid
 from circle_kernels.formula import PairFormula
 from circle_kernels.operation.batch import Batch, Operation
 from circle_kernels.operation.differentiable import traced_gradients
-from circle_kernels.operation.eager import (
-    is_traced,
-    logsumexps,
-    once,
-    owned,
-)
+from circle_kernels.operation.eager import is_traced, logsumexps, once, owned
 from circle_kernels.operation.registered import is_batch_of_gradients
 
 # One listed pair in so many of the matrix: fewer are faster pair by pair, since gathering a pair's
