@@ -174,10 +174,7 @@ def backward(
     """
     problem = _complete(problem)
     extension = _loaded()
-    grad_embeddings = _empty_like(problem.embeddings) if needs.embeddings else None
-    grad_references = (
-        _empty_like(problem.ref_emb) if needs.references and problem.ref_emb is not None else None
-    )
+    gradients = _new_gradients(problem, needs)
     # Bound to names: the extension sees addresses only, which do not keep a tensor alive.
     saved, grad_lse_pos, grad_lse_neg = (tensor.contiguous() for tensor in passed)
     if saved.data_ptr() % extension.SAVED_HEADER_BYTES != 0:  # a hook on saved tensors has moved it
@@ -189,11 +186,10 @@ def backward(
             saved.nbytes,
             grad_lse_pos.data_ptr(),
             grad_lse_neg.data_ptr(),
-            0 if grad_embeddings is None else grad_embeddings.data_ptr(),
-            0 if grad_references is None else grad_references.data_ptr(),
+            *map(_address, gradients),
         ),
     )
-    return grad_embeddings, grad_references
+    return gradients
 
 
 def row_losses(lse_pos: Tensor, lse_neg: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
@@ -217,10 +213,7 @@ def loss_and_gradients(
     """What both passes and :func:`row_losses` between them return, in one call."""
     problem = _complete(problem)
     extension = _loaded()
-    grad_embeddings = _empty_like(problem.embeddings) if needs.embeddings else None
-    grad_references = (
-        _empty_like(problem.ref_emb) if needs.references and problem.ref_emb is not None else None
-    )
+    gradients = _new_gradients(problem, needs)
     loss = torch.empty((), dtype=problem.result_dtype, device="cpu")
     kept_tiles, size = _plan_saved(problem)
     extension.loss_and_gradients(
@@ -229,11 +222,10 @@ def loss_and_gradients(
         (
             size,
             loss.data_ptr(),
-            0 if grad_embeddings is None else grad_embeddings.data_ptr(),
-            0 if grad_references is None else grad_references.data_ptr(),
+            *map(_address, gradients),
         ),
     )
-    return loss, (grad_embeddings, grad_references)
+    return loss, gradients
 
 
 def mark_pairs(rows: Tensor, columns: Tensor, kind: int, kinds: Tensor) -> bool | None:
@@ -261,8 +253,20 @@ def _new_saved(extension: ModuleType, size: int) -> Tensor:
     return torch.frombuffer(extension.Block(size), dtype=torch.uint8)
 
 
-def _empty_like(embeddings: Tensor) -> Tensor:
-    return torch.empty(embeddings.shape, dtype=embeddings.dtype, device="cpu")
+def _new_gradients(problem: PairProblem, needs: Needs) -> tuple[Tensor | None, Tensor | None]:
+    """Memory for the gradients of both sides; None where there is none to compute."""
+
+    def of(side: Tensor) -> Tensor:
+        return torch.empty(side.shape, dtype=side.dtype, device="cpu")
+
+    return (
+        of(problem.embeddings) if needs.embeddings else None,
+        of(problem.ref_emb) if needs.references and problem.ref_emb is not None else None,
+    )
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _loaded() -> ModuleType:
