@@ -14,10 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from circle_kernels.options import (
-    check_flag,
-    real_number,
-)
+from circle_kernels.options import check_flag, real_number
 
 _LARGEST = sys.float_info.max
 _CONSTANTS = ("optimum_pos", "optimum_neg", "margin_pos", "margin_neg")

@@ -13,16 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from bench.classes.heads import (
-    GAMMA,
-    HEADS,
-    SAMPLE_RATE,
-    SKIP_BELOW,
-    STEPS,
-    HeadCase,
-    HeadWork,
-    M,
-)
+from bench.classes.heads import GAMMA, HEADS, SAMPLE_RATE, SKIP_BELOW, STEPS, HeadCase, HeadWork, M
 from bench.classes.tables import class_tables
 from bench.classes.tiles import surviving_shares
 from bench.measuring import memory

@@ -11,14 +11,14 @@ import functools
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from circle_kernels.backends.cpu_arguments import describe, has_code_for, reduction_of
 from circle_kernels.backends.problem import Needs, PairProblem, Passed
 from circle_kernels.backends.saved_bytes import with_padding
-from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
+from circle_kernels.formula import PairFormula
 
 LEVEL_VARIABLE = "CIRCLE_KERNELS_CPU_LEVEL"  # read by the extension, at every call
 
@@ -85,7 +85,7 @@ def unusable_reason(device: torch.device, dtype: torch.dtype, formula: PairFormu
     """
     if device.type != "cpu":
         return "the C++ kernel takes CPU tensors"
-    if type(formula) not in _KINDS:
+    if not has_code_for(formula):
         return f"the C++ kernel has no code for {type(formula).__name__}"
     extension = _extension()
     if isinstance(extension, str):
@@ -153,7 +153,7 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
     kept_tiles, size = _plan_saved(problem)
     saved = _new_saved(extension, size)
     extension.forward(
-        *_describe(extension, problem, kept_tiles),
+        *describe(extension, problem, kept_tiles),
         (
             lse_pos.data_ptr(),
             lse_neg.data_ptr(),
@@ -174,26 +174,22 @@ def backward(
     """
     problem = _complete(problem)
     extension = _loaded()
-    grad_embeddings = _empty_like(problem.embeddings) if needs.embeddings else None
-    grad_references = (
-        _empty_like(problem.ref_emb) if needs.references and problem.ref_emb is not None else None
-    )
+    gradients = _new_gradients(problem, needs)
     # Bound to names: the extension sees addresses only, which do not keep a tensor alive.
     saved, grad_lse_pos, grad_lse_neg = (tensor.contiguous() for tensor in passed)
     if saved.data_ptr() % extension.SAVED_HEADER_BYTES != 0:  # a hook on saved tensors has moved it
         saved = saved.clone()
     extension.backward(
-        *_describe(extension, problem),  # what was kept says itself how much it is
+        *describe(extension, problem),  # what was kept says itself how much it is
         (
             saved.data_ptr(),
             saved.nbytes,
             grad_lse_pos.data_ptr(),
             grad_lse_neg.data_ptr(),
-            0 if grad_embeddings is None else grad_embeddings.data_ptr(),
-            0 if grad_references is None else grad_references.data_ptr(),
+            *map(_address, gradients),
         ),
     )
-    return grad_embeddings, grad_references
+    return gradients
 
 
 def row_losses(lse_pos: Tensor, lse_neg: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
@@ -206,7 +202,7 @@ def row_losses(lse_pos: Tensor, lse_neg: Tensor, reduction: str) -> tuple[Tensor
         lse_pos.dtype == torch.float64,
         (lse_pos.data_ptr(), lse_neg.data_ptr(), loss.data_ptr(), slopes.data_ptr()),
         len(lse_pos),
-        _reduction(extension, reduction),
+        reduction_of(extension, reduction),
     )
     return loss, slopes
 
@@ -217,23 +213,19 @@ def loss_and_gradients(
     """What both passes and :func:`row_losses` between them return, in one call."""
     problem = _complete(problem)
     extension = _loaded()
-    grad_embeddings = _empty_like(problem.embeddings) if needs.embeddings else None
-    grad_references = (
-        _empty_like(problem.ref_emb) if needs.references and problem.ref_emb is not None else None
-    )
+    gradients = _new_gradients(problem, needs)
     loss = torch.empty((), dtype=problem.result_dtype, device="cpu")
     kept_tiles, size = _plan_saved(problem)
     extension.loss_and_gradients(
-        *_describe(extension, problem, kept_tiles),
-        _reduction(extension, reduction),
+        *describe(extension, problem, kept_tiles),
+        reduction_of(extension, reduction),
         (
             size,
             loss.data_ptr(),
-            0 if grad_embeddings is None else grad_embeddings.data_ptr(),
-            0 if grad_references is None else grad_references.data_ptr(),
+            *map(_address, gradients),
         ),
     )
-    return loss, (grad_embeddings, grad_references)
+    return loss, gradients
 
 
 def mark_pairs(rows: Tensor, columns: Tensor, kind: int, kinds: Tensor) -> bool | None:
@@ -254,11 +246,6 @@ def mark_pairs(rows: Tensor, columns: Tensor, kind: int, kinds: Tensor) -> bool 
     )
 
 
-@functools.cache
-def _reduction(extension: ModuleType, name: str) -> object:
-    return getattr(extension.Reduction, name)
-
-
 def _new_saved(extension: ModuleType, size: int) -> Tensor:
     """Memory that the extension keeps when the tensor is freed, so that pages are cleared once."""
     if size == 0:  # not possible as a buffer
@@ -266,8 +253,20 @@ def _new_saved(extension: ModuleType, size: int) -> Tensor:
     return torch.frombuffer(extension.Block(size), dtype=torch.uint8)
 
 
-def _empty_like(embeddings: Tensor) -> Tensor:
-    return torch.empty(embeddings.shape, dtype=embeddings.dtype, device="cpu")
+def _new_gradients(problem: PairProblem, needs: Needs) -> tuple[Tensor | None, Tensor | None]:
+    """Memory for the gradients of both sides; None where there is none to compute."""
+
+    def of(side: Tensor) -> Tensor:
+        return torch.empty(side.shape, dtype=side.dtype, device="cpu")
+
+    return (
+        of(problem.embeddings) if needs.embeddings else None,
+        of(problem.ref_emb) if needs.references and problem.ref_emb is not None else None,
+    )
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _loaded() -> ModuleType:
@@ -275,64 +274,3 @@ def _loaded() -> ModuleType:
     if isinstance(extension, str):
         raise RuntimeError(extension)
     return extension
-
-
-_KINDS = {CircleFormula: "circle", UnifiedFormula: "unified"}  # of extension.FormulaKind
-
-# bfloat16 products that may stand for one of float32, where the machine has instructions for them.
-_BFLOAT_TERMS = {"highest": 0, "high": 3, "medium": 1}
-
-_SCALARS = {
-    torch.float16: "float16",
-    torch.bfloat16: "bfloat16",
-    torch.float32: "float32",
-    torch.float64: "float64",
-}
-
-
-def _describe(extension: ModuleType, problem: PairProblem, kept_tiles: int = 0) -> tuple[Any, ...]:
-    """The problem as the extension takes it; it points into the problem's tensors."""
-    references, labels = problem.ref_emb, problem.ref_labels
-    return (
-        _scalar(extension, problem.embeddings.dtype),
-        _describe_side(problem.embeddings, problem.labels),
-        None if references is None or labels is None else _describe_side(references, labels),
-        _describe_formula(extension, problem.formula),
-        (
-            problem.normalize,
-            problem.skip_below,
-            kept_tiles,
-            torch.get_num_threads(),
-            _BFLOAT_TERMS[problem.precision],
-        ),
-        (0, 0) if problem.listed is None else (problem.listed.data_ptr(), problem.listed.stride(0)),
-    )
-
-
-def _describe_side(values: Tensor, labels: Tensor) -> tuple[int, ...]:
-    return (
-        values.data_ptr(),
-        *values.shape,
-        *values.stride(),
-        labels.data_ptr(),
-        labels.stride(0),
-    )
-
-
-@functools.cache
-def _scalar(extension: ModuleType, dtype: torch.dtype) -> object:
-    return getattr(extension.Scalar, _SCALARS[dtype])
-
-
-@functools.lru_cache(maxsize=16)
-def _describe_formula(extension: ModuleType, formula: PairFormula) -> object:
-    optimum_pos, optimum_neg, margin_pos, margin_neg = formula.constants
-    return extension.Formula(
-        kind=getattr(extension.FormulaKind, _KINDS[type(formula)]),
-        gamma=formula.gamma,
-        optimum_pos=optimum_pos,
-        optimum_neg=optimum_neg,
-        margin_pos=margin_pos,
-        margin_neg=margin_neg,
-        detach_weights=formula.detach_weights,
-    )

@@ -16,10 +16,10 @@ and, where it has code for them,
     loss_and_gradients(problem, reduction, needs) -> (loss, (grad_embeddings, grad_references)): all
         of it at once
 
-``saved`` is one tensor of bytes (uint8) with whatever the backward pass can use; or None for an
-empty one.
-Not of floats: hooks on saved tensors that compress these would not know their range. The backward
-pass raises RuntimeError where it is not what the forward pass of the problem left.
+``saved`` is one tensor of bytes (uint8) with whatever the backward pass can use, or None for an
+empty one. Not of floats: hooks on saved tensors that compress these would not know their range. The
+backward pass raises RuntimeError where it is not what the forward pass of the problem left.
+
 Both passes run without autograd, with autocast off, on checked arguments, and on at least one
 row and one column. Log-sum-exps are (N,) in :attr:`PairProblem.result_dtype`, ``-inf`` for an empty
 set; gradients are in the inputs' dtype.
@@ -39,7 +39,6 @@ from circle_kernels.formula import PairFormula
 ROW_POSITIVE, ROW_NEGATIVE, COLUMN_POSITIVE, COLUMN_NEGATIVE = 1, 2, 4, 8
 # Both sides of PairProblem.listed are padded with zeros to a multiple: the C++ kernel's PANEL.
 LISTED_MULTIPLE = 96
-
 
 TENSORS = ("embeddings", "labels", "ref_emb", "ref_labels", "listed")
 

@@ -7,9 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from circle_kernels.arguments import (
-    label_numbers,
-)
+from circle_kernels.arguments import label_numbers
 from circle_kernels.backends.addressable import is_plain
 
 NO_CLASS = -1  # the label of a row that has no positive

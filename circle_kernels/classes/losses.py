@@ -33,12 +33,7 @@ from circle_kernels.operation.batch import Batch, Operation, operation_of
 from circle_kernels.operation.eager import logsumexps
 from circle_kernels.operation.reductions import REDUCTIONS, reduce_exponents
 from circle_kernels.operation.row_losses import reduced_row_losses
-from circle_kernels.options import (
-    check_choice,
-    check_flag,
-    check_integer,
-    explain_other_names,
-)
+from circle_kernels.options import check_choice, check_flag, check_integer, explain_other_names
 from circle_kernels.reference import similarity_matrix
 
 IGNORE_INDEX = -100  # as torch.nn.functional.cross_entropy

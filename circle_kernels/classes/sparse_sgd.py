@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from circle_kernels.distributed.gradients import coalesced
-from circle_kernels.options import (
-    check_flag,
-)
+from circle_kernels.options import check_flag
 
 
 class SparseSGD(torch.optim.Optimizer):

@@ -21,9 +21,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from circle_kernels.arguments import (
-    FLOATING_DTYPES,
-)
+from circle_kernels.arguments import FLOATING_DTYPES
 from circle_kernels.distributed.groups import Group, resolve_group
 from circle_kernels.operation.registered import under_transforms
 

@@ -16,13 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circle_kernels.arguments import (
-    FLOATING_DTYPES,
-    check_kinds,
-    label_numbers,
-    one_dtype,
-)
+from circle_kernels.arguments import FLOATING_DTYPES, check_kinds, label_numbers, one_dtype
 from circle_kernels.backends.addressable import all_addressable
+from circle_kernels.backends.problem import ROW_NEGATIVE, ROW_POSITIVE
 from circle_kernels.formula import CircleFormula
 from circle_kernels.integrations.library_inputs import are_indices, is_plain_batch, readable_indices
 from circle_kernels.operation.batch import Batch, Operation, remembered
@@ -262,7 +258,7 @@ class CircleLoss(losses.CircleLoss):
                 return self._fused(embeddings, labels[0], ref_emb, labels[1])
             if labels is not None:
                 return self._fused(embeddings, labels[0], None, None)
-        if (kinds == 3).any():
+        if (kinds == ROW_POSITIVE | ROW_NEGATIVE).any():
             return None
         return self._over_matrix(embeddings, None if self_mode else ref_emb, kinds)
 

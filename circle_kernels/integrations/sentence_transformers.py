@@ -7,13 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from circle_kernels.arguments import (
-    label_numbers,
-)
+from circle_kernels.arguments import label_numbers
 from circle_kernels.losses import modules
-from circle_kernels.options import (
-    explain_other_names,
-)
+from circle_kernels.options import explain_other_names
 
 try:
     from sentence_transformers import SentenceTransformer

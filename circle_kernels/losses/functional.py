@@ -7,9 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from circle_kernels.arguments import (
-    check_similarities,
-)
+from circle_kernels.arguments import check_similarities
 from circle_kernels.distributed.gather import gather_batch
 from circle_kernels.distributed.groups import Group, check_group, check_group_reduction
 from circle_kernels.formula import CircleFormula, UnifiedFormula
@@ -18,10 +16,7 @@ from circle_kernels.operation.batch import Batch, Operation, check_batch, operat
 from circle_kernels.operation.eager import logsumexps
 from circle_kernels.operation.reductions import REDUCTIONS, softplus
 from circle_kernels.operation.row_losses import reduced_row_losses
-from circle_kernels.options import (
-    check_choice,
-    explain_other_names,
-)
+from circle_kernels.options import check_choice, explain_other_names
 
 SCOPES = ("anchor", "batch")
 

@@ -10,17 +10,11 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from circle_kernels.arguments import (
-    check_embeddings,
-    check_pair_inputs,
-)
+from circle_kernels.arguments import check_embeddings, check_pair_inputs
 from circle_kernels.backends.choice import check_backend
 from circle_kernels.backends.problem import PairProblem
 from circle_kernels.formula import FORMULAS, CircleFormula, PairFormula, UnifiedFormula
-from circle_kernels.options import (
-    check_flag,
-    check_skip_below,
-)
+from circle_kernels.options import check_flag, check_skip_below
 
 
 class Batch(NamedTuple):

@@ -12,10 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circle_kernels.arguments import (
-    check_real_or_fake,
-    check_undistributed,
-)
+from circle_kernels.arguments import check_real_or_fake, check_undistributed
 from circle_kernels.backends.addressable import all_addressable, is_watched
 from circle_kernels.backends.choice import (
     is_by_autograd,

@@ -12,9 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circle_kernels.arguments import (
-    check_kinds,
-)
+from circle_kernels.arguments import check_kinds
 from circle_kernels.backends import cpu, gathered, tiled
 from circle_kernels.backends.addressable import all_addressable, is_plain, materialized
 from circle_kernels.backends.choice import without_autocast
@@ -32,17 +30,15 @@ from circle_kernels.backends.saved_bytes import as_bytes, from_bytes, padded_sid
 from circle_kernels.formula import PairFormula
 from circle_kernels.operation.batch import Batch, Operation
 from circle_kernels.operation.differentiable import traced_gradients
-from circle_kernels.operation.eager import (
-    is_traced,
-    logsumexps,
-    once,
-    owned,
-)
+from circle_kernels.operation.eager import is_traced, logsumexps, once, owned
 from circle_kernels.operation.registered import is_batch_of_gradients
 
 # One listed pair in so many of the matrix: fewer are faster pair by pair, since gathering a pair's
 # rows costs what about this many of a product's pairs do.
 _DENSE = 64
+
+_Settings = tuple[PairFormula, bool]  # and whether rows are normalised
+_Gradients = tuple[Tensor | None, Tensor | None]
 
 _OUT_OF_RANGE = "a listed pair is not among {rows} embeddings and {columns} references"
 
@@ -231,7 +227,7 @@ def gathered_logsumexp(
         kinds = _matrix_of(pairs, embeddings, ref_emb)
         return matrix_logsumexp(embeddings, ref_emb, kinds, formula=formula, normalize=normalize)
     keep = Batch(embeddings, pairs[0], ref_emb).requires_grad
-    return _GatheredLogSumExp.apply(embeddings, ref_emb, *pairs, formula, normalize, keep)
+    return _GatheredLogSumExp.apply(embeddings, ref_emb, (pairs, (formula, normalize), keep))
 
 
 def _matrix_of(
@@ -244,16 +240,24 @@ def _matrix_of(
 
 
 class _GatheredLogSumExp(torch.autograd.Function):
+    """The same with its gradient, from the pairs' similarities."""
+
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        problem, keep = GatheredProblem(*arguments[:-1]), arguments[-1]
-        with without_autocast(problem.embeddings.device.type):
-            lse_pos, lse_neg, similarities = gathered.forward(problem)
+    def forward(
+        ctx: Any,
+        embeddings: Tensor,
+        ref_emb: Tensor | None,
+        call: tuple[tuple[Tensor, Tensor, Tensor], _Settings, bool],  # and whether to keep it
+    ) -> tuple[Tensor, Tensor]:
+        pairs, settings, keep = call
+        with without_autocast(embeddings.device.type):
+            lse_pos, lse_neg, similarities = gathered.forward(
+                GatheredProblem(embeddings, ref_emb, *pairs, *settings)
+            )
         if keep:
-            ctx.settings, ctx.needs = arguments[-3:-1], Needs(*ctx.needs_input_grad[:2])
-            sides = (owned(side) for side in arguments[:2])
+            ctx.settings, ctx.needs = settings, Needs(*ctx.needs_input_grad[:2])
             statistics = map(as_bytes, (lse_pos, lse_neg, similarities))
-            ctx.save_for_backward(*sides, *arguments[2:-3], *statistics)
+            ctx.save_for_backward(owned(embeddings), owned(ref_emb), *pairs, *statistics)
         return lse_pos, lse_neg
 
     @staticmethod
@@ -268,16 +272,13 @@ class _GatheredLogSumExp(torch.autograd.Function):
             upstream,
             lambda saved, upstream: compute(saved, upstream, ctx.settings, ctx.needs),
         )
-        return (*gradients, *(None,) * 6)
-
-
-_Gradients = tuple[Tensor | None, Tensor | None]
+        return (*gradients, None)
 
 
 def _gathered_gradients(
     saved: tuple[Any, ...],
     upstream: tuple[Tensor, ...],
-    settings: tuple[PairFormula, bool],
+    settings: _Settings,
     needs: Needs,
 ) -> _Gradients:
     embeddings, ref_emb, rows, columns, positive, lse_pos, lse_neg, similarities = saved
@@ -294,7 +295,7 @@ def _gathered_gradients(
 def _batch_of_gradients(
     saved: tuple[Any, ...],
     upstream: tuple[Tensor, ...],
-    settings: tuple[PairFormula, bool],
+    settings: _Settings,
     needs: Needs,
 ) -> _Gradients:
     """The same by the registered op, which ``torch.func`` knows, over a matrix of the pairs."""

@@ -21,7 +21,7 @@ from circle_kernels.backends.choice import (
     serving,
     which_saved,
 )
-from circle_kernels.backends.problem import Needs, Passed, result_dtype
+from circle_kernels.backends.problem import Needs, PairProblem, Passed, result_dtype
 from circle_kernels.formula import formula_from_parameters
 from circle_kernels.operation.batch import Batch, Operation, check_layout
 from circle_kernels.operation.reductions import row_losses
@@ -32,7 +32,7 @@ from circle_kernels.precision import float32_precision
 # as a default, which torch leaves out.)
 SAVED_LAYOUT = 9
 
-# The arguments of both ops, once: a Batch, and an Operation as ops can carry it. The formula's
+# The arguments of all ops, once: a Batch, and an Operation as ops can carry it. The formula's
 # numbers are a tensor, since to ops every number is a constant, and a schedule of gamma would
 # compile a graph for each of its values.
 BATCH = "Tensor embeddings, Tensor labels, Tensor? ref_emb, Tensor? ref_labels, Tensor? listed"
@@ -91,23 +91,31 @@ def _decode_operation(
     return Operation(formula_from_parameters(formula, list(numbers), detach_weights), *options)
 
 
-def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    batch, operation, (keep_for_backward, _) = _decode(arguments)
+def _problem(batch: Batch, operation: Operation, *, keep_for_backward: bool = True) -> PairProblem:
+    """The problem of a batch that nobody has checked."""
     check_layout(batch)
     precision = float32_precision(batch.embeddings.device.type)
-    problem = operation.problem(batch, precision=precision, keep_for_backward=keep_for_backward)
-    module = serving(problem, operation.backend)
-    if not (problem.is_empty or all_addressable(*problem.tensors)):
-        module = behind_the_gate(module, operation.backend, problem.named_tensors)
-    return run_forward(module, problem)
+    return operation.problem(batch, precision=precision, keep_for_backward=keep_for_backward)
+
+
+def _serving_any(problem: PairProblem, backend: str) -> Any:
+    """The module that serves a problem, whatever its tensors are."""
+    module = serving(problem, backend)
+    if problem.is_empty or all_addressable(*problem.tensors):
+        return module
+    return behind_the_gate(module, backend, problem.named_tensors)
+
+
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    batch, operation, (keep_for_backward, _) = _decode(arguments)
+    problem = _problem(batch, operation, keep_for_backward=keep_for_backward)
+    return run_forward(_serving_any(problem, operation.backend), problem)
 
 
 def _backward(*arguments: Any) -> tuple[Tensor, Tensor]:
     """Gradients for both sides; an empty tensor stands for one that is not needed."""
     batch, operation, (*tensors, needs_embeddings, needs_references) = _decode(arguments)
-    check_layout(batch)
-    precision = float32_precision(batch.embeddings.device.type)
-    problem, passed = operation.problem(batch, precision=precision), Passed(*tensors)
+    problem, passed = _problem(batch, operation), Passed(*tensors)
     module = which_saved(passed.saved, problem, operation.backend)
     needs = Needs(needs_embeddings, needs_references)
     if all_addressable(*problem.tensors, *passed) and not is_of_another(
@@ -122,12 +130,8 @@ def _backward(*arguments: Any) -> tuple[Tensor, Tensor]:
 def _loss_and_gradients(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The loss and its gradients for both sides, as :func:`_backward` has them."""
     batch, operation, (reduction, *needed) = _decode(arguments)
-    check_layout(batch)
-    precision = float32_precision(batch.embeddings.device.type)
-    problem, needs = operation.problem(batch, precision=precision), Needs(*needed)
-    module = serving(problem, operation.backend)
-    if not (problem.is_empty or all_addressable(*problem.tensors)):
-        module = behind_the_gate(module, operation.backend, problem.named_tensors)
+    problem, needs = _problem(batch, operation), Needs(*needed)
+    module = _serving_any(problem, operation.backend)
     if hasattr(module, "loss_and_gradients") and not problem.is_empty:
         loss, gradients = module.loss_and_gradients(problem, reduction, needs)
         return loss, *_without_none(batch, gradients)
@@ -184,8 +188,6 @@ backward_op = define(
     _backward,
     whole=True,
 )
-
-
 at_once_op = define(
     "pair_loss_and_gradients",
     f"({BATCH}, {OPERATION}, str reduction, bool needs_embeddings, bool needs_references) "

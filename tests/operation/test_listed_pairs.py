@@ -235,10 +235,10 @@ def test_hooks_on_saved_tensors_may_lose_the_padding(references: bool, monkeypat
     """As copies do, to the CPU's memory for example. What the kernel would read behind them changes
     no number, so what it is told is looked at."""
     told = []
-    describe = cpu._describe
+    describe = cpu.describe
     monkeypatch.setattr(
         cpu,
-        "_describe",
+        "describe",
         lambda extension, problem, *kept: (
             told.append(problem.listed) or describe(extension, problem, *kept)
         ),

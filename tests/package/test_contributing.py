@@ -15,6 +15,8 @@ from tests.support.places import ROOT
 PAGES = [
     page for page in (ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md") if page.is_file()
 ]
+# Of the table of functions, those that its columns begin in.
+COLUMNS = ("circle_kernels", "circle_kernels/backends/triton", "csrc/kernels")
 FOLDERS = ("circle_kernels", "csrc", "bench", "tests", "docs", "examples", "tools")
 # What is run and not looked up, but for make's targets and the paths among its words.
 COMMANDS = ("git", "make", "mypy", "pip", "pytest", "python", "ruff")
@@ -77,11 +79,48 @@ def _passed_by_name(tree: ast.Module) -> set[str]:
     return {each for each in constants if re.fullmatch(r"[A-Z_]{4,}", each)}
 
 
+@functools.cache
+def commands_of_bench() -> frozenset[str]:
+    tree = ast.parse((ROOT / "bench" / "__main__.py").read_text("utf-8"))
+    tables = [node for node in ast.walk(tree) if isinstance(node, ast.Dict)]
+    return frozenset(str(key.value) for key in tables[0].keys if isinstance(key, ast.Constant))
+
+
 def missing(text: str) -> list[str]:
-    """What the text names and the checkout does not have, in order."""
+    """What the text names and the checkout does not have: between backticks, then in blocks."""
     text = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
     spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", text)]
+    for line in re.findall(r"^    (.+)$", text, re.M):
+        spans += named_in_block(line.partition("  #")[0])
     return [span for span in spans if not exists(span)]
+
+
+def named_in_block(line: str) -> list[str]:
+    """A command; or of a drawing paths, what is called, and names that no word of English is."""
+    words = [word for word in line.split() if not re.match(r"[A-Z_]+=", word)]
+    if words and words[0] in COMMANDS:
+        return [" ".join(words)]
+    return re.findall(r"(?:\w+/)+[\w.]*|\w+\.py|\w+(?=\()|[A-Za-z]+_\w+", line)
+
+
+def misplaced(table: str) -> list[str]:
+    """Names of a table of functions that the file in parentheses after them does not define."""
+    rows = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("|")]
+    wrong = []
+    for cells in rows:
+        for folder, cell in zip(COLUMNS, cells[1:], strict=True):
+            for named, file in re.findall(r"((?:`\w+`[, ]*)+)\(`([\w./]+)`", cell):
+                places = [ROOT / folder / file, ROOT / file]
+                defined = next((_names_in(each) for each in places if each.is_file()), set())
+                wrong += [
+                    f"{each} ({file})" for each in named.split("`")[1::2] if each not in defined
+                ]
+    return wrong
+
+
+def _names_in(path: Path) -> set[str]:
+    text = path.read_text("utf-8")
+    return _defined(ast.parse(text)) if path.suffix == ".py" else set(re.findall(r"\w+", text))
 
 
 def exists(span: str) -> bool:
@@ -93,6 +132,8 @@ def exists(span: str) -> bool:
         words = [word for word in words if not word.startswith("-")]
         if first == "make":
             return all(is_target(word) for word in words)
+        if words[:1] == ["bench"] and not set(words[1:2]) <= commands_of_bench():
+            return False
         return all(is_path(word) for word in words if "/" in word)
     called = re.sub(r"\(.*\)$|=.*$", "", span)  # a call, or a parameter with its value
     if NAME.fullmatch(called) and not called.endswith(SUFFIXES):
@@ -119,6 +160,30 @@ def test_everything_a_page_names_exists(page: Path) -> None:
     assert len(re.findall(r"`[^`]+`", text)) > 20
     names_of_nothing = missing(text)
     assert not names_of_nothing, "not in the checkout:\n" + "\n".join(names_of_nothing)
+
+
+def test_functions_are_in_the_files_that_the_architecture_gives() -> None:
+    table = (ROOT / "docs" / "architecture.md").read_text("utf-8").partition("## From equation")[2]
+    assert misplaced(table) == []
+    assert len(re.findall(r"`\w+`[, ]*\(`", table)) > 15
+    row = "| x | `unit_rows`, `forward` (`backends/rows.py`) | `load` (`launch.py`) | `C` (`c.h`) |"
+    assert misplaced(row) == ["forward (backends/rows.py)", "load (launch.py)", "C (c.h)"]
+
+
+def test_blocks_are_looked_up() -> None:
+    block = """
+    python -m bench tunes --out tuned.json    # words_that_are_none
+    CIRCLE_KERNELS_TRITON_SETTINGS=tuned.json python -m bench gpu
+
+    circle_loss(embeddings, ...)      losses/functionals.py
+      reduced_rows                    eager.py, eagr.py -> all others
+    """
+    assert missing(block) == [
+        "python -m bench tunes --out tuned.json",
+        "losses/functionals.py",
+        "reduced_rows",
+        "eagr.py",
+    ]
 
 
 @pytest.mark.parametrize(

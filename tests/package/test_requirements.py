@@ -1,8 +1,9 @@
-"""What a user is told without PyTorch, with one that is too old, or without a compiler."""
+"""What is installed, and what a user is told without PyTorch, with an old one, or no compiler."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -13,6 +14,17 @@ from circle_kernels.backends import cpu
 from tests.support.places import ROOT
 
 SETUP = ROOT / "setup.py"
+
+
+def test_every_folder_of_the_package_is_installed() -> None:
+    """An editable installation, as the tests have, finds those that are not listed, too."""
+    listed = re.findall(
+        r'^  "(circle_kernels[\w.]*)",$', (ROOT / "pyproject.toml").read_text(), re.M
+    )
+    folders = (ROOT / "circle_kernels").rglob("__init__.py")
+    assert sorted(listed) == sorted(
+        ".".join(each.parent.relative_to(ROOT).parts) for each in folders
+    )
 
 
 def run_without(code: str) -> str:

@@ -12,11 +12,7 @@ import torch
 
 from circle_kernels.backends.problem import PairProblem
 from circle_kernels.backends.triton.conditions import Conditions, Limits
-from circle_kernels.backends.triton.settings import (
-    Settings,
-    rectangle_settings,
-    triangle_settings,
-)
+from circle_kernels.backends.triton.settings import Settings, rectangle_settings, triangle_settings
 from circle_kernels.backends.triton.sides import ROW_PADDING, ceil_div, operand_layout
 
 # More runs than this only add merging: one should have several tiles to itself.

@@ -11,10 +11,7 @@ from bench.tune import passes as tune_passes
 from bench.tune.grid import Gpu, Size, candidates, problem_sizes
 from bench.tune.passes import Job, NotLaunchedError, Pass
 from circle_kernels.backends.triton.settings import Settings
-from circle_kernels.backends.triton.settings_table import (
-    KERNELS,
-    unusable_shape,
-)
+from circle_kernels.backends.triton.settings_table import KERNELS, unusable_shape
 from tests.bench.tune.tuning import H100, MI300, no_data
 from tests.support.targets import INTERPRETED
 
