@@ -3,7 +3,7 @@
 For each Triton kernel, dtype and depth: settings that spill, do not fit or give other results are
 left out, the others are timed, and the current ones stay unless others are faster by more than 3%.
 The file that it writes is taken by CIRCLE_KERNELS_TRITON_SETTINGS, and its entries can go into
-circle_kernels/backends/triton/settings.json.
+circle_kernels/backends/triton/settings_table/settings.json.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Launch settings by architecture, depth and dtype.
 
-settings.json has the entries. Every one of them compiles without spills and within the shared
-memory of every device of its family, as ``python -m bench kernels --check`` holds. An
+settings_table/settings.json has the entries. Every one of them compiles without spills and within
+the shared memory of every device of its family, as ``python -m bench kernels --check`` holds. An
 architecture without entries of its own takes those of its family, and one that nobody has named
 those of the family with the least shared memory.
 """
