@@ -24,7 +24,8 @@ from circle_kernels.backends.choice import (
 from circle_kernels.backends.problem import Needs, Passed, result_dtype
 from circle_kernels.formula import formula_from_parameters
 from circle_kernels.operation.batch import Batch, Operation, check_layout
-from circle_kernels.operation.reductions import row_losses
+from circle_kernels.operation.reductions import SCALARS, row_losses
+from circle_kernels.options import check_choice
 from circle_kernels.precision import float32_precision
 
 # Raised when a backend saves something of another shape. torch keeps compiled graphs on disk by the
@@ -123,6 +124,7 @@ def _loss_and_gradients(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The loss and its gradients for both sides, as :func:`_backward` has them."""
     batch, operation, (reduction, *needed) = _decode(arguments)
     check_layout(batch)
+    check_choice("reduction", reduction, SCALARS)  # kernels write more than one number with others
     precision = float32_precision(batch.embeddings.device.type)
     problem, needs = operation.problem(batch, precision=precision), Needs(*needed)
     module = serving(problem, operation.backend)

@@ -54,3 +54,13 @@ def test_registered_op_refuses_labels_that_it_would_misread() -> None:
                 call_op(
                     "pair_logsumexp_forward", CircleFormula(), **options, **{**given, name: wrong}
                 )
+
+
+@pytest.mark.parametrize("reduction", ["none", "men"])
+@pytest.mark.parametrize("backend", ["cpu", "tiled"])
+def test_op_that_returns_a_scalar_refuses_other_reductions(backend: str, reduction: str) -> None:
+    """The kernel would write a loss for each row where there is memory for one."""
+    embeddings, labels = batch(24, requires_grad=False)
+    given = {"embeddings": embeddings, "labels": labels, "backend": backend}
+    with pytest.raises(ValueError, match="reduction must be one of"):
+        call_op("pair_loss_and_gradients", CircleFormula(), reduction=reduction, **given)
