@@ -64,3 +64,17 @@ def test_op_that_returns_a_scalar_refuses_other_reductions(backend: str, reducti
     given = {"embeddings": embeddings, "labels": labels, "backend": backend}
     with pytest.raises(ValueError, match="reduction must be one of"):
         call_op("pair_loss_and_gradients", CircleFormula(), reduction=reduction, **given)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_traced_by_torch_jit_computes_with_what_it_is_given(reduction: str) -> None:
+    embeddings, labels = batch(24, requires_grad=False)
+    traced = torch.jit.trace(
+        lambda *tensors: circle_loss(*tensors, reduction=reduction),
+        (embeddings, labels),
+        check_trace=False,
+    )
+    other, others = torch.randn(24, embeddings.shape[1]), labels.flip(0) // 2
+    expected = circle_loss(other, others, reduction=reduction)
+    torch.testing.assert_close(traced(other, others), expected)
