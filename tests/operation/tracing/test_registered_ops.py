@@ -78,3 +78,10 @@ def test_traced_by_torch_jit_computes_with_what_it_is_given(reduction: str) -> N
     other, others = torch.randn(24, embeddings.shape[1]), labels.flip(0) // 2
     expected = circle_loss(other, others, reduction=reduction)
     torch.testing.assert_close(traced(other, others), expected)
+
+
+def test_reference_says_where_it_has_no_gradient() -> None:
+    embeddings, labels = batch(24, requires_grad=False)
+    given = {"embeddings": embeddings, "labels": labels, "reduction": "mean"}
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="differentiated by autograd"):
+        call_op("pair_loss_and_gradients", CircleFormula(), backend="reference", **given)
