@@ -95,6 +95,8 @@ def _one_by_one(op: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:
     return rule
 
 
+# For graphs that were traced where no gradient was wanted, or that lost the function around the op.
+torch.library.register_autograd(forward_op, _gradient, setup_context=_keep_for_gradient)
 torch.library.register_vmap(forward_op, _one_by_one(forward_op))
 torch.library.register_vmap(backward_op, _one_by_one(backward_op))
 

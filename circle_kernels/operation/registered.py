@@ -171,8 +171,8 @@ def define(name: str, schema: str, implementation: Callable[..., Any], *, whole:
     return getattr(torch.ops.circle_kernels, name).default
 
 
-# What graphs hold. Gradients are not registered with them: where one is wanted, the op is called
-# inside of a function that has it, and when a graph runs nobody asks for one.
+# What graphs hold. Where a gradient is wanted, the op is called inside of a function that has it,
+# and when a graph runs nobody asks for one; the forward op has its own for those that do.
 forward_op = define(
     "pair_logsumexp_forward",
     f"({BATCH}, {OPERATION}, bool keep_for_backward, int saved_layout) -> (Tensor, Tensor, Tensor)",

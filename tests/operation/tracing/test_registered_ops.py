@@ -42,6 +42,16 @@ def test_traced_without_a_compiler_keeps_the_operation() -> None:
     torch.testing.assert_close(graph(other, tensors[1]), circle_loss(other, tensors[1]))
 
 
+def test_graph_that_was_traced_without_a_gradient_has_one() -> None:
+    embeddings, labels = batch(24, requires_grad=False)
+    graph = make_fx(lambda x: circle_loss(x, labels))(embeddings)
+    gradients = []
+    for loss in (graph, lambda x: circle_loss(x, labels)):
+        leaf = embeddings.clone().requires_grad_()
+        gradients += torch.autograd.grad(loss(leaf), leaf)
+    torch.testing.assert_close(*gradients)
+
+
 @apart
 def test_registered_op_refuses_labels_that_it_would_misread() -> None:
     labels = torch.arange(40_000) % 1000
