@@ -56,4 +56,9 @@ def backward(
         lse_pos, lse_neg, _ = forward(problem._replace(embeddings=embeddings, ref_emb=ref_emb))
     if lse_pos.requires_grad:
         torch.autograd.backward((lse_pos, lse_neg), passed[1:])
+    elif embeddings.requires_grad or (ref_emb is not None and ref_emb.requires_grad):
+        raise RuntimeError(
+            "backend='reference' is differentiated by autograd, which is off here: in inference "
+            "mode, or inside of a compiler's graph"
+        )
     return embeddings.grad, None if ref_emb is None else ref_emb.grad

@@ -7,7 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circle_kernels.backends.addressable import all_addressable, materialized, obstacle
+from circle_kernels.backends.addressable import (
+    all_addressable,
+    is_watched,
+    materialized,
+    obstacle,
+)
 
 _RESULT_DTYPES = (torch.float32, torch.float64)
 _INDEX_DTYPES = (torch.int32, torch.int64)
@@ -19,7 +24,8 @@ def is_plain_batch(embeddings: Tensor, labels: Tensor) -> bool:
     On the CPU only: whether a loss is NaN is then seen without waiting.
     """
     return (
-        not torch.compiler.is_compiling()
+        not (torch.compiler.is_compiling() or torch.jit.is_tracing() or is_watched())
+        and all_addressable(embeddings, labels)
         and embeddings.device.type == labels.device.type == "cpu"
         and embeddings.dtype in _RESULT_DTYPES
         and embeddings.dim() == 2
@@ -27,7 +33,6 @@ def is_plain_batch(embeddings: Tensor, labels: Tensor) -> bool:
         and labels.shape == embeddings.shape[:1]
         and embeddings.shape[0] > 1  # the library has a rule for lists of at most one pair
         and embeddings.shape[1] > 0
-        and all_addressable(embeddings, labels)
     )
 
 

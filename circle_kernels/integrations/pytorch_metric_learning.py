@@ -50,6 +50,8 @@ except ModuleNotFoundError as error:
     ) from error
 
 _COSINE = (distances.CosineSimilarity, distances.DotProductSimilarity)
+# What forward() of the library calls of this object before its reducer.
+_ON_THE_WAY = ("compute_loss", "add_embedding_regularization_to_loss_dict")
 _BOTH = ("pairs", "a pair is listed both as positive and as negative")
 
 
@@ -105,7 +107,8 @@ class CircleLoss(losses.CircleLoss):
         library computes on the way."""
         reducer, distance = self.reducer, self.distance
         if (
-            type(self).compute_loss is CircleLoss.compute_loss
+            not any(self._overrides(name) for name in _ON_THE_WAY)
+            and not (reducer._forward_hooks or reducer._forward_pre_hooks)
             and type(reducer) is AvgNonZeroReducer
             and (reducer.low, reducer.high) == (0, None)
             and type(distance) in _COSINE
@@ -115,10 +118,19 @@ class CircleLoss(losses.CircleLoss):
         ):
             with contextlib.suppress(TypeError, ValueError):  # then the library's own loss serves
                 return _operation(
-                    (self.m, self.gamma, self.op, self.on, self.delta_p, self.delta_n),
-                    distance.normalize_embeddings,
+                    self.m,
+                    self.gamma,
+                    self.op,
+                    self.on,
+                    self.delta_p,
+                    self.delta_n,
+                    normalize=distance.normalize_embeddings,
                 )
         return None
+
+    def _overrides(self, name: str) -> bool:
+        """Whether a method is another than this class has, a subclass's or the object's own."""
+        return getattr(getattr(self, name), "__func__", None) is not getattr(CircleLoss, name)
 
     def compute_loss(
         self,
@@ -296,7 +308,7 @@ class CircleLoss(losses.CircleLoss):
 
 
 @remembered
-def _operation(formula: tuple[Any, ...], normalize: bool) -> Operation:
+def _operation(*formula: Any, normalize: bool) -> Operation:
     return Operation(CircleFormula(*formula), normalize)
 
 

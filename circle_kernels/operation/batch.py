@@ -85,6 +85,9 @@ class Operation:
 
 _Made = TypeVar("_Made")
 
+# Types whose values stay what they are: a tensor may change, and a process group should be let go.
+_LASTING = frozenset({float, int, bool, str, type(None), type})
+
 
 def remembered(make: Callable[..., _Made]) -> Callable[..., _Made]:
     """A function that makes something of hyper-parameters, which nearly every step has from the one
@@ -94,12 +97,13 @@ def remembered(make: Callable[..., _Made]) -> Callable[..., _Made]:
 
     @functools.wraps(make)
     def made(*parameters: Any, **named: Any) -> _Made:
-        if torch.compiler.is_compiling():
+        if (
+            torch.compiler.is_compiling()
+            or not _LASTING.issuperset(map(type, parameters))
+            or not _LASTING.issuperset(map(type, named.values()))
+        ):
             return make(*parameters, **named)
-        try:
-            return remembering(*parameters, **named)
-        except TypeError:  # of what cannot be hashed there is a better one
-            return make(*parameters, **named)
+        return remembering(*parameters, **named)
 
     made.cache_clear = remembering.cache_clear  # type: ignore[attr-defined]
     return made

@@ -95,6 +95,8 @@ def _one_by_one(op: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:
     return rule
 
 
+# For graphs that were traced where no gradient was wanted, or that lost the function around the op.
+torch.library.register_autograd(forward_op, _gradient, setup_context=_keep_for_gradient)
 torch.library.register_vmap(forward_op, _one_by_one(forward_op))
 torch.library.register_vmap(backward_op, _one_by_one(backward_op))
 
@@ -137,16 +139,32 @@ class _AtOnce(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         loss, *gradients = at_once_op(*arguments)
         ctx.needs = Needs(*arguments[-2:])
-        ctx.save_for_backward(*gradients)
+        # The sides only for who differentiates again, to be told that this cannot be.
+        sides = (arguments[0], arguments[2])
+        ctx.save_for_backward(
+            *gradients,
+            *(side if needed else None for side, needed in zip(sides, ctx.needs, strict=True)),
+        )
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
+        *gradients, embeddings, ref_emb = ctx.saved_tensors
         of_embeddings, of_references = (
-            gradient * grad_loss if needed else None
-            for gradient, needed in zip(ctx.saved_tensors, ctx.needs, strict=True)
+            _Scaled.apply(gradient, grad_loss, embeddings, ref_emb) if needed else None
+            for gradient, needed in zip(gradients, ctx.needs, strict=True)
         )
         return of_embeddings, None, of_references, *(None,) * 11
+
+
+class _Scaled(torch.autograd.Function):
+    """A gradient times the upstream gradient, which cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, grad_loss: Tensor, *sides: Tensor | None) -> Tensor:
+        return gradient * grad_loss
+
+    backward = staticmethod(_no_second_derivative)
 
 
 _differentiable_loss = define(

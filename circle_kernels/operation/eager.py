@@ -225,7 +225,7 @@ def is_traced(batch: Batch, operation: Operation) -> bool:
     wrappers do not have and of which tracers see nothing. In eager mode a registered op would only
     add tens of microseconds to each call.
     """
-    if torch.compiler.is_compiling() or under_transforms():
+    if torch.compiler.is_compiling() or under_transforms() or torch.jit.is_tracing():
         return True
     watched = is_watched()  # which may have made something else of the tensors
     if (watched or not batch.readable) and not all_addressable(*batch.tensors):

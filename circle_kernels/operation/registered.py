@@ -24,7 +24,8 @@ from circle_kernels.backends.choice import (
 from circle_kernels.backends.problem import Needs, PairProblem, Passed, result_dtype
 from circle_kernels.formula import formula_from_parameters
 from circle_kernels.operation.batch import Batch, Operation, check_layout
-from circle_kernels.operation.reductions import row_losses
+from circle_kernels.operation.reductions import SCALARS, row_losses
+from circle_kernels.options import check_choice
 from circle_kernels.precision import float32_precision
 
 # Raised when a backend saves something of another shape. torch keeps compiled graphs on disk by the
@@ -130,6 +131,7 @@ def _backward(*arguments: Any) -> tuple[Tensor, Tensor]:
 def _loss_and_gradients(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The loss and its gradients for both sides, as :func:`_backward` has them."""
     batch, operation, (reduction, *needed) = _decode(arguments)
+    check_choice("reduction", reduction, SCALARS)  # kernels write more than one number with others
     problem, needs = _problem(batch, operation), Needs(*needed)
     module = _serving_any(problem, operation.backend)
     if hasattr(module, "loss_and_gradients") and not problem.is_empty:
@@ -173,8 +175,8 @@ def define(name: str, schema: str, implementation: Callable[..., Any], *, whole:
     return getattr(torch.ops.circle_kernels, name).default
 
 
-# What graphs hold. Gradients are not registered with them: where one is wanted, the op is called
-# inside of a function that has it, and when a graph runs nobody asks for one.
+# What graphs hold. Where a gradient is wanted, the op is called inside of a function that has it,
+# and when a graph runs nobody asks for one; the forward op has its own for those that do.
 forward_op = define(
     "pair_logsumexp_forward",
     f"({BATCH}, {OPERATION}, bool keep_for_backward, int saved_layout) -> (Tensor, Tensor, Tensor)",

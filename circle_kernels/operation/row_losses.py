@@ -14,7 +14,7 @@ from torch import Tensor
 from circle_kernels.backends.addressable import all_addressable, materialized
 from circle_kernels.backends.choice import is_by_autograd
 from circle_kernels.backends.problem import Needs, PairProblem
-from circle_kernels.backends.saved_bytes import as_bytes, from_bytes
+from circle_kernels.backends.saved_bytes import HOOKS, as_bytes, from_bytes
 from circle_kernels.operation.batch import Batch, Operation
 from circle_kernels.operation.differentiable import computes_at_once, traced_loss
 from circle_kernels.operation.eager import (
@@ -62,6 +62,7 @@ class RowLosses(torch.autograd.Function):
             loss, gradients = module.loss_and_gradients(problem, reduction, ctx.needs)
             # The sides only for who differentiates again, to be told that this cannot be.
             sides = (embeddings, ref_emb)
+            ctx.shapes = [None if each is None else each.shape for each in gradients]
             ctx.save_for_backward(
                 *(side if needed else None for side, needed in zip(sides, ctx.needs, strict=True)),
                 *(None if each is None else as_bytes(each) for each in gradients),
@@ -79,13 +80,28 @@ class RowLosses(torch.autograd.Function):
             if ctx.at_once:
                 scale = upstream[0] if all_addressable(*upstream) else materialized(upstream[0])
                 return tuple(
-                    None if each is None else from_bytes(each, scale.dtype) * scale
-                    for each in saved[2:]
+                    None if each is None else _kept_gradient(each, shape, scale.dtype) * scale
+                    for each, shape in zip(saved[2:], ctx.shapes, strict=True)
                 )
             grad_lse = ctx.slopes * upstream[0]
             return input_gradients(ctx, saved, grad_lse, grad_lse)
 
         return (*once(ctx.saved_tensors, (grad_loss,), gradients), None)
+
+
+def _kept_gradient(saved: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """A gradient (N, D) from its bytes.
+
+    Raises:
+        RuntimeError: something else came back.
+    """
+    wanted = (shape[0], shape[1] * dtype.itemsize)
+    if saved.dtype != torch.uint8 or saved.shape != wanted:
+        raise RuntimeError(
+            f"circle_kernels: the backward pass wants a gradient's bytes of shape {wanted}, got "
+            f"{saved.dtype} of shape {tuple(saved.shape)}; {HOOKS}"
+        )
+    return from_bytes(saved, dtype)
 
 
 def _is_small(problem: PairProblem, module: Any, reduction: str) -> bool:

@@ -17,6 +17,7 @@ from circle_kernels import (
     unified_loss,
 )
 from circle_kernels.arguments import FLOATING_DTYPES, INTEGER_DTYPES, label_numbers
+from circle_kernels.operation.batch import operation_of
 
 X = torch.randn(4, 3)
 Y = torch.arange(4)
@@ -216,3 +217,16 @@ def test_class_numbers_of_integers_beside_floats_are_what_equality_makes_of_them
         floats = integers.to(dtype)
         numbers, others = label_numbers(integers, floats)
         assert torch.equal(numbers[:, None] == others, integers[:, None] == floats)
+
+
+def test_hyper_parameter_that_changes_its_value_is_read_at_each_call() -> None:
+    share = torch.tensor(0.0)
+    operation_of(CircleFormula, m=0.4, gamma=80.0, skip_below=share)
+    share.fill_(0.5)
+    assert operation_of(CircleFormula, m=0.4, gamma=80.0, skip_below=share).skip_below == 0.5
+
+
+def test_bad_hyper_parameter_is_told_once() -> None:
+    with pytest.raises(TypeError) as raised:
+        circle_loss(X, Y, gamma="80")
+    assert raised.value.__context__ is None

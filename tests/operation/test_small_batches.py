@@ -104,3 +104,15 @@ def test_a_graph_that_is_retained_gives_the_gradient_again() -> None:
     loss = circle_loss(embeddings, labels)
     first, second = (torch.autograd.grad(loss, embeddings, retain_graph=True)[0] for _ in range(2))
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("changed", [Tensor.flatten, Tensor.double, lambda kept: kept[:1]])
+def test_gradient_that_hooks_have_changed_is_refused(changed) -> None:
+    embeddings, labels = batch()
+    hooks = torch.autograd.graph.saved_tensors_hooks(
+        lambda kept: changed(kept) if kept.dtype == torch.uint8 else kept, lambda kept: kept
+    )
+    with hooks:
+        loss = circle_loss(embeddings, labels)
+    with pytest.raises(RuntimeError, match="hooks on saved tensors have to give back"):
+        loss.backward()

@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 pytest.importorskip("pytorch_metric_learning")
 
@@ -92,3 +93,61 @@ def test_second_derivative_is_refused_with_what_has_one() -> None:
         (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
         with pytest.raises(RuntimeError, match="pytorch-metric-learning's own CircleLoss"):
             gradient.square().sum().backward()
+
+
+def _doubled(rows: dict) -> dict:
+    return {"loss": {**rows["loss"], "losses": 2 * rows["loss"]["losses"]}}
+
+
+def _with_hook(loss):
+    loss.reducer.register_forward_hook(lambda _, given, value: 2 * value)
+    return loss
+
+
+def _with_method(loss):
+    compute = loss.compute_loss
+    loss.compute_loss = lambda *arguments: _doubled(compute(*arguments))
+    return loss
+
+
+def _with_another_regularization(loss):
+    class Shifted(type(loss)):
+        def add_embedding_regularization_to_loss_dict(self, rows: dict, _: Tensor) -> None:
+            rows["loss"]["losses"] = rows["loss"]["losses"] + 1
+
+    return Shifted()
+
+
+@pytest.mark.parametrize("change", [_with_hook, _with_method, _with_another_regularization])
+def test_who_changes_what_the_library_calls_on_the_way_is_heard(change) -> None:
+    embeddings, labels = batch("random", 40)
+    ours, theirs = (change(kind())(embeddings, labels) for kind in (CircleLoss, losses.CircleLoss))
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("wrong", [lambda labels: labels.numpy(), lambda labels: labels.tolist()])
+def test_labels_that_are_no_tensor_are_the_librarys_error(wrong) -> None:
+    embeddings, labels = batch("random", 40)
+    messages = []
+    for kind in (CircleLoss, losses.CircleLoss):
+        with pytest.raises(AttributeError) as raised:
+            kind()(embeddings, wrong(labels))
+        messages.append(str(raised.value))
+    assert messages[0] == messages[1]
+
+
+def test_m_that_is_true_is_not_what_1_has_left() -> None:
+    embeddings, labels = batch("random", 40)
+    CircleLoss(m=1)(embeddings, labels)
+    with pytest.warns(UserWarning, match="bool"), pytest.raises(RuntimeError):
+        CircleLoss(m=True)(embeddings, labels)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tracers_see_the_step() -> None:
+    embeddings, labels = batch("random", 40)
+    other = embeddings.flip(1) + 0.1
+    expected = losses.CircleLoss()(other, labels)
+    for trace in (make_fx, lambda f: lambda x: torch.jit.trace(f, (x,), check_trace=False)):
+        traced = trace(lambda x: CircleLoss()(x, labels))(embeddings)
+        torch.testing.assert_close(traced(other), expected)

@@ -42,6 +42,16 @@ def test_traced_without_a_compiler_keeps_the_operation() -> None:
     torch.testing.assert_close(graph(other, tensors[1]), circle_loss(other, tensors[1]))
 
 
+def test_graph_that_was_traced_without_a_gradient_has_one() -> None:
+    embeddings, labels = batch(24, requires_grad=False)
+    graph = make_fx(lambda x: circle_loss(x, labels))(embeddings)
+    gradients = []
+    for loss in (graph, lambda x: circle_loss(x, labels)):
+        leaf = embeddings.clone().requires_grad_()
+        gradients += torch.autograd.grad(loss(leaf), leaf)
+    torch.testing.assert_close(*gradients)
+
+
 @apart
 def test_registered_op_refuses_labels_that_it_would_misread() -> None:
     labels = torch.arange(40_000) % 1000
@@ -54,3 +64,34 @@ def test_registered_op_refuses_labels_that_it_would_misread() -> None:
                 call_op(
                     "pair_logsumexp_forward", CircleFormula(), **options, **{**given, name: wrong}
                 )
+
+
+@pytest.mark.parametrize("reduction", ["none", "men"])
+@pytest.mark.parametrize("backend", ["cpu", "tiled"])
+def test_op_that_returns_a_scalar_refuses_other_reductions(backend: str, reduction: str) -> None:
+    """The kernel would write a loss for each row where there is memory for one."""
+    embeddings, labels = batch(24, requires_grad=False)
+    given = {"embeddings": embeddings, "labels": labels, "backend": backend}
+    with pytest.raises(ValueError, match="reduction must be one of"):
+        call_op("pair_loss_and_gradients", CircleFormula(), reduction=reduction, **given)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_traced_by_torch_jit_computes_with_what_it_is_given(reduction: str) -> None:
+    embeddings, labels = batch(24, requires_grad=False)
+    traced = torch.jit.trace(
+        lambda *tensors: circle_loss(*tensors, reduction=reduction),
+        (embeddings, labels),
+        check_trace=False,
+    )
+    other, others = torch.randn(24, embeddings.shape[1]), labels.flip(0) // 2
+    expected = circle_loss(other, others, reduction=reduction)
+    torch.testing.assert_close(traced(other, others), expected)
+
+
+def test_reference_says_where_it_has_no_gradient() -> None:
+    embeddings, labels = batch(24, requires_grad=False)
+    given = {"embeddings": embeddings, "labels": labels, "reduction": "mean"}
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="differentiated by autograd"):
+        call_op("pair_loss_and_gradients", CircleFormula(), backend="reference", **given)

@@ -123,3 +123,14 @@ def test_compiled_on_the_device(m: int | None) -> None:
         strict=True,
     ):
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("m", [None, 14])
+def test_penalty_on_the_gradient_raises(m: int | None) -> None:
+    """With a compiler whose backward pass is autograd's own."""
+    tensors = inputs(24, m)
+    leaves = [each for each in tensors[::2] if each is not None]
+    loss = torch.compile(circle_loss, backend="eager")(*tensors)
+    gradients = torch.autograd.grad(loss, leaves, create_graph=True)
+    with pytest.raises(RuntimeError, match="twice"):
+        (loss + sum(each.square().sum() for each in gradients)).backward()
