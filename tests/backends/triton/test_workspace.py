@@ -76,7 +76,7 @@ def test_workspace_is_no_larger_than_the_problem() -> None:
 @pytest.mark.parametrize("m", [None, 300])
 @pytest.mark.parametrize("sorted_tiles", [0, 24])
 def test_chunks_of_the_workspace_change_nothing(m: int | None, sorted_tiles: int) -> None:
-    case = Case("random", n=530, m=m, d=40)
+    case = Case("random", n=400, m=m, d=40)
     results = []
     for limits in (Limits(), SMALL_WORKSPACE):
         inputs = case.tensors(torch.float32)
