@@ -38,10 +38,7 @@ demo: $(VENV)/installed
 demo-classes: $(VENV)/installed
 	$(BIN)/python examples/glyph_classification.py
 
-# The main lane waits for processes of its own now and then; the interpreted one never does.
-test: $(VENV)/installed
-	$(MAKE) --jobs=2 test-main test-interpreter
-	$(MAKE) test-cpp test-compile
+test: test-main test-cpp test-compile test-interpreter
 
 test-main: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile \
