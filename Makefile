@@ -13,7 +13,7 @@ help:
 	@echo "make demo    train an embedding on glyphs and show what it retrieves (about a minute)"
 	@echo "make demo-classes  train three losses on class labels and verify pairs (two minutes)"
 	@echo "make test    all tests: main, C++, compiled for seven GPUs without one, interpreted kernels"
-	@echo "make test-cpp  of these the C++ kernel's own, plain and under sanitizers (five minutes)"
+	@echo "make test-cpp  of these the C++ kernel's own, plain and under sanitizers (four minutes)"
 	@echo "make lint    ruff, clang-format, mypy, and counts of arguments, lines and files"
 	@echo "make format  let ruff and clang-format rewrite what they can"
 	@echo "make bench   time every backend beside mm, eager, torch.compile and"

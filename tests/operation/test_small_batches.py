@@ -64,6 +64,20 @@ def test_numbers_are_those_of_two_passes(
 
 
 @for_every_problem
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_compiled_steps_scale_their_gradients_by_what_arrives(problem: str, reduction: str) -> None:
+    """They compute them with the loss, whatever the size."""
+    loss, tensors = PROBLEMS[problem](torch.float64)
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    for upstream in (1.0, -0.3):
+        options = {"upstream": upstream, "reduction": reduction}
+        for value, other in zip(
+            step(compiled, tensors, **options), step(loss, tensors, **options), strict=True
+        ):
+            torch.testing.assert_close(value, other, rtol=1e-12, atol=1e-13)
+
+
+@for_every_problem
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_not_finite_is_as_in_two_passes(
     problem: str, bad: float, monkeypatch: pytest.MonkeyPatch
