@@ -7,13 +7,21 @@ import os
 import pytest
 
 from circle_kernels.backends import cpu, tiled
-from tests.support.targets import Target
+from tests.support.targets import INTERPRETED, Target
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     """Where only pytest is installed, what its plugins read from pyproject.toml does nothing."""
     if not pluginmanager.hasplugin("timeout"):
         parser.addini("timeout", "seconds per test, for pytest-timeout")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """In the lane of interpreted kernels the interpreter does not repeat itself."""
+    if INTERPRETED:
+        from tests.support.interpreter import replace_the_language_once
+
+        replace_the_language_once()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
