@@ -120,4 +120,8 @@ def explain_other_names(
                     raise TypeError(f"{name}() takes no {other}: {words}")
         return function(*args, **options)
 
+    # Compilers count recompiles by code, of which all functions would share one.
+    explained.__code__ = explained.__code__.replace(  # type: ignore[attr-defined]
+        co_name=function.__name__
+    )
     return explained
