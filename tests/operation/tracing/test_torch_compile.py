@@ -86,6 +86,19 @@ def test_second_batch_size_is_the_last_to_recompile() -> None:
     assert compiled_graphs(circle_loss, compiled, SIZES["self"]) == 2
 
 
+def test_losses_do_not_share_a_limit_of_recompiles() -> None:
+    """Which counts by code: one wrapper around all of them would be compiled too often."""
+    tensors = inputs(24)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for loss, options in (
+            (circle_loss, {}),
+            (unified_loss, {"m": 0.2, "gamma": 16}),
+            (CircleLoss(), {}),
+        ):
+            compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+            torch.testing.assert_close(compiled(*tensors, **options), loss(*tensors, **options))
+
+
 def test_compiled_network_under_autocast_is_that_of_eager_mode() -> None:
     layer = torch.nn.Linear(8, 6)
 
