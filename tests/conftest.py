@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
+import torch
 
 from circle_kernels.backends import cpu, tiled
-from tests.support.targets import INTERPRETED, Target
+from tests.support.targets import INTERPRETED, Target, replace_the_language_once
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
@@ -19,8 +21,6 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
 def pytest_configure(config: pytest.Config) -> None:
     """In the lane of interpreted kernels the interpreter does not repeat itself."""
     if INTERPRETED:
-        from tests.support.interpreter import replace_the_language_once
-
         replace_the_language_once()
 
 
@@ -30,6 +30,13 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         raise pytest.UsageError(
             f"{cpu.status()}. CIRCLE_KERNELS_NO_CPU_KERNEL=1 runs the tests without it."
         )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiler_of_the_file() -> None:
+    """What other files compiled in this process does not count against the limit of recompiles."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
 
 
 @pytest.fixture(autouse=True)
