@@ -16,7 +16,9 @@ import torch
 
 from circle_kernels.backends.triton.settings import (
     INTERPRETER,
+    Settings,
     amd_architecture,
+    find_settings,
     is_amd,
     nvidia_architecture,
 )
@@ -39,17 +41,12 @@ class Limits:
     """Bytes that may be taken, and sizes from which one way of working pays more than another.
 
     Attributes:
-        partial_bytes: of partial sums. Every tile of a triangle leaves four numbers for each of its
+        partial_bytes: of partial sums. Every tile of a triangle leaves a number for each of its
             rows, so large batches go in bands of blocks, and what a band leaves is merged before
             the next one.
         workspace_bytes: of weights of the backward pass: less than the second-level cache of large
             devices (50 MB on an H100), so that the products can find there what the kernel before
             them wrote.
-        kept_bytes: of products that the forward pass keeps for the backward.
-        kept_depth_of_halves, kept_depth_of_singles: from which depth they are kept, for elements of
-            2 and of 4 bytes; an estimate for an H100. If a multiprocessor moves 24 bytes a cycle,
-            writing and reading a tile of 128x128 takes 5,500 of them; computing it again takes 8
-            for each unit of depth in bfloat16, 48 in float32 (three of tf32).
         sides_bytes: of prepared sides that are left for the backward pass: with small batches,
             preparing them again is one launch of few; large ones would hold a second copy of their
             embeddings between the passes.
@@ -59,21 +56,18 @@ class Limits:
         sorted_tiles: tiles of 128x128 per multiprocessor from which sorting by label pays, and in
             self mode with it the triangle. Sorting costs a few launches and a copy; it saves half
             of the work around the product, and the triangle half of the product.
+        class_columns: class weights from which most tiles have no row's class among their columns,
+            so that looking pays. Of 128 rows a tile of C / 128 has one with a probability of
+            128 * 128 / C, and is then multiplied twice.
     """
 
     partial_bytes: int = 32 * 2**20
     workspace_bytes: int = 32 * 2**20
-    kept_bytes: int = 32 * 2**20
-    kept_depth_of_halves: int = 768
-    kept_depth_of_singles: int = 128
     sides_bytes: int = 8 * 2**20
     smallest_band: int = 8
     triangle_run: int = 8
     sorted_tiles: int = 24
-
-    def kept_depth(self, itemsize: int) -> int:
-        """The depth from which products are kept."""
-        return self.kept_depth_of_halves if itemsize == 2 else self.kept_depth_of_singles
+    class_columns: int = 2**17
 
 
 class Conditions(NamedTuple):
@@ -82,6 +76,10 @@ class Conditions(NamedTuple):
     hardware: Hardware
     limits: Limits
     table: Table
+
+    def settings(self, kernel: str, dtype: torch.dtype, depth: int) -> Settings:
+        """The settings of one of ``settings_table.KERNELS``."""
+        return find_settings(kernel, self.hardware.architecture, dtype, depth, self.table)
 
 
 @dataclass(frozen=True)

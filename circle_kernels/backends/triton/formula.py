@@ -9,6 +9,7 @@ log-sum-exps at the end. Derivation: docs/derivation.md.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -22,28 +23,42 @@ FORMULAS = (CircleFormula, UnifiedFormula)  # that there is code for
 REACH = tl.constexpr(100.0)
 
 
+class Kind(NamedTuple):
+    """What the formula is for one kind of pair, in coordinates."""
+
+    vertex: tl.tensor
+    floor: tl.tensor  # of distances
+
+
+class Formula(NamedTuple):
+    """The formula's numbers in a kernel; which formula it is, is a constant beside them."""
+
+    positive: Kind
+    negative: Kind
+    fixed_shift: tl.tensor
+
+
 @triton.jit
 def pair_distances(
     products,  # (R, C)
     scales,  # (R, C)
-    vertex,
-    floor,
+    kind,  # Kind
     POSITIVE: tl.constexpr,
     FORMULA: tl.constexpr,
 ):
-    """Compute t of one kind of pair: from the vertex toward larger loss, at least ``floor``.
+    """Compute t of one kind of pair: from the vertex toward larger loss, at least the floor.
 
     An explicit fused multiply-add, as in :func:`shifted_exponents`: the passes have to round alike,
     whatever else a compiler finds to fuse in one of them.
     """
-    vertices = tl.zeros(products.shape, tl.float32) + vertex
+    vertices = tl.zeros(products.shape, tl.float32) + kind.vertex
     if POSITIVE:
         distances = tl.fma(-products, scales, vertices)
     else:
         distances = tl.fma(products, scales, -vertices)
     if FORMULA == "circle":
         # The clamp must let NaN through, or a NaN embedding would end in a finite loss.
-        distances = tl.maximum(distances, floor, propagate_nan=tl.PropagateNan.ALL)
+        distances = tl.maximum(distances, kind.floor, propagate_nan=tl.PropagateNan.ALL)
     return distances
 
 
@@ -52,10 +67,7 @@ def mixed_distances(
     products,  # (R, C)
     scales,  # (R, C)
     positive,  # (R, C)
-    vertex_pos,
-    floor_pos,
-    vertex_neg,
-    floor_neg,
+    formula,  # Formula
     FORMULA: tl.constexpr,
 ):
     """Compute each pair's t: that of a positive where ``positive`` is true, else of a negative.
@@ -63,10 +75,10 @@ def mixed_distances(
     As :func:`pair_distances` rounds it; selecting its operands takes fewer instructions than
     selecting between its results.
     """
-    vertices = tl.where(positive, vertex_pos, -vertex_neg)
+    vertices = tl.where(positive, formula.positive.vertex, -formula.negative.vertex)
     distances = tl.fma(products, tl.where(positive, -scales, scales), vertices)
     if FORMULA == "circle":
-        floors = tl.where(positive, floor_pos, floor_neg)
+        floors = tl.where(positive, formula.positive.floor, formula.negative.floor)
         distances = tl.maximum(distances, floors, propagate_nan=tl.PropagateNan.ALL)
     return distances
 
@@ -85,6 +97,17 @@ def shifted_exponents(
 
 
 @triton.jit
+def shifted_exponentials(
+    distances,  # (R, C)
+    shift,
+    FORMULA: tl.constexpr,
+):
+    """Compute 2^(exponent - shift), the same shift for all."""
+    shifts = tl.zeros(distances.shape, tl.float32) + shift
+    return tl.exp2(shifted_exponents(distances, shifts, FORMULA))
+
+
+@triton.jit
 def logit_constant(floor, FORMULA: tl.constexpr):
     """What exponents have more than logits: a clamped pair's logit is 0."""
     return floor * floor if FORMULA == "circle" else 0.0
@@ -92,25 +115,29 @@ def logit_constant(floor, FORMULA: tl.constexpr):
 
 @triton.jit
 def pair_slopes(
-    distances,
-    floor,
-    slope_scale,
-    POSITIVE: tl.constexpr,
+    distances,  # (R, C)
+    floors,  # of each pair's kind
     FORMULA: tl.constexpr,
     DETACH_WEIGHTS: tl.constexpr,
 ):
-    """Compute the slopes of one kind of pair, the paper's Eq. 9 and 10 if detached.
+    """Compute how fast logits rise with the distance: the paper's Eq. 9 and 10 if detached.
 
-    Natural logits by coordinates where ``slope_scale`` is LN_2.
+    Natural logits by coordinates, times LN_2; of positives, whose distance falls as the similarity
+    rises, times -LN_2.
     """
     if FORMULA == "unified":
         slopes = tl.full(distances.shape, 1.0, tl.float32)
     elif DETACH_WEIGHTS:
-        slopes = distances - floor
+        slopes = distances - floors
     else:
         # Below 0 only where the clamp is below the vertex, as it is for the usual margins.
-        slopes = tl.where(distances <= floor, 0.0, 2.0 * distances)
-    return slopes * (-slope_scale if POSITIVE else slope_scale)
+        slopes = tl.where(distances <= floors, 0.0, 2.0 * distances)
+    return slopes
+
+
+def has_fixed_shift(formula: PairFormula) -> bool:
+    """Whether exponents have a lower bound, so that one shift serves nearly all pairs."""
+    return formula.name == "circle"
 
 
 def coordinate_scale(formula: PairFormula) -> float:

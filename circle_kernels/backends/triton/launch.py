@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -69,12 +70,16 @@ def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
+# Of a kernel; None in place of a pointer to what is not there.
+Argument = Tensor | int | float | None
+
+
 class Launch(NamedTuple):
     """One launch of a kernel, on a one-dimensional grid."""
 
     kernel: Any
     programs: int
-    arguments: Mapping[str, Tensor | int | float]
+    arguments: Mapping[str, Argument]
     constants: Mapping[str, Any]
     num_warps: int
     num_stages: int
@@ -127,10 +132,10 @@ def observe_launches(observer: Observer) -> Iterator[None]:
 def launch_kernel(
     kernel: Any,
     programs: int,
-    arguments: Mapping[str, Tensor | int | float],
-    constants: Mapping[str, Any],
-    num_warps: int,
-    num_stages: int,
+    arguments: Mapping[str, Argument],
+    constants: Mapping[str, Any] = MappingProxyType({}),
+    num_warps: int = 4,
+    num_stages: int = 1,
     max_registers: int | None = None,
 ) -> Any:
     """Launch a kernel on a one-dimensional grid, the only kind without a limit of 65,535.
@@ -148,7 +153,7 @@ def launch_kernel(
 def _run(
     kernel: Any,
     programs: int,
-    arguments: Mapping[str, Tensor | int | float],
+    arguments: Mapping[str, Argument],
     constants: Mapping[str, Any],
     num_warps: int,
     num_stages: int,
@@ -169,7 +174,7 @@ def _compiler_options(num_warps: int, num_stages: int, max_registers: int | None
 def launch_tiles(
     kernel: Any,
     programs: int,
-    arguments: Mapping[str, Tensor | int | float],
+    arguments: Mapping[str, Argument],
     constants: Mapping[str, Any],
     settings: Settings,
 ) -> None:

@@ -20,9 +20,9 @@ def finish_gradient_kernel(
     operand_ptr,  # (R, padded depth)
     operand_norms_ptr,  # (R,) float32, in NORM_UNIT
     norms_ptr,  # (R,) float32, in NORM_UNIT
-    unit_ptr,  # (1,) float32: what the upstream gradients were divided by, if HAS_UNIT
-    order_ptr,  # (R,) int64: where the caller has each row, if SORTED
-    gradient_ptr,  # (R, D), if SORTED (N, D); contiguous, the dtype of the embeddings
+    unit_ptr,  # (1,) float32: what the upstream gradients were divided by, or None
+    order_ptr,  # (R,) int64: where the caller has each row, or None: in the same place
+    gradient_ptr,  # (R, D), in another order (N, D); contiguous, the dtype of the embeddings
     num_rows,
     depth,
     padded_depth,
@@ -30,8 +30,6 @@ def finish_gradient_kernel(
     norm_eps,
     largest,
     NORMALIZE: tl.constexpr,
-    SORTED: tl.constexpr,
-    HAS_UNIT: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
 ):
@@ -39,7 +37,7 @@ def finish_gradient_kernel(
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     inside = rows < num_rows
     given = rows.to(tl.int64)
-    if SORTED:
+    if order_ptr is not None:
         given = tl.load(order_ptr + rows, mask=inside, other=0)
     operand_norms, operand_unit, inverse_operand_unit = load_norms(operand_norms_ptr, rows, inside)
     norms, _, inverse_unit = load_norms(norms_ptr, rows, inside)
@@ -55,7 +53,7 @@ def finish_gradient_kernel(
             along += tl.sum(sums * unit_rows(chunk, operand_norms, inverse_operand_unit), axis=1)
         along = tl.where(at_zero, 0.0, along)
     unit = 1.0
-    if HAS_UNIT:
+    if unit_ptr is not None:
         unit = tl.load(unit_ptr)
     for start in range(0, depth, BLOCK_DEPTH):
         depths = start + tl.arange(0, BLOCK_DEPTH)
@@ -128,9 +126,8 @@ def finish_gradient(
             "operand_ptr": operand,
             "operand_norms_ptr": operand_norms,
             "norms_ptr": rows(side.norms),
-            # A pointer that is never followed still has to be a tensor.
-            "unit_ptr": operand_norms if unit is None else unit,
-            "order_ptr": operand_norms if side.order is None else rows(side.order),
+            "unit_ptr": unit,
+            "order_ptr": None if side.order is None else rows(side.order),
             "gradient_ptr": rows(gradient) if side.order is None else gradient,
             "num_rows": len(sums),
             "depth": side.depth,
@@ -139,12 +136,6 @@ def finish_gradient(
             "norm_eps": NORM_EPS,
             "largest": torch.finfo(side.dtype).max,
         },
-        {
-            "NORMALIZE": side.normalize,
-            "SORTED": side.order is not None,
-            "HAS_UNIT": unit is not None,
-            **ROW_BLOCK,
-        },
-        num_warps=4,
+        {"NORMALIZE": side.normalize, **ROW_BLOCK},
         num_stages=2,
     )

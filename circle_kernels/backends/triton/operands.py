@@ -19,7 +19,7 @@ from circle_kernels.backends.triton.sides import Side, new_sides
 ROW_BLOCK = {"BLOCK_ROWS": 16, "BLOCK_DEPTH": 128}
 # Norms are kept in units of this: those of rows of float32's largest entries are beyond float32.
 NORM_UNIT = tl.constexpr(2.0**16)
-# Rows whose squares overflow float32 are multiplied by this, exactly. Their norm stays above eps.
+# Rows whose squares may overflow float32 are multiplied by this, exactly. Their norm stays above eps.
 _SMALLER = tl.constexpr(2.0**-80)
 # Beside a side that is used as it is, the other one is divided by this much more than its norms:
 # products with the largest rows stay in range, and weights, which hold both sides' scales, too.
@@ -34,16 +34,29 @@ def load_any_layout(rows_ptr, rows, num_rows, row_stride, depths, depth, depth_s
     return tl.load(rows_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
 
 
+@triton.jit
+def reciprocal_power(
+    values,  # (R,) from 2^-100 to 2^100, or NaN
+):
+    """One over the power of two at or below each value; NaN for NaN.
+
+    From the exponents' bits: quotients of Triton's are approximate, even these.
+    """
+    exponents = values.to(tl.int32, bitcast=True) & 0x7F800000
+    powers = ((254 << 23) - exponents).to(tl.float32, bitcast=True)
+    return tl.where(values < float("inf"), powers, float("nan"))
+
+
 @triton.jit(do_not_specialize=["num_rows"])
 def prepare_operand_kernel(
     rows_ptr,  # (N, D), any strides
-    labels_ptr,  # (N,) int64, if HAS_LABELS
-    order_ptr,  # (N,) int64: which of the rows comes where, if SORTED
+    labels_ptr,  # (N,) int64, or None: a row's label is its place
+    order_ptr,  # (N,) int64: which of the rows comes where; None: as they are
     norms_ptr,  # (N,) float32, in NORM_UNIT: max(|x|, eps), or 1; NaN for a non-finite row
-    operand_norms_ptr,  # (N,) float32: the same for the rows of the operand, if WRITE_OPERAND
+    operand_norms_ptr,  # (N,) float32: the same for the rows of the copy, or None
     scales_ptr,  # (padded N,) float32: root_scale over the norms of the operand
     padded_labels_ptr,  # (padded N,) int64
-    operand_ptr,  # (N, padded depth) contiguous, if WRITE_OPERAND
+    copy_ptr,  # (N, padded depth) contiguous, or None
     num_rows,
     depth,
     padded_depth,
@@ -52,10 +65,7 @@ def prepare_operand_kernel(
     norm_eps,
     root_scale,
     lowest_norm,  # a power of two
-    HAS_LABELS: tl.constexpr,  # else a row's label is its place
     NORMALIZE: tl.constexpr,
-    SORTED: tl.constexpr,
-    WRITE_OPERAND: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
 ):
@@ -71,10 +81,10 @@ def prepare_operand_kernel(
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     inside = rows < num_rows
     given = tl.minimum(rows, num_rows - 1).to(tl.int64)
-    if SORTED:
+    if order_ptr is not None:
         given = tl.load(order_ptr + given)
     labels = given
-    if HAS_LABELS:
+    if labels_ptr is not None:
         labels = tl.load(labels_ptr + given)
     tl.store(padded_labels_ptr + rows, labels)
     squares = tl.zeros((BLOCK_ROWS, BLOCK_DEPTH), tl.float32)
@@ -87,7 +97,8 @@ def prepare_operand_kernel(
         small_squares += small * small
     norms = tl.sqrt_rn(tl.sum(squares, axis=1))
     small_norms = tl.sqrt_rn(tl.sum(small_squares, axis=1))
-    fits = norms < float("inf")
+    # Their reciprocals, too, are normal numbers.
+    fits = norms < 2.0**100
     # False for NaN and for infinity, which make every similarity of the row NaN.
     finite = small_norms < float("inf")
     divisors = tl.full(norms.shape, 1.0, tl.float32)
@@ -99,29 +110,27 @@ def prepare_operand_kernel(
     divisors = tl.where(finite, divisors, float("nan"))
     units = tl.where(smaller < 1.0, 1.0 / (NORM_UNIT * _SMALLER), 1.0 / NORM_UNIT)
     tl.store(norms_ptr + rows, divisors * units, mask=inside)
-    powers = tl.full(norms.shape, 1.0, tl.float32)
-    if NORMALIZE and WRITE_OPERAND:
-        # Keeping only the exponent bits rounds down to a power of two; NaN gives infinity, and
-        # its row NaN all the same.
-        powers = (divisors.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
-        divisors = divisors / powers * lowest_norm
+    to_lowest = tl.full(norms.shape, 1.0, tl.float32)
+    if NORMALIZE and copy_ptr is not None:
+        to_lowest = reciprocal_power(divisors) * lowest_norm
+        divisors = divisors * to_lowest
         tl.store(operand_norms_ptr + rows, divisors * (1.0 / NORM_UNIT), mask=inside)
         scales = tl.div_rn(tl.full(divisors.shape, 1.0, tl.float32) * root_scale, divisors)
     else:
         scales = tl.div_rn(smaller * root_scale, divisors)
     tl.store(scales_ptr + rows, scales)
-    if WRITE_OPERAND:
+    if copy_ptr is not None:
         for start in range(0, padded_depth, BLOCK_DEPTH):
             depths = start + tl.arange(0, BLOCK_DEPTH)
             chunk = load_any_layout(
                 rows_ptr, given, num_rows, row_stride, depths, depth, depth_stride
             )
             if NORMALIZE:
-                chunk = chunk * smaller[:, None] / powers[:, None] * lowest_norm
+                chunk = chunk * smaller[:, None] * to_lowest[:, None]
             offsets = rows.to(tl.int64)[:, None] * padded_depth + depths[None, :]
             tl.store(
-                operand_ptr + offsets,
-                chunk.to(operand_ptr.dtype.element_ty),
+                copy_ptr + offsets,
+                chunk.to(copy_ptr.dtype.element_ty),
                 mask=inside[:, None] & (depths < padded_depth)[None, :],
             )
 
@@ -175,14 +184,13 @@ def _fill_side(
         len(side.scales) // ROW_BLOCK["BLOCK_ROWS"],
         {
             "rows_ptr": embeddings,
-            # A pointer that is never followed still has to be a tensor.
-            "labels_ptr": side.labels if labels is None else labels.contiguous(),
-            "order_ptr": side.norms if side.order is None else side.order,
+            "labels_ptr": None if labels is None else labels.contiguous(),
+            "order_ptr": side.order,
             "norms_ptr": side.norms,
-            "operand_norms_ptr": side.operand_norms,
+            "operand_norms_ptr": side.operand_norms if copy else None,
             "scales_ptr": side.scales,
             "padded_labels_ptr": side.labels,
-            "operand_ptr": side.operand,
+            "copy_ptr": side.operand if copy else None,
             "num_rows": len(embeddings),
             "depth": side.depth,
             "padded_depth": side.operand.shape[1],
@@ -193,13 +201,6 @@ def _fill_side(
             "root_scale": root_scale / balance if copy else root_scale * balance,
             "lowest_norm": 1 / balance,
         },
-        {
-            "HAS_LABELS": labels is not None,
-            "NORMALIZE": problem.normalize,
-            "SORTED": side.order is not None,
-            "WRITE_OPERAND": copy,
-            **ROW_BLOCK,
-        },
-        num_warps=4,
+        {"NORMALIZE": problem.normalize, **ROW_BLOCK},
         num_stages=2,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -12,11 +12,12 @@ import torch
 
 from circle_kernels.backends.problem import PairProblem
 from circle_kernels.backends.triton.conditions import Conditions, Limits
-from circle_kernels.backends.triton.settings import Settings, rectangle_settings, triangle_settings
+from circle_kernels.backends.triton.formula import has_fixed_shift
+from circle_kernels.backends.triton.settings_table import Settings
 from circle_kernels.backends.triton.sides import ROW_PADDING, ceil_div, operand_layout
 
 # More runs than this only add merging: one should have several tiles to itself.
-_MAX_RUNS = 64
+_MOST_RUNS = 64
 
 
 class Shape(NamedTuple):
@@ -27,8 +28,9 @@ class Shape(NamedTuple):
     self_mode: bool
     dtype: torch.dtype  # of the operands
     depth: int  # of the operands: padded
-    keep_for_backward: bool = True
     classes: bool = False  # columns are class weights
+    listed: bool = False  # pairs are listed
+    has_fixed_shift: bool = True  # the formula has
 
 
 @dataclass(frozen=True)
@@ -38,18 +40,26 @@ class Band:
     first: int  # row (column in a triangle)
     size: int  # rows or columns
     blocks: int
-    run_sums: tuple[int, int, int]  # (4, runs, size)
-    tile_sums: tuple[int, int, int]  # (4, blocks, N), in a triangle
+    run_sums: tuple[int, int, int]  # (kinds, runs, size)
+    tile_sums: tuple[int, int]  # (blocks, N), in a triangle
     is_first: bool
-    is_last: bool
+
+
+class Chunk(NamedTuple):
+    """A chunk of rows and one of columns: the weights of their pairs are in memory at a time."""
+
+    row_index: int
+    column_index: int
+    first_row: int
+    first_column: int
+    num_rows: int
+    num_columns: int
+    on_diagonal: bool  # in self mode, where the weight of (j, i) is that of (i, j)
 
 
 @dataclass(frozen=True)
 class Chunks:
-    """Chunks of rows and columns; the weights of a pair of them are in the workspace at a time.
-
-    In self mode the weight of (j, i) is that of (i, j): a pair of chunks is visited once.
-    """
+    """Into how many rows and columns the pairs are cut for the backward pass."""
 
     num_rows: int
     num_columns: int
@@ -65,30 +75,33 @@ class Chunks:
     def column_chunks(self) -> int:
         return ceil_div(self.num_columns, self.columns)
 
-    def row_range(self, chunk: int) -> tuple[int, int]:
-        """First row and number of rows of a chunk."""
-        first = chunk * self.rows
-        return first, min(self.rows, self.num_rows - first)
-
-    def column_range(self, chunk: int) -> tuple[int, int]:
-        """First column and number of columns of a chunk."""
-        first = chunk * self.columns
-        return first, min(self.columns, self.num_columns - first)
-
-    def pairs(self) -> Iterator[tuple[int, int]]:
-        """Pairs in an order that finishes the chunks of the larger side one after the other."""
+    def __iter__(self) -> Iterator[Chunk]:
+        """The chunks, in self mode those on and above the diagonal, in an order that finishes the
+        chunks of the larger side one after the other."""
+        pairs: Iterable[tuple[int, int]]
         if self.self_mode:
-            yield from itertools.combinations_with_replacement(range(self.row_chunks), 2)
+            pairs = itertools.combinations_with_replacement(range(self.row_chunks), 2)
         elif self.row_chunks >= self.column_chunks:
-            yield from itertools.product(range(self.row_chunks), range(self.column_chunks))
+            pairs = itertools.product(range(self.row_chunks), range(self.column_chunks))
         else:
-            for column in range(self.column_chunks):
-                yield from ((row, column) for row in range(self.row_chunks))
+            columns = range(self.column_chunks)
+            pairs = ((row, column) for column in columns for row in range(self.row_chunks))
+        for row, column in pairs:
+            first_row, first_column = row * self.rows, column * self.columns
+            yield Chunk(
+                row_index=row,
+                column_index=column,
+                first_row=first_row,
+                first_column=first_column,
+                num_rows=min(self.rows, self.num_rows - first_row),
+                num_columns=min(self.columns, self.num_columns - first_column),
+                on_diagonal=self.self_mode and row == column,
+            )
 
 
 # How labels lie: as given; in ascending order on both sides; or, of columns that are class weights,
-# each at its place.
-Labels = Literal["any order", "ascending", "classes"]
+# each at its place. Or a matrix says what each pair is.
+Labels = Literal["any order", "ascending", "classes", "listed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +109,6 @@ class Layout:
     """What both passes go by, decided by sizes alone, which may be symbolic."""
 
     labels: Labels
-    kept: tuple[int, int]  # shape of the products kept: (padded N, padded M), or (0, 0)
     keeps_sides: bool  # whether prepared sides stay for the backward pass
 
     @property
@@ -104,43 +116,83 @@ class Layout:
         """Whether both passes sort rows and columns by label."""
         return self.labels == "ascending"
 
+    @property
+    def kinds(self) -> int:
+        """Kinds of pairs among those summed against the fixed shift: 1 if all are negative."""
+        return 2 if self.labels in ("any order", "listed") else 1
+
+
+class Runs(NamedTuple):
+    """How the column tiles of each block of rows are shared among programs."""
+
+    number: int
+    tiles: int  # of each but the last
+
+    def efficiency(self, blocks: int, tiles: int, multiprocessors: int) -> float:
+        """Share of the multiprocessors' time that has a tile to work on, all tiles alike."""
+        longest = ceil_div(blocks * self.number, multiprocessors) * self.tiles
+        return blocks * tiles / (longest * multiprocessors)
+
+
+def plan_runs(blocks: int, tiles: int, multiprocessors: int, most: int = _MOST_RUNS) -> Runs:
+    """The fewest runs of those that fill the last wave of programs best."""
+    lengths = {ceil_div(tiles, runs) for runs in range(1, max(1, min(most, tiles)) + 1)}
+    candidates = [Runs(ceil_div(tiles, each), each) for each in lengths]
+    # A hundredth is not worth the merging of more runs.
+    return max(
+        candidates,
+        key=lambda runs: (round(runs.efficiency(blocks, tiles, multiprocessors), 2), runs.tiles),
+    )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Walk(Layout):
-    """Which tiles are visited.
+    """Which tiles the forward pass visits.
 
     In a triangle those on and above the diagonal: a program stays with a block of columns, passes a
     run of row tiles, and leaves sums of its columns and of each tile's rows. Otherwise all of them:
-    a program stays with a block of rows, passes a run of column tiles, and leaves sums of its rows
-    and, where they fit, the products.
+    a program stays with a block of rows, passes a run of column tiles, and leaves sums of its rows.
+    What these leave over, and all tiles of a formula without a fixed shift, is summed exactly.
     """
 
     num_rows: int
+    num_columns: int
     triangle: bool
-    settings: Settings
-    runs: int  # of tiles, per block
-    tiles_per_run: int
+    settings: Settings | None  # None without a fixed shift
+    runs: Runs
     band_blocks: int
+    exact_settings: Settings
+    exact_runs: Runs
 
     @property
-    def block(self) -> int:
-        """Rows or columns that a program stays with."""
-        return self.settings.block_rows
+    def tile(self) -> Settings:
+        """Whose tiles are visited, or left over."""
+        return self.settings or self.exact_settings
+
+    @property
+    def tiles(self) -> tuple[int, int]:
+        """Of rows and of columns."""
+        return (
+            ceil_div(self.num_rows, self.tile.block_rows),
+            ceil_div(self.num_columns, self.tile.block_columns),
+        )
 
     def bands(self) -> Iterator[Band]:
-        """The bands in order; the first is the largest."""
-        step = self.band_blocks * self.block
+        """The bands in order; the first is the largest. None without a fixed shift."""
+        if self.settings is None:
+            return
+        block = self.settings.block_rows
+        step = self.band_blocks * block
         for first in range(0, self.num_rows, step):
             size = min(step, self.num_rows - first)
-            blocks = ceil_div(size, self.block)
+            blocks = ceil_div(size, block)
             yield Band(
                 first,
                 size,
                 blocks,
-                (4, self.runs, size),
-                (4, blocks, self.num_rows) if self.triangle else (4, 0, 0),
+                (self.kinds, self.runs.number, size),
+                (blocks, self.num_rows) if self.triangle else (0, 0),
                 is_first=first == 0,
-                is_last=first + size == self.num_rows,
             )
 
 
@@ -154,8 +206,9 @@ def shape_of(problem: PairProblem) -> Shape:
         problem.self_mode,
         dtype,
         depth,
-        problem.keep_for_backward,
         problem.classes,
+        problem.listed is not None,
+        has_fixed_shift(problem.formula),
     )
 
 
@@ -164,24 +217,18 @@ def plan_layout(shape: Shape, conditions: Conditions) -> Layout:
     limits = conditions.limits
     tiles = ceil_div(shape.num_rows, 128) * ceil_div(shape.num_columns, 128)
     labels: Labels = "any order"
-    if shape.classes:
-        labels = "classes"
+    if shape.listed:
+        labels = "listed"
+    elif not shape.has_fixed_shift:
+        pass  # tiles that are summed exactly gain nothing by having one kind of pairs
+    elif shape.classes:
+        if shape.num_columns >= limits.class_columns:
+            labels = "classes"
     elif tiles >= limits.sorted_tiles * conditions.hardware.multiprocessors:
         labels = "ascending"
-    rows, columns = (
-        ceil_div(length, ROW_PADDING) * ROW_PADDING
-        for length in (shape.num_rows, shape.num_columns)
-    )
-    keep = (
-        shape.keep_for_backward
-        and not (shape.self_mode and labels == "ascending")  # a triangle
-        and shape.depth >= limits.kept_depth(shape.dtype.itemsize)
-        and 4 * rows * columns <= limits.kept_bytes
-    )
     entries = shape.num_rows if shape.self_mode else shape.num_rows + shape.num_columns
     return Layout(
         labels=labels,
-        kept=(rows, columns) if keep else (0, 0),
         # Large sides are those in label order, too.
         keeps_sides=labels != "ascending"
         and entries * shape.depth * shape.dtype.itemsize <= limits.sides_bytes,
@@ -190,48 +237,46 @@ def plan_layout(shape: Shape, conditions: Conditions) -> Layout:
 
 def plan_walk(shape: Shape, conditions: Conditions) -> Walk:
     """Choose order, triangle and settings by size, and bands that bound the partial sums."""
-    (architecture, multiprocessors), limits, table = conditions
-    num_rows, num_columns, _, dtype, depth, *_ = shape
+    limits, multiprocessors = conditions.limits, conditions.hardware.multiprocessors
+    num_rows, num_columns = shape.num_rows, shape.num_columns
     layout = plan_layout(shape, conditions)
     triangle = shape.self_mode and layout.by_label
-    if triangle:
-        settings = triangle_settings(architecture, dtype, depth, table)
-        row_blocks = ceil_div(num_rows, settings.block_rows)
-        # Eight programs or more for each multiprocessor, since they end at different times.
-        tiles_per_run = row_blocks * row_blocks // (16 * multiprocessors)
-        tiles_per_run = max(1, min(limits.triangle_run, tiles_per_run))
-        runs = ceil_div(row_blocks, tiles_per_run)
-    else:
-        tiles = ceil_div(num_rows, 128) * ceil_div(num_columns, 128)
-        small = tiles < multiprocessors
-        settings = rectangle_settings(architecture, dtype, depth, small, table)
-        row_blocks, runs, tiles_per_run = _split_columns(
-            num_rows, num_columns, settings.block_rows, settings.block_columns, multiprocessors
-        )
-    entries = runs * settings.block_rows + (num_rows if triangle else 0)  # of a block
-    band_blocks = max(limits.smallest_band, limits.partial_bytes // (16 * entries))
+    exact = conditions.settings("exact_sums", shape.dtype, shape.depth)
+    settings, runs, band_blocks = None, Runs(0, 0), 0
+    exact_blocks, columns = ceil_div(num_rows, exact.block_rows), exact.block_columns
+    if shape.has_fixed_shift:
+        small = ceil_div(num_rows, 128) * ceil_div(num_columns, 128) < multiprocessors
+        kernel = "triangle" if triangle else "small_rectangle" if small else "rectangle"
+        settings = conditions.settings(kernel, shape.dtype, shape.depth)
+        columns = settings.block_columns
+        blocks, tiles = ceil_div(num_rows, settings.block_rows), ceil_div(num_columns, columns)
+        if triangle:
+            # Eight programs or more for each multiprocessor, since they end at different times.
+            each = max(1, min(limits.triangle_run, blocks * blocks // (16 * multiprocessors)))
+            runs = Runs(ceil_div(blocks, each), each)
+        else:
+            runs = plan_runs(blocks, tiles, multiprocessors)
+        entries = layout.kinds * runs.number * settings.block_rows  # of a block
+        entries += num_rows if triangle else 0
+        band_blocks = min(blocks, max(limits.smallest_band, limits.partial_bytes // (4 * entries)))
     return Walk(
         labels=layout.labels,
-        kept=layout.kept,
         keeps_sides=layout.keeps_sides,
         num_rows=num_rows,
+        num_columns=num_columns,
         triangle=triangle,
         settings=settings,
         runs=runs,
-        tiles_per_run=tiles_per_run,
-        band_blocks=min(row_blocks, band_blocks),
+        band_blocks=band_blocks,
+        exact_settings=exact,
+        # Most blocks have few tiles for it, and each run leaves four numbers for every row.
+        exact_runs=plan_runs(
+            exact_blocks,
+            ceil_div(num_columns, columns),
+            multiprocessors,
+            most=ceil_div(4 * multiprocessors, exact_blocks),
+        ),
     )
-
-
-def _split_columns(
-    num_rows: int, num_columns: int, block_rows: int, block_columns: int, multiprocessors: int
-) -> tuple[int, int, int]:
-    """``(row blocks, runs, tiles per run)`` for about two programs per multiprocessor."""
-    row_blocks = ceil_div(num_rows, block_rows)
-    tiles = ceil_div(num_columns, block_columns)
-    wanted = ceil_div(2 * multiprocessors, row_blocks)
-    tiles_per_run = ceil_div(tiles, max(1, min(wanted, tiles, _MAX_RUNS)))
-    return row_blocks, ceil_div(tiles, tiles_per_run), tiles_per_run
 
 
 def plan_chunks(shape: Shape, limits: Limits) -> Chunks:

@@ -1,6 +1,8 @@
-"""What forward and backward kernels share: tiles, products, sums with a shift."""
+"""What forward and backward kernels share: tiles, the kinds of their pairs, products, merging."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -8,6 +10,24 @@ import triton.language as tl
 LN_2 = tl.constexpr(0.6931471805599453)
 # Anchors that share one entry of the statistics' last row; every block of rows divides it.
 STATISTICS_BLOCK = tl.constexpr(256)
+
+
+class Points(NamedTuple):
+    """The rows or the columns of the similarity matrix, as tiles load them."""
+
+    entries: tl.tensor  # pointer to (length, depth), unit stride along the depth
+    labels: tl.tensor  # pointer to (padded length,) int64
+    scales: tl.tensor  # pointer to (padded length,) float32
+    length: tl.tensor
+    stride: tl.tensor  # of the entries
+
+
+class Pairs(NamedTuple):
+    """Both sides of the similarity matrix."""
+
+    rows: Points
+    columns: Points
+    depth: tl.tensor  # of both
 
 
 @triton.jit
@@ -26,29 +46,9 @@ def load_tile(
 
 
 @triton.jit
-def load_block(
-    values_ptr,
-    start,
-    BLOCK: tl.constexpr,
-):
+def load_block(values_ptr, start, BLOCK: tl.constexpr):
     """Load a block of a padded vector; one address and constant offsets from it."""
     return tl.load(values_ptr + start + tl.arange(0, BLOCK))
-
-
-@triton.jit
-def load_tile_inside(
-    matrix_ptr,
-    stride,
-    row,
-    column,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-):
-    """Load a tile that lies inside the matrix; offsets within it are 32-bit."""
-    one = tl.full((), 1, tl.int64)
-    tile_ptr = matrix_ptr + one * row * stride + column
-    rows, columns = tl.arange(0, BLOCK_ROWS), tl.arange(0, BLOCK_COLUMNS)
-    return tl.load(tile_ptr + rows[:, None] * stride + columns[None, :])
 
 
 @triton.jit
@@ -58,62 +58,106 @@ def store_tile(
     row,
     column,
     tile,  # (R, C)
-    wanted=True,
 ):
-    """Store a tile that lies inside the matrix, if wanted; offsets within it are 32-bit."""
+    """Store a tile that lies inside the matrix; offsets within it are 32-bit."""
     one = tl.full((), 1, tl.int64)
     tile_ptr = matrix_ptr + one * row * stride + column
     rows, columns = tl.arange(0, tile.shape[0]), tl.arange(0, tile.shape[1])
-    mask = tl.full(tile.shape, 1, tl.int1) & wanted
-    tl.store(tile_ptr + rows[:, None] * stride + columns[None, :], tile, mask=mask)
+    tl.store(tile_ptr + rows[:, None] * stride + columns[None, :], tile)
 
 
 @triton.jit
-def labels_apart(
-    row_labels_ptr,  # (padded N,) ascending
-    row_start,
-    column_labels_ptr,  # (padded M,) ascending
-    column_start,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-):
-    """Say whether the label ranges of a tile's rows and columns do not meet: no positive pairs."""
-    first_row, first_column = row_labels_ptr + row_start, column_labels_ptr + column_start
+def labels_apart(pairs, row, column, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
+    """Say of a tile in label order whether its rows' labels and its columns' do not meet."""
+    first_row, first_column = pairs.rows.labels + row, pairs.columns.labels + column
     return (tl.load(first_column) > tl.load(first_row + BLOCK_ROWS - 1)) | (
         tl.load(first_column + BLOCK_COLUMNS - 1) < tl.load(first_row)
     )
 
 
 @triton.jit
-def no_class_among(
-    row_labels_ptr,  # (padded N,)
-    row_start,
-    column_start,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-):
+def no_class_among(pairs, row, column, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
     """Say whether none of a tile's columns, class weights, is the class of one of its rows."""
-    labels = load_block(row_labels_ptr, row_start, BLOCK_ROWS)
-    among = (labels >= column_start) & (labels < column_start + BLOCK_COLUMNS)
+    labels = load_block(pairs.rows.labels, row, BLOCK_ROWS)
+    among = (labels >= column) & (labels < column + BLOCK_COLUMNS)
     return tl.max(among.to(tl.int32), axis=0) == 0
 
 
 @triton.jit
-def only_negatives(
-    row_labels_ptr,
-    row_start,
-    column_labels_ptr,
-    column_start,
+def is_plain(
+    pairs,
+    row,
+    column,
+    SELF_MODE: tl.constexpr,
+    LABELS: tl.constexpr,  # plan.Labels
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    """Say whether every pair of a tile counts, as what its labels say, but for padding.
+
+    In label order and among class weights all have to be negative.
+    """
+    plain = tl.full((), 1, tl.int1)
+    if SELF_MODE and LABELS != "listed":
+        plain = (column >= row + BLOCK_ROWS) | (column + BLOCK_COLUMNS <= row)
+    if LABELS == "ascending":
+        plain = plain & labels_apart(pairs, row, column, BLOCK_ROWS, BLOCK_COLUMNS)
+    if LABELS == "classes":
+        plain = plain & no_class_among(pairs, row, column, BLOCK_ROWS, BLOCK_COLUMNS)
+    return plain
+
+
+@triton.jit
+def same_labels(pairs, row, column, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
+    """Say of each pair of a tile whether its labels are equal."""
+    labels = load_block(pairs.rows.labels, row, BLOCK_ROWS)
+    return labels[:, None] == load_block(pairs.columns.labels, column, BLOCK_COLUMNS)[None, :]
+
+
+@triton.jit
+def listed_kinds(
+    pairs,
+    row,
+    column,
+    listed_ptr,  # (padded N, padded M) uint8: problem.PairProblem.listed
+    listed_stride,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    """Load what a list says of each pair: as :func:`pair_kinds`."""
+    rows, columns = row + tl.arange(0, BLOCK_ROWS), column + tl.arange(0, BLOCK_COLUMNS)
+    offsets = rows.to(tl.int64)[:, None] * listed_stride + columns[None, :]
+    inside = (rows < pairs.rows.length)[:, None] & (columns < pairs.columns.length)[None, :]
+    kinds = tl.load(listed_ptr + offsets, mask=inside, other=0).to(tl.int32)
+    # ROW_POSITIVE, ROW_NEGATIVE, COLUMN_POSITIVE and COLUMN_NEGATIVE are 1, 2, 4 and 8.
+    return (kinds & 5) != 0, (kinds & 3) != 0, (kinds & 12) != 0
+
+
+@triton.jit
+def pair_kinds(
+    pairs,
+    row,
+    column,
+    listed_ptr,  # if LABELS is "listed"
+    listed_stride,
+    SELF_MODE: tl.constexpr,
     LABELS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    """Say of a tile in label order, or of class weights, whether it has no positive pairs."""
-    if LABELS == "classes":
-        return no_class_among(row_labels_ptr, row_start, column_start, BLOCK_ROWS, BLOCK_COLUMNS)
-    return labels_apart(
-        row_labels_ptr, row_start, column_labels_ptr, column_start, BLOCK_ROWS, BLOCK_COLUMNS
-    )
+    """Say of each pair of any tile whether it is positive, and counts for its row and column."""
+    if LABELS == "listed":
+        positive, for_row, for_column = listed_kinds(
+            pairs, row, column, listed_ptr, listed_stride, BLOCK_ROWS, BLOCK_COLUMNS
+        )
+    else:
+        positive = same_labels(pairs, row, column, BLOCK_ROWS, BLOCK_COLUMNS)
+        rows, columns = row + tl.arange(0, BLOCK_ROWS), column + tl.arange(0, BLOCK_COLUMNS)
+        for_row = (rows < pairs.rows.length)[:, None] & (columns < pairs.columns.length)[None, :]
+        if SELF_MODE:
+            for_row = for_row & (rows[:, None] != columns[None, :])
+        for_column = for_row
+    return positive, for_row, for_column
 
 
 @triton.jit
@@ -133,44 +177,43 @@ def multiply_add(
 
 
 @triton.jit
+def first_chunk(points, start, BLOCK: tl.constexpr, BLOCK_DEPTH: tl.constexpr):
+    """Point to the first chunk of a block's depth; beyond the last row it stands again."""
+    # Whether the start is a loop's variable or not (interpreted, that is a plain int).
+    one = tl.full((), 1, tl.int64)
+    block_ptr = points.entries + one * start * points.stride
+    rows = tl.minimum(tl.arange(0, BLOCK), points.length - 1 - start)
+    return block_ptr + (rows[:, None] * points.stride + tl.arange(0, BLOCK_DEPTH)[None, :])
+
+
+@triton.jit
 def tile_products(
-    rows_ptr,
-    first_row,
-    num_rows,
-    row_stride,
-    columns_ptr,
-    first_column,
-    num_columns,
-    column_stride,
-    depth,
-    NORMALIZED: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
-    EVEN_DEPTH: tl.constexpr,  # depth is a multiple of BLOCK_DEPTH
+    pairs,
+    row,
+    column,
+    PRODUCT: tl.constexpr,  # (INPUT_PRECISION, EVEN_DEPTH, NORMALIZED, BLOCK_DEPTH) of the kernel
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
-    BLOCK_DEPTH: tl.constexpr,
 ):
     """Compute a tile of inner products, over chunks of the depth, in float32.
 
-    Beyond the last row or column it stands again, so that loads need no masks. Offsets are 64-bit
-    to the tile and 32-bit within it (operands.MAX_STRIDE).
+    Loads need no masks for rows: beyond the last one it stands again. Offsets are 64-bit to the
+    tile and 32-bit within it (sides.MAX_STRIDE).
     """
+    INPUT_PRECISION: tl.constexpr = PRODUCT[0]
+    EVEN_DEPTH: tl.constexpr = PRODUCT[1]
+    NORMALIZED: tl.constexpr = PRODUCT[2]
+    BLOCK_DEPTH: tl.constexpr = PRODUCT[3]
+    row_ptrs = first_chunk(pairs.rows, row, BLOCK_ROWS, BLOCK_DEPTH)
+    column_ptrs = first_chunk(pairs.columns, column, BLOCK_COLUMNS, BLOCK_DEPTH)
     depths = tl.arange(0, BLOCK_DEPTH)
-    # Whether the first row is a loop's variable or not (interpreted, that is a plain int).
-    one = tl.full((), 1, tl.int64)
-    row_ptr = rows_ptr + one * first_row * row_stride
-    rows = tl.minimum(tl.arange(0, BLOCK_ROWS), num_rows - 1 - first_row)
-    row_ptrs = row_ptr + (rows[:, None] * row_stride + depths[None, :])
-    column_ptr = columns_ptr + one * first_column * column_stride
-    columns = tl.minimum(tl.arange(0, BLOCK_COLUMNS), num_columns - 1 - first_column)
-    column_ptrs = column_ptr + (columns[:, None] * column_stride + depths[None, :])
     products = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
-    for start in range(0, depth, BLOCK_DEPTH):
+    for start in range(0, pairs.depth, BLOCK_DEPTH):
         if EVEN_DEPTH:
             row_chunk = tl.load(row_ptrs)
             column_chunk = tl.load(column_ptrs)
         else:
-            inside = (depths < depth - start)[None, :]
+            inside = (depths < pairs.depth - start)[None, :]
             row_chunk = tl.load(row_ptrs, mask=inside, other=0.0)
             column_chunk = tl.load(column_ptrs, mask=inside, other=0.0)
         products = multiply_add(row_chunk, tl.trans(column_chunk), products, INPUT_PRECISION)
@@ -184,43 +227,11 @@ def tile_products(
 
 
 @triton.jit
-def pair_scales(
-    row_scales,  # (R,)
-    column_scales,  # (C,)
-):
-    """What turns inner products of operands into coordinates, the same for (i, j) as for (j, i).
+def pair_scales(pairs, row, column, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
+    """Load what turns inner products of operands into coordinates, for (i, j) as for (j, i).
 
     Were products scaled by one side first, the two would be rounded apart, and one's logit
     exponentiated against a log-sum-exp that saw the other's.
     """
-    return row_scales[:, None] * column_scales[None, :]
-
-
-@triton.jit
-def merge_sums(
-    shift,  # (R,)
-    sums,  # (R,): sum of 2^exponent is sums * 2^shift
-    other_shift,  # (R,)
-    other_sums,  # (R,)
-):
-    """Add two sums of exponentials, whatever their shifts; an empty one is 0 with any shift."""
-    larger = tl.maximum(shift, other_shift)
-    # Nothing in either: any finite shift keeps the sum at 0, where -inf would make it NaN.
-    finite = tl.where(larger == -float("inf"), 0.0, larger)
-    merged = sums * tl.exp2(shift - finite) + other_sums * tl.exp2(other_shift - finite)
-    return larger, merged
-
-
-@triton.jit
-def finish_logsumexp(
-    shift,  # (R,)
-    sums,  # (R,)
-):
-    """Take the logarithm, base 2; -inf for an empty sum.
-
-    Rounded once where it can be: beside a shift of 100 a result of the size of 1 would lose seven
-    bits.
-    """
-    small = (shift < 120.0) & (shift > -120.0) & (sums < 64.0)
-    whole = tl.log2(tl.where(small, sums * tl.exp2(tl.where(small, shift, 0.0)), 1.0))
-    return tl.where(small, whole, shift + tl.log2(sums))
+    scales = load_block(pairs.rows.scales, row, BLOCK_ROWS)
+    return scales[:, None] * load_block(pairs.columns.scales, column, BLOCK_COLUMNS)[None, :]

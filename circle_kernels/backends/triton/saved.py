@@ -26,7 +26,6 @@ class Saved:
     logsumexps: Tensor  # (2, N) float32, of exponents
     row_order: Tensor | None  # (N,) int64: where each row stands in the caller's order
     column_order: Tensor | None  # (M,) int64; in self mode the rows'
-    products: Tensor | None  # (padded N, padded M) float32: plan.Layout.kept
     sides: tuple[Side, Side] | None
 
 
@@ -70,15 +69,6 @@ def new_saved(problem: PairProblem, layout: Layout) -> Tensor:
     return problem.embeddings.new_empty(_num_bytes(problem, layout), dtype=torch.uint8)
 
 
-def products_arguments(left: Saved) -> dict[str, Any]:
-    """The products that were kept, under the names that kernels give them."""
-    if left.products is None:
-        # A pointer that is never followed still has to be a tensor, and kernels are compiled anew
-        # for other kinds of strides.
-        return {"kept_ptr": left.logsumexps, "kept_stride": 0}
-    return {"kept_ptr": left.products, "kept_stride": left.products.stride(0)}
-
-
 def _num_bytes(problem: PairProblem, layout: Layout) -> int:
     pieces = _Pieces(None)
     _take_all(pieces, problem, layout)
@@ -104,13 +94,11 @@ def _take_all(pieces: _Pieces, problem: PairProblem, layout: Layout) -> Saved:
     # Not len(), which would make a constant of a symbolic size.
     num_rows, num_columns = problem.embeddings.shape[0], problem.columns.shape[0]
     logsumexps = pieces.take(2, num_rows, dtype=torch.float32)
-    row_order = column_order = products = sides = None
+    row_order = column_order = sides = None
     if layout.by_label:
         row_order = column_order = pieces.take(num_rows, dtype=torch.int64)
         if not problem.self_mode:
             column_order = pieces.take(num_columns, dtype=torch.int64)
-    if layout.kept[0] > 0:
-        products = pieces.take(*layout.kept, dtype=torch.float32)
     if layout.keeps_sides:
         sides = new_sides(problem, None, None, pieces.take)
-    return Saved(logsumexps, row_order, column_order, products, sides)
+    return Saved(logsumexps, row_order, column_order, sides)

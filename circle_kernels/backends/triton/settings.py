@@ -27,16 +27,14 @@ __all__ = [
     "Settings",
     "amd_architecture",
     "dot_precision",
+    "find_settings",
     "fit_depth",
     "is_amd",
     "listed_depths",
     "listed_settings",
     "nvidia_architecture",
     "nvidia_family",
-    "rectangle_settings",
     "settings_family",
-    "triangle_settings",
-    "weights_settings",
 ]
 
 # Families are named after their first member.
@@ -47,8 +45,6 @@ _AMD_FAMILY = "gfx942"
 
 _INTERPRETS_FLOAT64_DOT = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 6)
 
-# Weights from kept products: without a product of its own the kernel fits every device as it is.
-_WEIGHTS_OF_KEPT = Settings(64, 32, 16, num_warps=4, num_stages=2)
 # The smallest chunk of the depth that a matrix instruction takes, whatever the dtype.
 _MIN_BLOCK_DEPTH = 16
 
@@ -106,35 +102,6 @@ def dot_precision(architecture: str, dtype: torch.dtype, precision: str) -> str:
     return "tf32x3" if precision == "highest" else "tf32"
 
 
-def rectangle_settings(
-    architecture: str, dtype: torch.dtype, depth: int, small: bool, table: Table | None = None
-) -> Settings:
-    """Settings of the forward kernel over every tile, for ``small`` problems or for others."""
-    return _find("small_rectangle" if small else "rectangle", architecture, dtype, depth, table)
-
-
-def triangle_settings(
-    architecture: str, dtype: torch.dtype, depth: int, table: Table | None = None
-) -> Settings:
-    """Settings of the forward kernel over the tiles on and above the diagonal."""
-    return _find("triangle", architecture, dtype, depth, table)
-
-
-def weights_settings(
-    architecture: str,
-    dtype: torch.dtype,
-    depth: int,
-    by_label: bool,
-    kept: bool = False,
-    table: Table | None = None,
-) -> Settings:
-    """Settings of the kernel that writes weights, in label order or in any, or from ``kept``."""
-    if kept:
-        return _WEIGHTS_OF_KEPT
-    kernel = "weights" if by_label else "weights_in_any_order"
-    return _find(kernel, architecture, dtype, depth, table)
-
-
 def listed_settings(
     kernel: str, architecture: str, itemsize: int, depth: int, table: Table | None = None
 ) -> Settings:
@@ -161,7 +128,8 @@ def fit_depth(settings: Settings, depth: int) -> Settings:
     return replace(settings, block_depth=min(settings.block_depth, needed))
 
 
-def _find(
-    kernel: str, architecture: str, dtype: torch.dtype, depth: int, table: Table | None
+def find_settings(
+    kernel: str, architecture: str, dtype: torch.dtype, depth: int, table: Table | None = None
 ) -> Settings:
+    """The settings of one of ``settings_table.KERNELS``."""
     return fit_depth(listed_settings(kernel, architecture, dtype.itemsize, depth, table), depth)

@@ -119,26 +119,19 @@ def _new_side(
     )
 
 
-def row_arguments(rows: Side) -> dict[str, Any]:
-    """One side under the names that every tile kernel gives it."""
+def pair_arguments(rows: Side, columns: Side) -> dict[str, Any]:
+    """Both sides under the names that every tile kernel gives them."""
     return {
         "rows_ptr": rows.operand,
         "row_labels_ptr": rows.labels,
         "row_scales_ptr": rows.scales,
-        "num_rows": len(rows),
-        "depth": rows.operand.shape[1],
-        "row_stride": rows.operand.stride(0),
-    }
-
-
-def operand_arguments(rows: Side, columns: Side) -> dict[str, Any]:
-    """Both sides under the names that every tile kernel gives them."""
-    return {
-        **row_arguments(rows),
         "columns_ptr": columns.operand,
         "column_labels_ptr": columns.labels,
         "column_scales_ptr": columns.scales,
+        "num_rows": len(rows),
         "num_columns": len(columns),
+        "depth": rows.operand.shape[1],
+        "row_stride": rows.operand.stride(0),
         "column_stride": columns.operand.stride(0),
     }
 

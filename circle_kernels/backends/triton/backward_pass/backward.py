@@ -1,4 +1,4 @@
-"""Backward pass: weights, from products kept or computed again, times the other side's embeddings.
+"""Backward pass: weights, from products computed again, times the other side's embeddings.
 
 One set of weights serves both sides, since they hold both sides' scales; in self mode, where that
 makes them symmetric, each is computed once. Nothing uses atomics, so results are bitwise the same
@@ -7,7 +7,7 @@ from run to run.
 
 from __future__ import annotations
 
-from collections import Counter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,16 +17,17 @@ from circle_kernels.backends.triton.backward_pass.statistics import (
     gradient_unit,
     prepare_statistics,
 )
-from circle_kernels.backends.triton.backward_pass.workspace import multiply, write_weights
-from circle_kernels.backends.triton.conditions import Conditions, Hardware, conditions_on
+from circle_kernels.backends.triton.backward_pass.weights import write_weights
+from circle_kernels.backends.triton.conditions import Conditions, conditions_on
 from circle_kernels.backends.triton.formula import formula_arguments
 from circle_kernels.backends.triton.launch import on_device
 from circle_kernels.backends.triton.normalization import finish_gradient
 from circle_kernels.backends.triton.operands import prepare_sides
-from circle_kernels.backends.triton.plan import Chunks, Labels, plan_chunks, plan_walk, shape_of
-from circle_kernels.backends.triton.saved import Saved, products_arguments, view_saved
-from circle_kernels.backends.triton.settings import dot_precision, weights_settings
-from circle_kernels.backends.triton.sides import Side, operand_arguments
+from circle_kernels.backends.triton.plan import Layout, plan_chunks, plan_layout, shape_of
+from circle_kernels.backends.triton.saved import view_saved
+from circle_kernels.backends.triton.settings import dot_precision
+from circle_kernels.backends.triton.settings_table import Settings
+from circle_kernels.backends.triton.sides import Side, pair_arguments
 
 
 def backward(
@@ -36,39 +37,68 @@ def backward(
     saved, grad_lse_pos, grad_lse_neg = passed
     with on_device(problem.embeddings.device):
         shape, conditions = shape_of(problem), conditions_on(problem.embeddings.device)
-        walk = plan_walk(shape, conditions)
-        left = view_saved(saved, problem, walk)
-        sides = left.sides or prepare_sides(problem, left.row_order, left.column_order)
+        layout = plan_layout(shape, conditions)
+        pieces = view_saved(saved, problem, layout)
+        sides = pieces.sides or prepare_sides(problem, pieces.row_order, pieces.column_order)
         rows, columns = sides
         unit = None
         if rows.operand.dtype == torch.float16:
             unit = gradient_unit(grad_lse_pos, grad_lse_neg, problem.formula)
         table = prepare_statistics(
-            rows, left.logsumexps, grad_lse_pos, grad_lse_neg, unit, problem.formula
+            rows, pieces.logsumexps, grad_lse_pos, grad_lse_neg, unit, problem.formula
         )
+        arguments = {
+            **pair_arguments(rows, columns),
+            **formula_arguments(problem.formula),
+            "listed_ptr": problem.listed,
+            "listed_stride": 0 if problem.listed is None else problem.listed.stride(0),
+            "table_ptr": table,
+        }
+        constants = {
+            "SELF_MODE": problem.self_mode,
+            "LABELS": layout.labels,
+            "FORMULA": problem.formula.name,
+            "DETACH_WEIGHTS": problem.formula.detach_weights,
+            "NORMALIZED": problem.normalize,
+            "INPUT_PRECISION": dot_precision(
+                conditions.hardware.architecture, rows.operand.dtype, problem.precision
+            ),
+        }
         chunks = plan_chunks(shape, conditions.limits)
-        hardware = conditions.hardware
         of_rows = of_columns = None
         if needs.embeddings:
-            of_rows = _SideGradient(rows, chunks.rows, chunks.column_chunks, unit, hardware)
+            of_rows = _SideGradient(rows, chunks.rows, chunks.column_chunks, unit, conditions)
         if needs.references:
-            of_columns = _SideGradient(columns, chunks.columns, chunks.row_chunks, unit, hardware)
-        _multiply_chunks(
-            problem,
-            rows,
-            columns,
-            table,
-            left,
-            walk.labels,
-            chunks,
-            conditions,
-            of_rows,
-            of_rows if problem.self_mode else of_columns,
-        )
+            of_columns = _SideGradient(columns, chunks.columns, chunks.row_chunks, unit, conditions)
+        settings = _weights_settings(rows, layout, shape.has_fixed_shift, conditions)
+        workspace = rows.operand.new_empty(chunks.rows, chunks.columns)
+        for chunk in chunks:
+            multiprocessors = conditions.hardware.multiprocessors
+            write_weights(chunk, workspace, settings, arguments, constants, multiprocessors)
+            weights = workspace[: chunk.num_rows, : chunk.num_columns]
+            if of_rows is not None:
+                operand = columns.operand.narrow(0, chunk.first_column, chunk.num_columns)
+                of_rows.add(chunk.row_index, weights, operand)
+            mirrored = of_rows if problem.self_mode and not chunk.on_diagonal else of_columns
+            if mirrored is not None:
+                operand = rows.operand.narrow(0, chunk.first_row, chunk.num_rows)
+                mirrored.add(chunk.column_index, weights.T, operand)
         return (
             None if of_rows is None else of_rows.gradient,
             None if of_columns is None else of_columns.gradient,
         )
+
+
+def _weights_settings(
+    rows: Side, layout: Layout, has_fixed_shift: bool, conditions: Conditions
+) -> tuple[Settings | None, Settings]:
+    """Those of tiles that the fixed shift serves, and of others."""
+    dtype, depth = rows.operand.dtype, rows.operand.shape[1]
+    kernel = "weights" if layout.kinds == 1 else "weights_in_any_order"
+    return (
+        conditions.settings(kernel, dtype, depth) if has_fixed_shift else None,
+        conditions.settings("exact_weights", dtype, depth),
+    )
 
 
 class _SideGradient:
@@ -80,88 +110,43 @@ class _SideGradient:
         chunk: int,
         products: int,
         unit: Tensor | None,
-        hardware: Hardware,
+        conditions: Conditions,
     ) -> None:
         self.gradient = side.operand.new_empty(len(side), side.depth, dtype=side.dtype)
         self._side = side
         self._chunk = chunk  # rows
         self._products = products  # that each chunk is the sum of
         self._unit = unit
-        self._hardware = hardware
-        self._sums: dict[int, Tensor] = {}
-        self._added: Counter[int] = Counter()
+        self._is_amd = conditions.hardware.is_amd
+        self._sums: dict[int, tuple[int, Tensor]] = {}
 
     def add(self, index: int, weights: Tensor, operand: Tensor) -> None:
         """Add ``weights @ operand`` to the sums of a chunk."""
-        product = multiply(weights, operand, self._hardware)
-        if index in self._sums:
-            self._sums[index] += product
+        added, sums = self._sums.pop(index, (0, None))
+        sums = add_product(sums, weights, operand, self._is_amd)
+        if added + 1 < self._products:
+            self._sums[index] = added + 1, sums
         else:
-            self._sums[index] = product
-        self._added[index] += 1
-        if self._added[index] == self._products:
-            finish_gradient(
-                self._side, index * self._chunk, self._sums.pop(index), self._unit, self.gradient
-            )
+            finish_gradient(self._side, index * self._chunk, sums, self._unit, self.gradient)
 
 
-def _multiply_chunks(
-    problem: PairProblem,
-    rows: Side,
-    columns: Side,
-    table: Tensor,  # statistics.prepare_statistics
-    left: Saved,
-    labels: Labels,
-    chunks: Chunks,
-    conditions: Conditions,
-    of_rows: _SideGradient | None,
-    of_columns: _SideGradient | None,
-) -> None:
-    """Write the weights of each pair of chunks and multiply them by the chunks of both sides."""
-    architecture, dtype = conditions.hardware.architecture, rows.operand.dtype
-    kept = left.products is not None
-    settings = weights_settings(
-        architecture,
-        dtype,
-        rows.operand.shape[1],
-        by_label=labels != "any order",
-        kept=kept,
-        table=conditions.table,
-    )
-    arguments = {
-        **operand_arguments(rows, columns),
-        **formula_arguments(problem.formula),
-        **products_arguments(left),
-        "table_ptr": table,
-    }
-    constants = {
-        "SELF_MODE": problem.self_mode,
-        "LABELS": labels,
-        "KEPT": kept,
-        "FORMULA": problem.formula.name,
-        "DETACH_WEIGHTS": problem.formula.detach_weights,
-        "NORMALIZED": problem.normalize,
-        "INPUT_PRECISION": dot_precision(architecture, dtype, problem.precision),
-    }
-    workspace = rows.operand.new_empty(chunks.rows, chunks.columns)
-    for row_chunk, column_chunk in chunks.pairs():
-        first_row, num_rows = chunks.row_range(row_chunk)
-        first_column, num_columns = chunks.column_range(column_chunk)
-        mirror = problem.self_mode and row_chunk == column_chunk
-        write_weights(
-            workspace,
-            first_row,
-            first_column,
-            num_rows,
-            num_columns,
-            arguments,
-            {**constants, "MIRROR": mirror},
-            settings,
-            conditions.hardware,
-        )
-        weights = workspace.narrow(0, 0, num_rows).narrow(1, 0, num_columns)
-        if of_rows is not None:
-            operand = columns.operand.narrow(0, first_column, num_columns)
-            of_rows.add(row_chunk, weights, operand)
-        if of_columns is not None and not mirror:
-            of_columns.add(column_chunk, weights.T, rows.operand.narrow(0, first_row, num_rows))
+def add_product(
+    sums: Tensor | None,  # (R, D) float32
+    weights: Tensor,  # (R, C)
+    operand: Tensor,  # (C, D)
+    is_amd: bool,
+) -> Tensor:  # (R, D) float32
+    """``sums + weights @ operand`` in the sums' memory; half types are not rounded in between."""
+    wide: dict[str, Any] = {}
+    if weights.dtype != torch.float32:
+        if weights.is_cuda and not is_amd and hasattr(torch.ops.aten.addmm, "dtype_out"):
+            wide = {"out_dtype": torch.float32}
+        elif weights.is_cuda:
+            # The matrix product accumulates in float32 and rounds once, at the end of a chunk.
+            product = (weights @ operand).float()
+            return product if sums is None else sums.add_(product)
+        else:
+            weights, operand = weights.float(), operand.float()
+    if sums is None:
+        return torch.mm(weights, operand, **wide)
+    return torch.addmm(sums, weights, operand, **wide, out=sums)

@@ -7,6 +7,8 @@ mode the weight of (j, i) is that of (i, j).
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -15,143 +17,147 @@ from circle_kernels.backends.triton.formula import (
     mixed_distances,
     pair_distances,
     pair_slopes,
+    shifted_exponentials,
     shifted_exponents,
 )
-from circle_kernels.backends.triton.primitives import LN_2, STATISTICS_BLOCK
+from circle_kernels.backends.triton.primitives import STATISTICS_BLOCK
+
+# Rows of each block of the table of statistics: what each kind has, and one number for the block.
+LSE = tl.constexpr(0)  # log-sum-exps of exponents
+UPSTREAM = tl.constexpr(2)  # gradients, times the sign of slopes and LN_2
+FACTOR = tl.constexpr(4)  # the same, of exponentials against the fixed shift
+HIGHEST = tl.constexpr(6)  # log-sum-exp, or infinity where no factor serves
+TABLE_ROWS = tl.constexpr(7)
+
+
+class ByKind(NamedTuple):
+    """A number of each anchor for positives, and one for negatives."""
+
+    positive: tl.tensor
+    negative: tl.tensor
 
 
 @triton.jit
-def statistics_block(
-    table_ptr,  # (blocks, 7, STATISTICS_BLOCK)
-    start,
-):
+def statistics_block(table_ptr, start):
     """Point to the first of the statistics of the anchors from ``start`` on."""
     block = start // STATISTICS_BLOCK
-    return table_ptr + (block * (7 * STATISTICS_BLOCK) + start % STATISTICS_BLOCK)
+    return table_ptr + (block * (TABLE_ROWS * STATISTICS_BLOCK) + start % STATISTICS_BLOCK)
 
 
 @triton.jit
-def load_statistics(
-    table_ptr,
-    start,
-    BLOCK: tl.constexpr,
-):
-    """Load log-sum-exps of exponents and upstream gradients of a block of anchors."""
+def load_statistic(table_ptr, start, ROW: tl.constexpr, BLOCK: tl.constexpr):
+    """Load one of the statistics of a block of anchors, of both kinds."""
     block_ptr = statistics_block(table_ptr, start) + tl.arange(0, BLOCK)
-    lse_pos = tl.load(block_ptr)
-    lse_neg = tl.load(block_ptr + STATISTICS_BLOCK)
-    grad_pos = tl.load(block_ptr + 2 * STATISTICS_BLOCK)
-    grad_neg = tl.load(block_ptr + 3 * STATISTICS_BLOCK)
-    return lse_pos, lse_neg, grad_pos, grad_neg
+    positive = tl.load(block_ptr + ROW * STATISTICS_BLOCK)
+    return ByKind(positive, tl.load(block_ptr + (ROW + 1) * STATISTICS_BLOCK))
 
 
 @triton.jit
-def load_factors(
-    table_ptr,
-    start,
-    BLOCK: tl.constexpr,
-):
-    """Load what exponentials against the fixed shift are multiplied by, for a block of anchors."""
-    block_ptr = statistics_block(table_ptr, start) + tl.arange(0, BLOCK)
-    factor_pos = tl.load(block_ptr + 4 * STATISTICS_BLOCK)
-    factor_neg = tl.load(block_ptr + 5 * STATISTICS_BLOCK)
-    return factor_pos, factor_neg
-
-
-@triton.jit
-def fixed_shift_serves(
-    table_ptr,
-    start,
-    fixed_shift,
-):
+def fixed_shift_serves(table_ptr, start, fixed_shift):
     """Say whether exponentials against the fixed shift are as good as any for a block's anchors.
 
     No exponent of a pair exceeds the log-sum-exps that it is part of.
     """
     block = start // STATISTICS_BLOCK
-    highest = tl.load(table_ptr + (block * 7 + 6) * STATISTICS_BLOCK)
+    highest = tl.load(table_ptr + (block * TABLE_ROWS + HIGHEST) * STATISTICS_BLOCK)
     return highest <= fixed_shift + REACH
 
 
 @triton.jit
-def weights_by_fixed_shift(
+def of_kind(positive, numbers):
+    """Each pair's number: that of its kind."""
+    return tl.where(positive, numbers.positive, numbers.negative)
+
+
+@triton.jit
+def along_rows(numbers):
+    """Numbers of a tile's rows, to be broadcast."""
+    return ByKind(numbers.positive[:, None], numbers.negative[:, None])
+
+
+@triton.jit
+def along_columns(numbers):
+    """Numbers of a tile's columns, to be broadcast."""
+    return ByKind(numbers.positive[None, :], numbers.negative[None, :])
+
+
+@triton.jit
+def plain_weights(
     products,  # (R, C)
     scales,  # (R, C)
-    same,  # (R, C): whether a pair is positive, if not ONLY_NEGATIVES
+    kinds,  # of pair_kinds; (R, C)
     table_ptr,
-    row_start,
-    column_start,
-    vertex_pos,
-    floor_pos,
-    vertex_neg,
-    floor_neg,
-    fixed_shift,
-    ONLY_NEGATIVES: tl.constexpr,
+    row,
+    column,
+    formula,  # Formula
     SELF_MODE: tl.constexpr,
+    LABELS: tl.constexpr,  # plan.Labels
+    FORMULA: tl.constexpr,
     DETACH_WEIGHTS: tl.constexpr,
 ):
-    """Compute weights of a tile in which every pair counts, from one exponential per pair.
-
-    For circle logits and anchors that the fixed shift serves.
-    """
-    row_pos, row_neg = load_factors(table_ptr, row_start, products.shape[0])
-    factor_pos, factor_neg = row_pos[:, None], row_neg[:, None]
+    """Compute weights where the fixed shift serves all anchors, from one exponential per pair."""
+    BOTH_KINDS: tl.constexpr = LABELS == "any order" or LABELS == "listed"  # noqa: PLR1714
+    positive, for_row, for_column = kinds
+    rows = along_rows(load_statistic(table_ptr, row, FACTOR, products.shape[0]))
+    columns = rows
     if SELF_MODE:
-        column_pos, column_neg = load_factors(table_ptr, column_start, products.shape[1])
-        factor_pos += column_pos[None, :]
-        factor_neg += column_neg[None, :]
-    if ONLY_NEGATIVES:
-        distances = pair_distances(products, scales, vertex_neg, floor_neg, False, "circle")
-        factors, floors = factor_neg, floor_neg
+        columns = along_columns(load_statistic(table_ptr, column, FACTOR, products.shape[1]))
+    if BOTH_KINDS:
+        distances = mixed_distances(products, scales, positive, formula, FORMULA)
+        floors = tl.where(positive, formula.positive.floor, formula.negative.floor)
     else:
-        distances = mixed_distances(
-            products, scales, same, vertex_pos, floor_pos, vertex_neg, floor_neg, "circle"
-        )
-        factors = tl.where(same, factor_pos, factor_neg)
-        floors = tl.where(same, floor_pos, floor_neg)
-    # Sign and scale are in the factors.
-    slopes = pair_slopes(distances, floors, 1.0, False, "circle", DETACH_WEIGHTS)
-    shifts = tl.zeros(products.shape, tl.float32) + fixed_shift
-    exponentials = tl.exp2(shifted_exponents(distances, shifts, "circle"))
-    return exponentials * factors * slopes * scales
+        distances = pair_distances(products, scales, formula.negative, False, FORMULA)
+        floors = formula.negative.floor
+    exponentials = shifted_exponentials(distances, formula.fixed_shift, FORMULA)
+    if LABELS == "listed":
+        factors = tl.where(for_row, of_kind(positive, rows), 0.0)
+        if SELF_MODE:
+            factors += tl.where(for_column, of_kind(positive, columns), 0.0)
+    elif SELF_MODE:
+        factors = rows.negative + columns.negative
+        if BOTH_KINDS:
+            factors = tl.where(positive, rows.positive + columns.positive, factors)
+    else:
+        factors = rows.negative
+        if BOTH_KINDS:
+            factors = of_kind(positive, rows)
+    slopes = pair_slopes(distances, floors, FORMULA, DETACH_WEIGHTS)
+    weights = exponentials * factors * slopes * scales
+    if LABELS == "listed":
+        # Selected, not multiplied: what stands at a pair that counts for nobody may be inf or NaN.
+        weights = tl.where(for_row | for_column, weights, 0.0)
+    return weights
 
 
 @triton.jit
 def exact_weights(
     products,  # (R, C)
     scales,  # (R, C)
-    positive,  # (R, C)
-    negative,  # (R, C)
+    kinds,  # of pair_kinds: whether a pair is positive, and counts for row and column; (R, C)
     table_ptr,
-    row_start,
-    column_start,
-    vertex_pos,
-    floor_pos,
-    vertex_neg,
-    floor_neg,
+    row,
+    column,
+    formula,  # Formula
     SELF_MODE: tl.constexpr,
     FORMULA: tl.constexpr,
     DETACH_WEIGHTS: tl.constexpr,
 ):
     """Compute weights of any tile, from one exponential per pair and side of anchors."""
-    distances = mixed_distances(
-        products, scales, positive, vertex_pos, floor_pos, vertex_neg, floor_neg, FORMULA
-    )
-    lse_pos, lse_neg, grad_pos, grad_neg = load_statistics(table_ptr, row_start, products.shape[0])
-    shifts = tl.where(positive, lse_pos[:, None], lse_neg[:, None])
-    shares = tl.exp2(shifted_exponents(distances, shifts, FORMULA))
-    weights = shares * tl.where(positive, grad_pos[:, None], grad_neg[:, None])
-    if SELF_MODE:
-        lse_pos, lse_neg, grad_pos, grad_neg = load_statistics(
-            table_ptr, column_start, products.shape[1]
-        )
-        shifts = tl.where(positive, lse_pos[None, :], lse_neg[None, :])
-        shares = tl.exp2(shifted_exponents(distances, shifts, FORMULA))
-        weights += shares * tl.where(positive, grad_pos[None, :], grad_neg[None, :])
-    slopes = tl.where(
-        positive,
-        pair_slopes(distances, floor_pos, LN_2, True, FORMULA, DETACH_WEIGHTS),
-        pair_slopes(distances, floor_neg, LN_2, False, FORMULA, DETACH_WEIGHTS),
-    )
+    positive, for_row, for_column = kinds
+    distances = mixed_distances(products, scales, positive, formula, FORMULA)
+    lse = along_rows(load_statistic(table_ptr, row, LSE, products.shape[0]))
+    upstream = along_rows(load_statistic(table_ptr, row, UPSTREAM, products.shape[0]))
+    shares = tl.exp2(shifted_exponents(distances, of_kind(positive, lse), FORMULA))
     # Selected, not multiplied: what stands at a pair that is in neither set may be inf or NaN.
-    return tl.where(positive | negative, weights * slopes * scales, 0.0)
+    weights = tl.where(for_row, shares * of_kind(positive, upstream), 0.0)
+    if SELF_MODE:
+        lse = along_columns(load_statistic(table_ptr, column, LSE, products.shape[1]))
+        upstream = along_columns(load_statistic(table_ptr, column, UPSTREAM, products.shape[1]))
+        shares = tl.exp2(shifted_exponents(distances, of_kind(positive, lse), FORMULA))
+        weights += tl.where(for_column, shares * of_kind(positive, upstream), 0.0)
+    floors = tl.where(positive, formula.positive.floor, formula.negative.floor)
+    slopes = pair_slopes(distances, floors, FORMULA, DETACH_WEIGHTS)
+    counts = for_row
+    if SELF_MODE:
+        counts = for_row | for_column
+    return tl.where(counts, weights * slopes * scales, 0.0)

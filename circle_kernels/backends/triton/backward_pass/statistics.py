@@ -7,16 +7,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from circle_kernels.backends.triton.backward_pass.gradients import (
+    FACTOR,
+    HIGHEST,
+    LSE,
+    TABLE_ROWS,
+    UPSTREAM,
+    statistics_block,
+)
 from circle_kernels.backends.triton.formula import formula_arguments
 from circle_kernels.backends.triton.launch import launch_kernel
-from circle_kernels.backends.triton.primitives import LN_2
+from circle_kernels.backends.triton.primitives import LN_2, STATISTICS_BLOCK
 from circle_kernels.backends.triton.sides import ROW_PADDING, Side
 from circle_kernels.formula import PairFormula
-
-# Rows of each block of the table: log-sum-exps of exponents, upstream gradients, factors of
-# exponentials against the fixed shift (each of positives, then of negatives), and one number.
-_ROWS = 7
-
 
 @triton.jit(do_not_specialize=["num_anchors"])
 def gradient_unit_kernel(
@@ -45,48 +48,45 @@ def prepare_statistics_kernel(
     saved_ptr,  # (2, N) float32
     grad_lse_pos_ptr,  # (N,) float32
     grad_lse_neg_ptr,  # (N,) float32
-    unit_ptr,  # (1,) float32, if HAS_UNIT
-    order_ptr,  # (N,) int64, if SORTED
-    table_ptr,  # (blocks, 7, BLOCK_ROWS) float32
+    unit_ptr,  # (1,) float32, or None: what gradients are divided by
+    order_ptr,  # (N,) int64, or None
+    table_ptr,  # (blocks, TABLE_ROWS, STATISTICS_BLOCK) float32
     num_anchors,
     fixed_shift,
-    HAS_UNIT: tl.constexpr,
-    SORTED: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
 ):
     """Gather statistics, compute factors, and find what a block's exponents reach.
 
-    Gradients come in their unit. A factor is 2^(fixed_shift - lse) times the gradient and the scale
-    of slopes. A block whose factors leave float32's middle gets infinity, otherwise its largest
-    log-sum-exp.
+    A factor is 2^(fixed_shift - lse) times what is stored of the gradient. A block whose factors
+    leave float32's middle gets infinity, otherwise its largest log-sum-exp.
     """
-    anchors = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    entries = tl.arange(0, STATISTICS_BLOCK)
+    start = tl.program_id(0) * STATISTICS_BLOCK
+    anchors = start + entries
     inside = anchors < num_anchors
-    block_ptr = table_ptr + tl.program_id(0) * (7 * BLOCK_ROWS)
-    entries = tl.arange(0, BLOCK_ROWS)
     given = anchors.to(tl.int64)
-    if SORTED:
+    if order_ptr is not None:
         given = tl.load(order_ptr + anchors, mask=inside, other=0)
-    highest = tl.full((BLOCK_ROWS,), -float("inf"), tl.float32)
+    block_ptr = statistics_block(table_ptr, start)
+    highest = tl.full((STATISTICS_BLOCK,), -float("inf"), tl.float32)
     for kind in tl.static_range(2):
         lse = tl.load(saved_ptr + kind * num_anchors.to(tl.int64) + given, mask=inside, other=0.0)
         grad_ptr = grad_lse_neg_ptr if kind else grad_lse_pos_ptr
-        grad = tl.load(grad_ptr + given, mask=inside, other=0.0)
-        if HAS_UNIT:
-            grad = tl.div_rn(grad, tl.zeros_like(grad) + tl.load(unit_ptr))
-        scale = LN_2 if kind else -LN_2
-        factor = grad * scale * tl.exp2(fixed_shift - lse)
+        upstream = tl.load(grad_ptr + given, mask=inside, other=0.0)
+        if unit_ptr is not None:
+            upstream = tl.div_rn(upstream, tl.zeros_like(upstream) + tl.load(unit_ptr))
+        upstream *= LN_2 if kind else -LN_2
+        factor = upstream * tl.exp2(fixed_shift - lse)
         # An empty set has the log-sum-exp -inf and no gradient.
-        none = (grad == 0.0) | (lse == -float("inf"))
+        none = (upstream == 0.0) | (lse == -float("inf"))
         factor = tl.where(none, 0.0, factor)
         size = tl.abs(factor)
         usable = none | ((size > 2.0**-100) & (size < 2.0**120))
         # Also without a gradient: 0 times an exponential beyond float32 is NaN.
         highest = tl.maximum(highest, tl.where(usable, lse, float("inf")))
-        tl.store(block_ptr + kind * BLOCK_ROWS + entries, lse)
-        tl.store(block_ptr + (2 + kind) * BLOCK_ROWS + entries, grad)
-        tl.store(block_ptr + (4 + kind) * BLOCK_ROWS + entries, factor)
-    tl.store(block_ptr + 6 * BLOCK_ROWS, tl.max(highest, axis=0))
+        tl.store(block_ptr + (LSE + kind) * STATISTICS_BLOCK + entries, lse)
+        tl.store(block_ptr + (UPSTREAM + kind) * STATISTICS_BLOCK + entries, upstream)
+        tl.store(block_ptr + (FACTOR + kind) * STATISTICS_BLOCK + entries, factor)
+    tl.store(block_ptr + HIGHEST * STATISTICS_BLOCK, tl.max(highest, axis=0))
 
 
 def gradient_unit(
@@ -125,10 +125,10 @@ def prepare_statistics(
     grad_lse_neg: Tensor,  # (N,)
     unit: Tensor | None,  # (1,)
     formula: PairFormula,
-) -> Tensor:  # (blocks, 7, STATISTICS_BLOCK)
+) -> Tensor:  # (blocks, TABLE_ROWS, STATISTICS_BLOCK)
     """The table that the backward kernels take for a side of anchors, in the side's order."""
     blocks = len(side.scales) // ROW_PADDING
-    table = saved.new_empty(blocks, _ROWS, ROW_PADDING)
+    table = saved.new_empty(blocks, TABLE_ROWS.value, ROW_PADDING)
     launch_kernel(
         prepare_statistics_kernel,
         blocks,
@@ -136,19 +136,11 @@ def prepare_statistics(
             "saved_ptr": saved,
             "grad_lse_pos_ptr": grad_lse_pos.contiguous(),
             "grad_lse_neg_ptr": grad_lse_neg.contiguous(),
-            # A pointer that is never followed still has to be a tensor.
-            "unit_ptr": saved if unit is None else unit,
-            "order_ptr": saved if side.order is None else side.order,
+            "unit_ptr": unit,
+            "order_ptr": side.order,
             "table_ptr": table,
             "num_anchors": len(side),
             "fixed_shift": formula_arguments(formula)["fixed_shift"],
         },
-        {
-            "HAS_UNIT": unit is not None,
-            "SORTED": side.order is not None,
-            "BLOCK_ROWS": ROW_PADDING,
-        },
-        num_warps=4,
-        num_stages=1,
     )
     return table

@@ -7,21 +7,24 @@ are visited; otherwise all of them are. What programs find is merged in a fixed 
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from circle_kernels.backends.problem import PairProblem
 from circle_kernels.backends.triton.conditions import conditions_on
 from circle_kernels.backends.triton.formula import formula_arguments
-from circle_kernels.backends.triton.forward_pass.merge import merge_sums_of_band
+from circle_kernels.backends.triton.forward_pass.exact import sum_exactly_kernel
+from circle_kernels.backends.triton.forward_pass.merge import MERGE_BLOCKS, merge_sums_kernel
 from circle_kernels.backends.triton.forward_pass.rectangle import sum_rows_kernel
 from circle_kernels.backends.triton.forward_pass.triangle import sum_triangle_kernel
-from circle_kernels.backends.triton.launch import launch_tiles, on_device
+from circle_kernels.backends.triton.launch import launch_kernel, launch_tiles, on_device
 from circle_kernels.backends.triton.operands import fill_sides, prepare_sides, sort_by_label
-from circle_kernels.backends.triton.plan import plan_walk, shape_of
-from circle_kernels.backends.triton.saved import new_saved, products_arguments, view_saved
+from circle_kernels.backends.triton.plan import Band, Walk, plan_walk, shape_of
+from circle_kernels.backends.triton.saved import new_saved, view_saved
 from circle_kernels.backends.triton.settings import dot_precision
-from circle_kernels.backends.triton.sides import operand_arguments, row_arguments
+from circle_kernels.backends.triton.sides import Side, ceil_div, pair_arguments
 
 
 def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
@@ -30,84 +33,171 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
     with on_device(device):
         conditions = conditions_on(device)
         walk = plan_walk(shape_of(problem), conditions)
-        settings = walk.settings
         saved = new_saved(problem, walk)
-        left = view_saved(saved, problem, walk)
-        sort_by_label(problem, left.row_order, left.column_order)
-        if left.sides is None:
-            rows, columns = prepare_sides(problem, left.row_order, left.column_order)
+        pieces = view_saved(saved, problem, walk)
+        sort_by_label(problem, pieces.row_order, pieces.column_order)
+        if pieces.sides is None:
+            rows, columns = prepare_sides(problem, pieces.row_order, pieces.column_order)
         else:
-            rows, columns = left.sides
+            rows, columns = pieces.sides
             fill_sides(problem, rows, columns)
-        formula = formula_arguments(problem.formula)
         constants = {
             "FORMULA": problem.formula.name,
             "NORMALIZED": problem.normalize,
             "INPUT_PRECISION": dot_precision(
                 conditions.hardware.architecture, rows.operand.dtype, problem.precision
             ),
-            "EVEN_DEPTH": rows.operand.shape[1] % settings.block_depth == 0,
         }
-        bands = list(walk.bands())
-        run_sums = rows.scales.new_empty(math.prod(bands[0].run_sums))
-        tile_sums = rows.scales.new_empty(math.prod(bands[0].tile_sums))
-        running = rows.scales.new_empty(4, len(rows) if len(bands) > 1 else 0)
         # Not views of one tensor, which registered ops may not return.
         lse_pos, lse_neg = (rows.scales.new_empty(len(rows)) for _ in range(2))
-        for band in bands:
-            arguments: dict[str, Tensor | int | float] = {
-                **formula,
-                "run_sums_ptr": _view(run_sums, band.run_sums),
-                "num_runs": walk.runs,
-                "tiles_per_run": walk.tiles_per_run,
+        arguments = {**pair_arguments(rows, columns), **formula_arguments(problem.formula)}
+        _Sums(walk, problem, rows, arguments, constants).merge(
+            {
+                "order_ptr": rows.order,
+                "saved_ptr": pieces.logsumexps,
+                "lse_pos_ptr": lse_pos,
+                "lse_neg_ptr": lse_neg,
             }
-            if walk.triangle:
-                arguments |= {
-                    **row_arguments(rows),
-                    "tile_sums_ptr": _view(tile_sums, band.tile_sums),
-                    "first_column": band.first,
-                    "band_columns": band.size,
-                    "num_column_blocks": band.blocks,
-                }
-                launch_tiles(
-                    sum_triangle_kernel, band.blocks * walk.runs, arguments, constants, settings
-                )
-            else:
-                arguments |= {
-                    **operand_arguments(rows, columns),
-                    **products_arguments(left),
-                    "first_row": band.first,
-                    "band_rows": band.size,
-                    "num_row_blocks": band.blocks,
-                }
-                launch_tiles(
-                    sum_rows_kernel,
-                    band.blocks * walk.runs,
-                    arguments,
-                    {
-                        **constants,
-                        "SELF_MODE": problem.self_mode,
-                        "LABELS": walk.labels,
-                        "KEEP": left.products is not None,
-                    },
-                    settings,
-                )
-            merge_sums_of_band(
-                walk,
-                band,
-                {
-                    "run_sums_ptr": run_sums,
-                    "tile_sums_ptr": tile_sums,
-                    "running_ptr": running,
-                    "saved_ptr": left.logsumexps,
-                    "lse_pos_ptr": lse_pos,
-                    "lse_neg_ptr": lse_neg,
-                },
-                rows.order,
-                problem.formula,
-            )
+        )
         return lse_pos, lse_neg, saved
 
 
-def _view(memory: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return memory.narrow(0, 0, math.prod(shape)).view(shape)
+class _Sums:
+    """What the programs of the forward pass leave, band by band, until it is merged."""
+
+    def __init__(
+        self,
+        walk: Walk,
+        problem: PairProblem,
+        rows: Side,
+        arguments: dict[str, Any],
+        constants: dict[str, Any],
+    ) -> None:
+        self._walk = walk
+        self._self_mode = problem.self_mode
+        self._arguments = arguments
+        self._constants = constants
+        self._listed = {
+            "listed_ptr": problem.listed,
+            "listed_stride": 0 if problem.listed is None else problem.listed.stride(0),
+        }
+        self._rows = rows
+        self._bands = list(walk.bands())
+        self._left_over = None
+        if self._bands:
+            self._left_over = rows.scales.new_empty(walk.tiles, dtype=torch.int8)
+        largest = self._bands[0] if self._bands else None
+        self._run_sums = largest and self._new(*largest.run_sums)
+        self._tile_sums = self._new(*largest.tile_sums) if largest and walk.triangle else None
+        self._running = self._new(walk.kinds, walk.num_rows) if len(self._bands) > 1 else None
+        self._exact_sums = self._new(4, walk.exact_runs.number, walk.num_rows)
+
+    def _new(self, *shape: int) -> Tensor:
+        return self._rows.scales.new_empty(shape)
+
+    def merge(self, results: dict[str, Tensor | None]) -> None:
+        """Launch all kernels; the last one writes ``order_ptr ... lse_neg_ptr`` of the merge."""
+        for band in self._bands:
+            self._sum_band(band)
+            if band is not self._bands[-1]:
+                self._merge_band(band, None, results)
+        self._sum_exactly()
+        self._merge_band(self._bands[-1] if self._bands else None, self._exact_sums, results)
+
+    def _sum_band(self, band: Band) -> None:
+        walk = self._walk
+        assert walk.settings is not None
+        shared = {
+            **self._arguments,
+            "left_over_ptr": self._left_over,
+            "run_sums_ptr": self._run_sums,
+            "num_runs": walk.runs.number,
+            "tiles_per_run": walk.runs.tiles,
+        }
+        constants = {**self._constants, "EVEN_DEPTH": self._even(walk.settings.block_depth)}
+        programs = band.blocks * walk.runs.number
+        if walk.triangle:
+            arguments = {
+                **shared,
+                "tile_sums_ptr": self._tile_sums,
+                "first_column": band.first,
+                "band_columns": band.size,
+                "num_column_blocks": band.blocks,
+            }
+            known = sum_triangle_kernel.arg_names
+            arguments = {name: value for name, value in arguments.items() if name in known}
+            launch_tiles(sum_triangle_kernel, programs, arguments, constants, walk.settings)
+            return
+        arguments = {
+            **shared,
+            **self._listed,
+            "first_row": band.first,
+            "band_rows": band.size,
+            "num_row_blocks": band.blocks,
+        }
+        constants |= {"SELF_MODE": self._self_mode, "LABELS": walk.labels}
+        launch_tiles(sum_rows_kernel, programs, arguments, constants, walk.settings)
+
+    def _sum_exactly(self) -> None:
+        walk = self._walk
+        settings, runs = walk.exact_settings, walk.exact_runs
+        row_blocks = ceil_div(walk.num_rows, settings.block_rows)
+        launch_tiles(
+            sum_exactly_kernel,
+            row_blocks * runs.number,
+            {
+                **self._arguments,
+                **self._listed,
+                "left_over_ptr": self._left_over,
+                "exact_sums_ptr": self._exact_sums,
+                "num_row_blocks": row_blocks,
+                "num_runs": runs.number,
+                "tiles_per_run": runs.tiles,
+            },
+            {
+                **self._constants,
+                "EVEN_DEPTH": self._even(settings.block_depth),
+                "SELF_MODE": self._self_mode,
+                "TRIANGLE": walk.triangle,
+                "LABELS": walk.labels,
+                "TILE_ROWS": walk.tile.block_rows,
+                "TILE_COLUMNS": walk.tile.block_columns,
+            },
+            settings,
+        )
+
+    def _even(self, block_depth: int) -> bool:
+        return self._rows.operand.shape[1] % block_depth == 0
+
+    def _merge_band(
+        self, band: Band | None, exact_sums: Tensor | None, results: dict[str, Tensor | None]
+    ) -> None:
+        walk = self._walk
+        launch_kernel(
+            merge_sums_kernel,
+            ceil_div(walk.num_rows, MERGE_BLOCKS["BLOCK_ROWS"]),
+            {
+                **results,
+                "run_sums_ptr": self._run_sums,
+                "tile_sums_ptr": self._tile_sums,
+                "running_ptr": self._running,
+                "exact_sums_ptr": exact_sums,
+                "num_rows": walk.num_rows,
+                "first": 0 if band is None else band.first,
+                "band_size": 0 if band is None else band.size,
+                "band_blocks": 0 if band is None else band.blocks,
+                "num_runs": walk.runs.number,
+                "block": walk.tile.block_rows,
+                "exact_runs": walk.exact_runs.number,
+                **{
+                    name: self._arguments[name]
+                    for name in ("floor_pos", "floor_neg", "fixed_shift")
+                },
+            },
+            {
+                "KINDS": walk.kinds,
+                "FIRST": band is None or band.is_first,
+                "FORMULA": self._constants["FORMULA"],
+                **MERGE_BLOCKS,
+            },
+        )

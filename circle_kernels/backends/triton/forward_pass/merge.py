@@ -4,75 +4,121 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from circle_kernels.backends.triton.formula import formula_arguments, logit_constant
-from circle_kernels.backends.triton.launch import launch_kernel
-from circle_kernels.backends.triton.plan import Band, Walk
-from circle_kernels.backends.triton.primitives import LN_2, finish_logsumexp, merge_sums
-from circle_kernels.backends.triton.sides import ceil_div
-from circle_kernels.formula import PairFormula
+from circle_kernels.backends.triton.formula import logit_constant
+from circle_kernels.backends.triton.forward_pass.exact import Sum, merge_sums, no_sum
+from circle_kernels.backends.triton.primitives import LN_2
 
 # Rows that a program merges, and partial sums that it loads at a time.
-_BLOCKS = {"BLOCK_ROWS": 128, "BLOCK_SLOTS": 16}
+MERGE_BLOCKS = {"BLOCK_ROWS": 128, "BLOCK_SLOTS": 16}
+
+
+@triton.jit
+def slot_offsets(
+    start,
+    first_slots,  # (R,): slots from this one on hold something for the row
+    num_slots,
+    num_rows,
+    rows,  # (R,) within the slots
+    BLOCK_SLOTS: tl.constexpr,
+):
+    """Where the next slots lie, and which of them are filled."""
+    slots = start + tl.arange(0, BLOCK_SLOTS)
+    filled = (slots[:, None] >= first_slots[None, :]) & (slots < num_slots)[:, None]
+    return slots.to(tl.int64)[:, None] * num_rows + rows[None, :], filled
+
+
+@triton.jit
+def add_slots(
+    total,  # (R,)
+    partial_ptr,  # (slots, rows) float32
+    rows,  # (R,)
+    num_slots,
+    num_rows,
+    first_slots,  # (R,)
+    BLOCK_SLOTS: tl.constexpr,
+):
+    """Add sums against one shift, always in the same order."""
+    first = tl.min(first_slots, axis=0) // BLOCK_SLOTS * BLOCK_SLOTS
+    for start in range(first, num_slots, BLOCK_SLOTS):
+        offsets, filled = slot_offsets(start, first_slots, num_slots, num_rows, rows, BLOCK_SLOTS)
+        total += tl.sum(tl.load(partial_ptr + offsets, mask=filled, other=0.0), axis=0)
+    return total
 
 
 @triton.jit
 def merge_slots(
-    shift,  # (R,)
-    sums,  # (R,)
-    partial_ptr,  # (2, slots, rows) float32: shifts, then sums
-    rows,  # (R,) within the partial sums
+    sums,  # Sum of R rows
+    partial_ptr,  # (2, slots, rows) float32: shifts, then totals
+    rows,  # (R,)
     num_slots,
     num_rows,
-    first_slots,  # (R,): slots from this one on hold something for the row
     BLOCK_SLOTS: tl.constexpr,
 ):
-    """Take the slots of one kind of pair into running sums, always in the same order."""
-    for start in range(
-        tl.min(first_slots, axis=0) // BLOCK_SLOTS * BLOCK_SLOTS, num_slots, BLOCK_SLOTS
-    ):
-        slots = start + tl.arange(0, BLOCK_SLOTS)
-        filled = (slots[:, None] >= first_slots[None, :]) & (slots < num_slots)[:, None]
-        offsets = slots.to(tl.int64)[:, None] * num_rows + rows[None, :]
+    """Add sums that have shifts of their own, always in the same order."""
+    plane = num_slots.to(tl.int64) * num_rows
+    first_slots = tl.where(rows < num_rows, 0, num_slots)
+    for start in range(0, num_slots, BLOCK_SLOTS):
+        offsets, filled = slot_offsets(start, first_slots, num_slots, num_rows, rows, BLOCK_SLOTS)
         shifts = tl.load(partial_ptr + offsets, mask=filled, other=-float("inf"))
-        offsets += num_slots.to(tl.int64) * num_rows
-        slot_sums = tl.load(partial_ptr + offsets, mask=filled, other=0.0)
+        totals = tl.load(partial_ptr + plane + offsets, mask=filled, other=0.0)
         highest = tl.max(shifts, axis=0)
         finite = tl.where(highest == -float("inf"), 0.0, highest)
-        scaled = tl.sum(slot_sums * tl.exp2(shifts - finite[None, :]), axis=0)
-        shift, sums = merge_sums(shift, sums, highest, scaled)
-    return shift, sums
+        found = Sum(highest, tl.sum(totals * tl.exp2(shifts - finite[None, :]), axis=0))
+        sums = merge_sums(sums, found)
+    return sums
+
+
+@triton.jit
+def finish_logsumexp(sums):
+    """Take the logarithm, base 2; -inf for an empty sum.
+
+    Rounded once where it can be: beside a shift of 100 a result of the size of 1 would lose seven
+    bits.
+    """
+    shift, total = sums.shift, sums.total
+    small = (shift < 120.0) & (shift > -120.0) & (total < 64.0)
+    whole = tl.log2(tl.where(small, total * tl.exp2(tl.where(small, shift, 0.0)), 1.0))
+    return tl.where(small, whole, shift + tl.log2(total))
 
 
 @triton.jit(
-    do_not_specialize=["num_rows", "band_first", "band_size", "band_blocks", "num_runs", "block"]
+    do_not_specialize=[
+        "num_rows",
+        "first",
+        "band_size",
+        "band_blocks",
+        "num_runs",
+        "block",
+        "exact_runs",
+    ]
 )
-def merge_band_kernel(
-    run_sums_ptr,  # (4, runs, band_size) float32
-    tile_sums_ptr,  # (4, band_blocks, N) float32, if TRIANGLE
-    running_ptr,  # (4, N) float32: what earlier bands left, if not FIRST
-    order_ptr,  # (N,) int64: where the caller has each row, if SORTED
+def merge_sums_kernel(
+    run_sums_ptr,  # (kinds, runs, band_size) float32, or None
+    tile_sums_ptr,  # (band_blocks, N) float32, or None: of rows above the band's blocks
+    running_ptr,  # (kinds, N) float32: what earlier bands left, or None
+    exact_sums_ptr,  # (4, exact_runs, N) float32, or None before the last band
+    order_ptr,  # (N,) int64: where the caller has each row, or None: in the same place
     saved_ptr,  # (2, N) float32: log-sum-exps of exponents, in the caller's order
     lse_pos_ptr,  # (N,) float32
     lse_neg_ptr,  # (N,) float32
     num_rows,
-    band_first,
+    first,  # row of the band
     band_size,
     band_blocks,
     num_runs,
     block,  # rows or columns of a block
+    exact_runs,
     floor_pos,
     floor_neg,
-    TRIANGLE: tl.constexpr,
-    SORTED: tl.constexpr,
-    FORMULA: tl.constexpr,
+    fixed_shift,
+    KINDS: tl.constexpr,  # 2, or 1 for negatives only
     FIRST: tl.constexpr,
-    LAST: tl.constexpr,
+    FORMULA: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_SLOTS: tl.constexpr,
 ):
-    """Merge what one band left; after the last one, take logarithms.
+    """Add what one band left; after the last one take in the exact sums, and logarithms.
 
     Log-sum-exps of exponents are kept for the backward pass: converting to natural logarithms and
     back would round twice, and a rounding of a log-sum-exp is a relative error of every gradient
@@ -80,86 +126,45 @@ def merge_band_kernel(
     """
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     inside = rows < num_rows
-    in_band = (rows >= band_first) & (rows < band_first + band_size)
-    first_runs = tl.where(in_band, 0, num_runs)
-    # Of a row's tiles above the diagonal, those of the column blocks after its own.
-    first_blocks = tl.where(inside, tl.maximum((rows - band_first) // block + 1, 0), band_blocks)
-    first_blocks = tl.where(rows < band_first, 0, first_blocks)
     order = rows.to(tl.int64)
-    if SORTED:
+    if order_ptr is not None:
         order = tl.load(order_ptr + rows, mask=inside, other=0)
     for kind in tl.static_range(2):
-        shift = tl.full((BLOCK_ROWS,), -float("inf"), tl.float32)
-        sums = tl.zeros((BLOCK_ROWS,), tl.float32)
-        running = 2 * kind * num_rows.to(tl.int64) + rows
-        if not FIRST:
-            shift = tl.load(running_ptr + running, mask=inside, other=0.0)
-            sums = tl.load(running_ptr + running + num_rows, mask=inside, other=0.0)
-        shift, sums = merge_slots(
-            shift,
-            sums,
-            run_sums_ptr + 2 * kind * num_runs.to(tl.int64) * band_size,
-            rows - band_first,
-            num_runs,
-            band_size,
-            first_runs,
-            BLOCK_SLOTS,
-        )
-        if TRIANGLE:
-            shift, sums = merge_slots(
-                shift,
-                sums,
-                tile_sums_ptr + 2 * kind * band_blocks.to(tl.int64) * num_rows,
-                rows,
-                band_blocks,
-                num_rows,
-                first_blocks,
-                BLOCK_SLOTS,
-            )
-        if LAST:
-            exponents = finish_logsumexp(shift, sums)
+        total = tl.zeros((BLOCK_ROWS,), tl.float32)
+        plane = kind + KINDS - 2  # below 0 where there is none
+        running = plane * num_rows.to(tl.int64) + rows
+        if plane >= 0:
+            if not FIRST:
+                total = tl.load(running_ptr + running, mask=inside, other=0.0)
+            if run_sums_ptr is not None:
+                in_band = (rows >= first) & (rows < first + band_size)
+                total = add_slots(
+                    total,
+                    run_sums_ptr + plane * num_runs.to(tl.int64) * band_size,
+                    rows - first,
+                    num_runs,
+                    band_size,
+                    tl.where(in_band, 0, num_runs),
+                    BLOCK_SLOTS,
+                )
+            if tile_sums_ptr is not None:
+                # Of a row's tiles above the diagonal, those of the column blocks after its own.
+                blocks = tl.where(rows < first, 0, (rows - first) // block + 1)
+                blocks = tl.where(inside, blocks, band_blocks)
+                total = add_slots(
+                    total, tile_sums_ptr, rows, band_blocks, num_rows, blocks, BLOCK_SLOTS
+                )
+        if exact_sums_ptr is None:
+            if plane >= 0:
+                tl.store(running_ptr + running, total, mask=inside)
+        else:
+            sums = no_sum(BLOCK_ROWS)
+            if run_sums_ptr is not None:
+                sums = Sum(tl.zeros((BLOCK_ROWS,), tl.float32) + fixed_shift, total)
+            exact_ptr = exact_sums_ptr + 2 * kind * exact_runs.to(tl.int64) * num_rows
+            sums = merge_slots(sums, exact_ptr, rows, exact_runs, num_rows, BLOCK_SLOTS)
+            exponents = finish_logsumexp(sums)
             tl.store(saved_ptr + kind * num_rows.to(tl.int64) + order, exponents, mask=inside)
             constant = logit_constant(floor_neg if kind else floor_pos, FORMULA)
             lse_ptr = lse_neg_ptr if kind else lse_pos_ptr
             tl.store(lse_ptr + order, (exponents - constant) * LN_2, mask=inside)
-        else:
-            tl.store(running_ptr + running, shift, mask=inside)
-            tl.store(running_ptr + running + num_rows, sums, mask=inside)
-
-
-def merge_sums_of_band(
-    walk: Walk,
-    band: Band,
-    memory: dict[str, Tensor],  # run_sums_ptr ... lse_neg_ptr of the kernel
-    order: Tensor | None,  # (N,) int64
-    formula: PairFormula,
-) -> None:
-    """Merge what one band left; the last band also writes the results."""
-    constants = formula_arguments(formula)
-    launch_kernel(
-        merge_band_kernel,
-        ceil_div(walk.num_rows, _BLOCKS["BLOCK_ROWS"]),
-        {
-            **memory,
-            # A pointer that is never followed still has to be a tensor.
-            "order_ptr": memory["saved_ptr"] if order is None else order,
-            "num_rows": walk.num_rows,
-            "band_first": band.first,
-            "band_size": band.size,
-            "band_blocks": band.blocks,
-            "num_runs": walk.runs,
-            "block": walk.block,
-            "floor_pos": constants["floor_pos"],
-            "floor_neg": constants["floor_neg"],
-        },
-        {
-            "TRIANGLE": walk.triangle,
-            "SORTED": order is not None,
-            "FORMULA": formula.name,
-            "FIRST": band.is_first,
-            "LAST": band.is_last,
-            **_BLOCKS,
-        },
-        num_warps=4,
-        num_stages=1,
-    )

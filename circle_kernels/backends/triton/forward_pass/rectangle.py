@@ -1,28 +1,29 @@
-"""Forward pass over every tile, each for its rows."""
+"""Forward pass over every tile, each for its rows, with sums against the fixed shift."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from circle_kernels.backends.triton.forward_pass.sums import (
-    LARGEST_SUM,
-    add_tile_exactly,
-    empty_shifts,
-    mixed_exponentials,
-    negative_exponentials,
-    store_sums,
+from circle_kernels.backends.triton.formula import (
+    Formula,
+    Kind,
+    mixed_distances,
+    pair_distances,
+    shifted_exponentials,
 )
 from circle_kernels.backends.triton.primitives import (
-    load_block,
-    only_negatives,
+    Pairs,
+    Points,
+    is_plain,
+    listed_kinds,
     pair_scales,
-    store_tile,
+    same_labels,
     tile_products,
 )
 
-# Columns at a time of the tiles that are summed exactly, whose two kinds of logits take registers.
-_EXACT_PART = tl.constexpr(64)
+# Sums up to this one hold no exponential that a float32 cannot.
+LARGEST_SUM = tl.constexpr(2.0**107)  # 2^100 from each of 128 pairs
 
 
 @triton.jit(
@@ -43,14 +44,15 @@ def sum_rows_kernel(
     columns_ptr,  # (M, D)
     column_labels_ptr,  # (padded M,) int64
     column_scales_ptr,  # (padded M,) float32
-    run_sums_ptr,  # (4, runs, rows of the band) float32
-    kept_ptr,  # (padded N, padded M) float32, if KEEP
+    listed_ptr,  # (padded N, padded M) uint8, or None
+    left_over_ptr,  # (row tiles, column tiles) int8: not 0 where a tile is left to sum_exactly
+    run_sums_ptr,  # (kinds, runs, rows of the band) float32: positives, where they are; negatives
     num_rows,
     num_columns,
     depth,
     row_stride,
     column_stride,
-    kept_stride,
+    listed_stride,
     first_row,  # of the band
     band_rows,
     num_row_blocks,  # in the band
@@ -63,7 +65,6 @@ def sum_rows_kernel(
     fixed_shift,
     SELF_MODE: tl.constexpr,
     LABELS: tl.constexpr,  # plan.Labels
-    KEEP: tl.constexpr,  # products, for the backward pass
     FORMULA: tl.constexpr,
     NORMALIZED: tl.constexpr,  # else products may overflow
     INPUT_PRECISION: tl.constexpr,
@@ -73,138 +74,61 @@ def sum_rows_kernel(
     BLOCK_DEPTH: tl.constexpr,
 ):
     """Sum the exponentials of one block of rows over one run of column tiles."""
+    BOTH_KINDS: tl.constexpr = LABELS == "any order" or LABELS == "listed"  # noqa: PLR1714
+    rows = Points(rows_ptr, row_labels_ptr, row_scales_ptr, num_rows, row_stride)
+    columns = Points(columns_ptr, column_labels_ptr, column_scales_ptr, num_columns, column_stride)
+    pairs = Pairs(rows, columns, depth)
+    formula = Formula(Kind(vertex_pos, floor_pos), Kind(vertex_neg, floor_neg), fixed_shift)
     run = tl.program_id(0) // num_row_blocks
-    row_start = first_row + tl.program_id(0) % num_row_blocks * BLOCK_ROWS
-    row_start = tl.multiple_of(row_start, BLOCK_ROWS)
+    row = first_row + tl.program_id(0) % num_row_blocks * BLOCK_ROWS
+    row = tl.multiple_of(row, BLOCK_ROWS)
+    num_tiles = tl.cdiv(num_columns, BLOCK_COLUMNS)
+    left_over_ptr += (row // BLOCK_ROWS).to(tl.int64) * num_tiles
 
-    shift_pos = empty_shifts(fixed_shift, BLOCK_ROWS, FORMULA)
-    shift_neg = empty_shifts(fixed_shift, BLOCK_ROWS, FORMULA)
-    sum_pos = tl.zeros((BLOCK_ROWS,), tl.float32)
-    sum_neg = tl.zeros((BLOCK_ROWS,), tl.float32)
-    first_tile = run * tiles_per_run
-    last_tile = tl.minimum(first_tile + tiles_per_run, tl.cdiv(num_columns, BLOCK_COLUMNS))
-    for tile in range(first_tile, last_tile):
-        start = tile * BLOCK_COLUMNS
-        # Whether every pair of the tile counts, and but in any order as a negative one.
-        plain = start + BLOCK_COLUMNS <= num_columns
-        if SELF_MODE:
-            plain = plain & (
-                (start >= row_start + BLOCK_ROWS) | (start + BLOCK_COLUMNS <= row_start)
-            )
-        if LABELS != "any order":
-            plain = plain & only_negatives(
-                row_labels_ptr,
-                row_start,
-                column_labels_ptr,
-                start,
-                LABELS,
-                BLOCK_ROWS,
-                BLOCK_COLUMNS,
-            )
-        if FORMULA != "circle":
-            plain = False
-        finished = False
+    positives = tl.zeros((BLOCK_ROWS,), tl.float32)
+    negatives = tl.zeros((BLOCK_ROWS,), tl.float32)
+    for tile in range(run * tiles_per_run, tl.minimum((run + 1) * tiles_per_run, num_tiles)):
+        column = tile * BLOCK_COLUMNS
+        plain = is_plain(pairs, row, column, SELF_MODE, LABELS, BLOCK_ROWS, BLOCK_COLUMNS)
+        if LABELS != "listed":
+            plain = plain & (column + BLOCK_COLUMNS <= num_columns)
         if plain:
             products = tile_products(
-                rows_ptr,
-                row_start,
-                num_rows,
-                row_stride,
-                columns_ptr,
-                start,
-                num_columns,
-                column_stride,
-                depth,
-                NORMALIZED,
-                INPUT_PRECISION,
-                EVEN_DEPTH,
+                pairs,
+                row,
+                column,
+                (INPUT_PRECISION, EVEN_DEPTH, NORMALIZED, BLOCK_DEPTH),
                 BLOCK_ROWS,
                 BLOCK_COLUMNS,
-                BLOCK_DEPTH,
             )
-            if KEEP:
-                wanted = True
-                if SELF_MODE:  # The backward pass asks for tiles on and above the diagonal.
-                    wanted = start + BLOCK_COLUMNS > row_start
-                store_tile(kept_ptr, kept_stride, row_start, start, products, wanted)
-            scales = pair_scales(
-                load_block(row_scales_ptr, row_start, BLOCK_ROWS),
-                load_block(column_scales_ptr, start, BLOCK_COLUMNS),
-            )
-            if LABELS != "any order":
-                exponentials = negative_exponentials(
-                    products, scales, vertex_neg, floor_neg, fixed_shift, FORMULA
-                )
-                tile_neg = tl.sum(exponentials, axis=1)
-                tile_pos = tl.zeros_like(tile_neg)
+            scales = pair_scales(pairs, row, column, BLOCK_ROWS, BLOCK_COLUMNS)
+            if BOTH_KINDS:
+                if LABELS == "listed":
+                    positive, counts, _ = listed_kinds(
+                        pairs, row, column, listed_ptr, listed_stride, BLOCK_ROWS, BLOCK_COLUMNS
+                    )
+                else:
+                    positive = same_labels(pairs, row, column, BLOCK_ROWS, BLOCK_COLUMNS)
+                distances = mixed_distances(products, scales, positive, formula, FORMULA)
+                exponentials = shifted_exponentials(distances, fixed_shift, FORMULA)
+                if LABELS == "listed":
+                    exponentials = tl.where(counts, exponentials, 0.0)
+                tile_positives = tl.sum(tl.where(positive, exponentials, 0.0), axis=1)
+                tile_negatives = tl.sum(tl.where(positive, 0.0, exponentials), axis=1)
+                plain = tl.max(tile_positives + tile_negatives, axis=0) <= LARGEST_SUM
+                positives += tl.where(plain, tile_positives, 0.0)
             else:
-                row_labels = load_block(row_labels_ptr, row_start, BLOCK_ROWS)
-                column_labels = load_block(column_labels_ptr, start, BLOCK_COLUMNS)
-                same = row_labels[:, None] == column_labels[None, :]
-                exponentials = mixed_exponentials(
-                    products,
-                    scales,
-                    same,
-                    vertex_pos,
-                    floor_pos,
-                    vertex_neg,
-                    floor_neg,
-                    fixed_shift,
-                    FORMULA,
-                )
-                tile_pos = tl.sum(tl.where(same, exponentials, 0.0), axis=1)
-                tile_neg = tl.sum(tl.where(same, 0.0, exponentials), axis=1)
-            finished = tl.max(tile_pos + tile_neg, axis=0) <= LARGEST_SUM
-            if finished:
-                # Running shifts are never below the fixed one.
-                sum_pos += tile_pos * tl.exp2(fixed_shift - shift_pos)
-                sum_neg += tile_neg * tl.exp2(fixed_shift - shift_neg)
-        if not finished:
-            shift_pos, sum_pos, shift_neg, sum_neg = add_tile_exactly(
-                shift_pos,
-                sum_pos,
-                shift_neg,
-                sum_neg,
-                rows_ptr,
-                row_labels_ptr,
-                row_scales_ptr,
-                row_start,
-                num_rows,
-                row_stride,
-                columns_ptr,
-                column_labels_ptr,
-                column_scales_ptr,
-                start,
-                num_columns,
-                column_stride,
-                kept_ptr,
-                kept_stride,
-                depth,
-                vertex_pos,
-                floor_pos,
-                vertex_neg,
-                floor_neg,
-                SELF_MODE,
-                KEEP,
-                FORMULA,
-                NORMALIZED,
-                INPUT_PRECISION,
-                EVEN_DEPTH,
-                BLOCK_ROWS,
-                BLOCK_COLUMNS,
-                BLOCK_DEPTH,
-                _EXACT_PART,
-            )
+                distances = pair_distances(products, scales, formula.negative, False, FORMULA)
+                exponentials = shifted_exponentials(distances, fixed_shift, FORMULA)
+                tile_negatives = tl.sum(exponentials, axis=1)
+                plain = tl.max(tile_negatives, axis=0) <= LARGEST_SUM
+            negatives += tl.where(plain, tile_negatives, 0.0)
+        tl.store(left_over_ptr + tile, (plain ^ True).to(tl.int8))
 
-    store_sums(
-        run_sums_ptr,
-        run,
-        num_runs,
-        row_start - first_row,
-        band_rows,
-        shift_pos,
-        sum_pos,
-        shift_neg,
-        sum_neg,
-        BLOCK_ROWS,
-    )
+    block = tl.arange(0, BLOCK_ROWS)
+    inside = block < band_rows - (row - first_row)
+    run_sums_ptr += run.to(tl.int64) * band_rows + (row - first_row) + block
+    if BOTH_KINDS:
+        tl.store(run_sums_ptr, positives, mask=inside)
+        run_sums_ptr += num_runs.to(tl.int64) * band_rows
+    tl.store(run_sums_ptr, negatives, mask=inside)

@@ -1,8 +1,8 @@
-"""Forward pass of self mode over the tiles on and above the diagonal, in label order.
+"""Forward pass of self mode over the tiles above the diagonal, in label order.
 
-A tile above the diagonal serves its rows and its columns from one exponential per pair. Sums over
-columns are cheap: a thread holds many columns of a row. Sums over rows cross the threads of a warp,
-so a program stays with one block of columns and adds up in each thread, until its rows have passed.
+Such a tile serves its rows and its columns from one exponential per pair. Sums over columns are
+cheap: a thread holds many columns of a row. Sums over rows cross the threads of a warp, so a
+program stays with one block of columns and adds up in each thread, until its rows have passed.
 """
 
 from __future__ import annotations
@@ -10,24 +10,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from circle_kernels.backends.triton.forward_pass.sums import (
-    LARGEST_SUM,
-    add_tile_exactly,
-    empty_shifts,
-    negative_exponentials,
-    store_sums,
-)
+from circle_kernels.backends.triton.formula import Kind, pair_distances, shifted_exponentials
+from circle_kernels.backends.triton.forward_pass.rectangle import LARGEST_SUM
 from circle_kernels.backends.triton.primitives import (
-    load_block,
-    merge_sums,
+    Pairs,
+    Points,
+    is_plain,
     pair_scales,
     tile_products,
 )
 
 # Matrix instructions leave rows r and r + 8 of a tile to one thread.
 _THREAD_ROWS = tl.constexpr(8)
-# Columns at a time of the tiles that are summed exactly: few, beside the sums held in each thread.
-_EXACT_PART = tl.constexpr(32)
 
 
 @triton.jit(
@@ -44,8 +38,9 @@ def sum_triangle_kernel(
     rows_ptr,  # (N, D)
     row_labels_ptr,  # (padded N,) int64, ascending
     row_scales_ptr,  # (padded N,) float32
-    run_sums_ptr,  # (4, runs, columns of the band) float32: of columns
-    tile_sums_ptr,  # (4, column blocks of the band, N) float32: of rows
+    left_over_ptr,  # (column tiles, row tiles) int8: not 0 where a tile is left to sum_exactly
+    run_sums_ptr,  # (1, runs, columns of the band) float32: of columns
+    tile_sums_ptr,  # (column blocks of the band, N) float32: of rows
     num_rows,
     depth,
     row_stride,
@@ -54,8 +49,6 @@ def sum_triangle_kernel(
     num_column_blocks,  # in the band
     num_runs,
     tiles_per_run,
-    vertex_pos,
-    floor_pos,
     vertex_neg,
     floor_neg,
     fixed_shift,
@@ -69,176 +62,51 @@ def sum_triangle_kernel(
 ):
     """Sum the exponentials of one block of columns, and of each row tile in one run of them."""
     tl.static_assert(BLOCK_ROWS == BLOCK_COLUMNS)
+    rows = Points(rows_ptr, row_labels_ptr, row_scales_ptr, num_rows, row_stride)
+    pairs = Pairs(rows, rows, depth)
     column_block = tl.program_id(0) % num_column_blocks
     run = tl.program_id(0) // num_column_blocks
     # The hint joins loads of scales and labels and saves an address for each.
-    column_start = tl.multiple_of(first_column + column_block * BLOCK_COLUMNS, BLOCK_COLUMNS)
-    whole = column_start + BLOCK_COLUMNS <= num_rows
+    column = tl.multiple_of(first_column + column_block * BLOCK_COLUMNS, BLOCK_COLUMNS)
+    column_tile = column // BLOCK_COLUMNS
+    left_over_ptr += column_tile.to(tl.int64) * tl.cdiv(num_rows, BLOCK_COLUMNS)
+    tile_sums_ptr += column_block.to(tl.int64) * num_rows + tl.arange(0, BLOCK_ROWS)
 
-    # What add_tile_exactly finds, and what the other tiles do.
-    shift_pos = empty_shifts(fixed_shift, BLOCK_COLUMNS, FORMULA)
-    shift_neg = empty_shifts(fixed_shift, BLOCK_COLUMNS, FORMULA)
-    sum_pos = tl.zeros((BLOCK_COLUMNS,), tl.float32)
-    sum_neg = tl.zeros((BLOCK_COLUMNS,), tl.float32)
     thread_sums = tl.zeros(
         (BLOCK_ROWS // (2 * _THREAD_ROWS), _THREAD_ROWS, BLOCK_COLUMNS), tl.float32
     )
-    first_tile = run * tiles_per_run
-    last_tile = tl.minimum(first_tile + tiles_per_run, column_start // BLOCK_COLUMNS + 1)
-    for tile in range(first_tile, last_tile):
-        row_start = tile * BLOCK_ROWS
-        # Whether all pairs are negative; rows come before columns, so they are all there.
-        plain = whole & (
-            tl.load(row_labels_ptr + row_start + BLOCK_ROWS - 1)
-            < tl.load(row_labels_ptr + column_start)
-        )
-        if FORMULA != "circle":
-            plain = False
-        finished = False
+    # The diagonal's is among them, if only to be left over.
+    last_tile = tl.minimum((run + 1) * tiles_per_run, column_tile + 1)
+    for tile in range(run * tiles_per_run, last_tile):
+        row = tile * BLOCK_ROWS
+        plain = is_plain(pairs, row, column, True, "ascending", BLOCK_ROWS, BLOCK_COLUMNS)
+        plain = plain & (column + BLOCK_COLUMNS <= num_rows)
+        row_sums = tl.zeros((BLOCK_ROWS,), tl.float32)
         if plain:
             products = tile_products(
-                rows_ptr,
-                row_start,
-                num_rows,
-                row_stride,
-                rows_ptr,
-                column_start,
-                num_rows,
-                row_stride,
-                depth,
-                NORMALIZED,
-                INPUT_PRECISION,
-                EVEN_DEPTH,
+                pairs,
+                row,
+                column,
+                (INPUT_PRECISION, EVEN_DEPTH, NORMALIZED, BLOCK_DEPTH),
                 BLOCK_ROWS,
                 BLOCK_COLUMNS,
-                BLOCK_DEPTH,
             )
-            scales = pair_scales(
-                load_block(row_scales_ptr, row_start, BLOCK_ROWS),
-                load_block(row_scales_ptr, column_start, BLOCK_COLUMNS),
-            )
-            exponentials = negative_exponentials(
-                products, scales, vertex_neg, floor_neg, fixed_shift, FORMULA
-            )
+            scales = pair_scales(pairs, row, column, BLOCK_ROWS, BLOCK_COLUMNS)
+            negative = Kind(vertex_neg, floor_neg)
+            distances = pair_distances(products, scales, negative, False, FORMULA)
+            exponentials = shifted_exponentials(distances, fixed_shift, FORMULA)
             row_sums = tl.sum(exponentials, axis=1)
-            finished = tl.max(row_sums, axis=0) <= LARGEST_SUM
-            if finished:
+            plain = tl.max(row_sums, axis=0) <= LARGEST_SUM
+            if plain:
                 by_thread = tl.reshape(
                     exponentials, (BLOCK_ROWS // (2 * _THREAD_ROWS), 2, _THREAD_ROWS, BLOCK_COLUMNS)
                 )
                 thread_sums += tl.sum(by_thread, axis=1)
-                fixed = tl.zeros((BLOCK_ROWS,), tl.float32) + fixed_shift
-                store_sums(
-                    tile_sums_ptr,
-                    column_block,
-                    num_column_blocks,
-                    row_start,
-                    num_rows,
-                    fixed,
-                    tl.zeros_like(row_sums),
-                    fixed,
-                    row_sums,
-                    BLOCK_ROWS,
-                )
-        if not finished:
-            shift_pos, sum_pos, shift_neg, sum_neg = add_tile_exactly(
-                shift_pos,
-                sum_pos,
-                shift_neg,
-                sum_neg,
-                rows_ptr,
-                row_labels_ptr,
-                row_scales_ptr,
-                column_start,
-                num_rows,
-                row_stride,
-                rows_ptr,
-                row_labels_ptr,
-                row_scales_ptr,
-                row_start,
-                num_rows,
-                row_stride,
-                rows_ptr,
-                row_stride,
-                depth,
-                vertex_pos,
-                floor_pos,
-                vertex_neg,
-                floor_neg,
-                True,
-                False,
-                FORMULA,
-                NORMALIZED,
-                INPUT_PRECISION,
-                EVEN_DEPTH,
-                BLOCK_COLUMNS,
-                BLOCK_ROWS,
-                BLOCK_DEPTH,
-                _EXACT_PART,
-            )
-            if row_start != column_start:
-                none = empty_shifts(fixed_shift, BLOCK_ROWS, FORMULA)
-                zero = tl.zeros((BLOCK_ROWS,), tl.float32)
-                row_shift_pos, row_sum_pos, row_shift_neg, row_sum_neg = add_tile_exactly(
-                    none,
-                    zero,
-                    none,
-                    zero,
-                    rows_ptr,
-                    row_labels_ptr,
-                    row_scales_ptr,
-                    row_start,
-                    num_rows,
-                    row_stride,
-                    rows_ptr,
-                    row_labels_ptr,
-                    row_scales_ptr,
-                    column_start,
-                    num_rows,
-                    row_stride,
-                    rows_ptr,
-                    row_stride,
-                    depth,
-                    vertex_pos,
-                    floor_pos,
-                    vertex_neg,
-                    floor_neg,
-                    True,
-                    False,
-                    FORMULA,
-                    NORMALIZED,
-                    INPUT_PRECISION,
-                    EVEN_DEPTH,
-                    BLOCK_ROWS,
-                    BLOCK_COLUMNS,
-                    BLOCK_DEPTH,
-                    _EXACT_PART,
-                )
-                store_sums(
-                    tile_sums_ptr,
-                    column_block,
-                    num_column_blocks,
-                    row_start,
-                    num_rows,
-                    row_shift_pos,
-                    row_sum_pos,
-                    row_shift_neg,
-                    row_sum_neg,
-                    BLOCK_ROWS,
-                )
+        if column_tile > tile:  # rows on the diagonal have no slot
+            tl.store(tile_sums_ptr + row, tl.where(plain, row_sums, 0.0))
+        tl.store(left_over_ptr + tile, (plain ^ True).to(tl.int8))
 
-    fixed = tl.zeros((BLOCK_COLUMNS,), tl.float32) + fixed_shift
+    block = tl.arange(0, BLOCK_COLUMNS)
     column_sums = tl.sum(tl.sum(thread_sums, axis=0), axis=0)
-    shift_neg, sum_neg = merge_sums(shift_neg, sum_neg, fixed, column_sums)
-    store_sums(
-        run_sums_ptr,
-        run,
-        num_runs,
-        column_start - first_column,
-        band_columns,
-        shift_pos,
-        sum_pos,
-        shift_neg,
-        sum_neg,
-        BLOCK_COLUMNS,
-    )
+    run_sums_ptr += run.to(tl.int64) * band_columns + (column - first_column) + block
+    tl.store(run_sums_ptr, column_sums, mask=block < band_columns - (column - first_column))

@@ -22,8 +22,10 @@ KERNELS = {
     "rectangle": "forward pass over every tile",
     "small_rectangle": "the same where so few large tiles would leave multiprocessors without one",
     "triangle": "forward pass over the tiles on and above the diagonal, which are square",
-    "weights": "backward pass, in label order",
-    "weights_in_any_order": "the same in any order, where both kinds of pairs take registers",
+    "exact_sums": "forward pass over what these leave",
+    "weights": "backward pass, of tiles with negatives only",
+    "weights_in_any_order": "the same of both kinds of pairs, which take registers",
+    "exact_weights": "backward pass over what these leave",
 }
 # Not a device: Triton's interpreter, which runs the kernels on CPU tensors.
 INTERPRETER = "interpreter"

@@ -1,0 +1,255 @@
+"""Weights: ``dL/ds`` of a chunk of pairs, in a bounded workspace that matrix products read.
+
+Two kernels write them: one for tiles that the fixed shift serves, one for what is left.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from circle_kernels.backends.triton.backward_pass.gradients import (
+    exact_weights,
+    fixed_shift_serves,
+    plain_weights,
+)
+from circle_kernels.backends.triton.formula import Formula, Kind
+from circle_kernels.backends.triton.launch import launch_tiles
+from circle_kernels.backends.triton.plan import Chunk, plan_runs
+from circle_kernels.backends.triton.primitives import (
+    Pairs,
+    Points,
+    is_plain,
+    pair_kinds,
+    pair_scales,
+    store_tile,
+    tile_products,
+)
+from circle_kernels.backends.triton.settings import Settings
+from circle_kernels.backends.triton.sides import ceil_div
+
+# Column tiles that a program passes at most.
+_LONGEST_RUN = 4
+
+
+@triton.jit
+def is_served(
+    pairs,
+    row,
+    column,
+    table_ptr,
+    fixed_shift,
+    SELF_MODE: tl.constexpr,
+    LABELS: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    TILE_COLUMNS: tl.constexpr,
+):
+    """Say whether one exponential against the fixed shift serves each pair of a tile.
+
+    Padding does not matter: products pass over its weights.
+    """
+    served = is_plain(pairs, row, column, SELF_MODE, LABELS, TILE_ROWS, TILE_COLUMNS)
+    served = served & fixed_shift_serves(table_ptr, row, fixed_shift)
+    if SELF_MODE:
+        served = served & fixed_shift_serves(table_ptr, column, fixed_shift)
+    return served
+
+
+@triton.jit
+def store_weights(
+    weights_ptr,  # (rows of the chunk, columns of the chunk)
+    weights_stride,
+    row,  # of the tile, in the chunk
+    column,
+    weights,  # (R, C)
+    mirror,
+):
+    """Store a tile of weights, and if ``mirror`` its transpose; workspaces hold whole tiles."""
+    weights = weights.to(weights_ptr.dtype.element_ty)
+    store_tile(weights_ptr, weights_stride, row, column, weights)
+    if mirror:
+        store_tile(weights_ptr, weights_stride, column, row, tl.trans(weights))
+
+
+@triton.jit(
+    do_not_specialize=[
+        "num_rows",
+        "num_columns",
+        "first_row",
+        "first_column",
+        "num_row_blocks",
+        "num_column_tiles",
+        "tiles_per_run",
+    ]
+)
+def write_weights_kernel(
+    rows_ptr,  # (N, D)
+    row_labels_ptr,  # (padded N,) int64
+    row_scales_ptr,  # (padded N,) float32
+    columns_ptr,  # (M, D)
+    column_labels_ptr,  # (padded M,) int64
+    column_scales_ptr,  # (padded M,) float32
+    listed_ptr,  # (padded N, padded M) uint8, or None
+    table_ptr,  # (blocks, TABLE_ROWS, STATISTICS_BLOCK) float32: of rows, in self mode of columns
+    weights_ptr,  # (rows of the chunk, columns of the chunk), the dtype of the operands
+    num_rows,
+    num_columns,
+    depth,
+    row_stride,
+    column_stride,
+    listed_stride,
+    weights_stride,
+    first_row,  # of the chunk
+    first_column,
+    num_row_blocks,
+    num_column_tiles,
+    tiles_per_run,
+    vertex_pos,
+    floor_pos,
+    vertex_neg,
+    floor_neg,
+    fixed_shift,
+    TILES: tl.constexpr,  # "served" by one exponential, "others", or "every" one, exactly
+    SELF_MODE: tl.constexpr,
+    MIRROR: tl.constexpr,  # the chunk lies on the diagonal: only tiles on and above it, and theirs
+    LABELS: tl.constexpr,  # plan.Labels
+    FORMULA: tl.constexpr,
+    DETACH_WEIGHTS: tl.constexpr,
+    NORMALIZED: tl.constexpr,  # else products may overflow
+    INPUT_PRECISION: tl.constexpr,
+    EVEN_DEPTH: tl.constexpr,
+    TILE_ROWS: tl.constexpr,  # that are served or not
+    TILE_COLUMNS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,  # of them at a time
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+):
+    """Write the weights of one block of rows, of some tiles in a run."""
+    rows = Points(rows_ptr, row_labels_ptr, row_scales_ptr, num_rows, row_stride)
+    columns = Points(columns_ptr, column_labels_ptr, column_scales_ptr, num_columns, column_stride)
+    pairs = Pairs(rows, columns, depth)
+    formula = Formula(Kind(vertex_pos, floor_pos), Kind(vertex_neg, floor_neg), fixed_shift)
+    chunk_row = tl.multiple_of(tl.program_id(0) % num_row_blocks * BLOCK_ROWS, BLOCK_ROWS)
+    row = tl.multiple_of(first_row + chunk_row, BLOCK_ROWS)
+    tile_row = chunk_row // TILE_ROWS * TILE_ROWS
+    first_tile = tl.program_id(0) // num_row_blocks * tiles_per_run
+    last_tile = tl.minimum(first_tile + tiles_per_run, num_column_tiles)
+    if MIRROR:
+        tl.static_assert(TILE_ROWS % TILE_COLUMNS == 0)
+        first_tile = tl.maximum(first_tile, tile_row // TILE_COLUMNS)
+    for tile in range(first_tile, last_tile):
+        tile_column = tile * TILE_COLUMNS
+        wanted = True
+        if TILES != "every":
+            wanted = is_served(
+                pairs,
+                first_row + tile_row,
+                first_column + tile_column,
+                table_ptr,
+                fixed_shift,
+                SELF_MODE,
+                LABELS,
+                TILE_ROWS,
+                TILE_COLUMNS,
+            )
+            if TILES == "others":
+                wanted = wanted ^ True
+        if wanted:
+            mirror = False
+            if MIRROR:
+                mirror = tile_column >= tile_row + TILE_ROWS
+            for part in range(0, TILE_COLUMNS, BLOCK_COLUMNS):
+                chunk_column = tl.multiple_of(tile_column + part, BLOCK_COLUMNS)
+                column = tl.multiple_of(first_column + chunk_column, BLOCK_COLUMNS)
+                products = tile_products(
+                    pairs,
+                    row,
+                    column,
+                    (INPUT_PRECISION, EVEN_DEPTH, NORMALIZED, BLOCK_DEPTH),
+                    BLOCK_ROWS,
+                    BLOCK_COLUMNS,
+                )
+                scales = pair_scales(pairs, row, column, BLOCK_ROWS, BLOCK_COLUMNS)
+                kinds = pair_kinds(
+                    pairs,
+                    row,
+                    column,
+                    listed_ptr,
+                    listed_stride,
+                    SELF_MODE,
+                    LABELS,
+                    BLOCK_ROWS,
+                    BLOCK_COLUMNS,
+                )
+                if TILES == "served":
+                    weights = plain_weights(
+                        products,
+                        scales,
+                        kinds,
+                        table_ptr,
+                        row,
+                        column,
+                        formula,
+                        SELF_MODE,
+                        LABELS,
+                        FORMULA,
+                        DETACH_WEIGHTS,
+                    )
+                else:
+                    weights = exact_weights(
+                        products,
+                        scales,
+                        kinds,
+                        table_ptr,
+                        row,
+                        column,
+                        formula,
+                        SELF_MODE,
+                        FORMULA,
+                        DETACH_WEIGHTS,
+                    )
+                store_weights(weights_ptr, weights_stride, chunk_row, chunk_column, weights, mirror)
+
+
+def write_weights(
+    chunk: Chunk,
+    workspace: Tensor,  # (rows, columns) of a chunk, whole tiles
+    settings: tuple[Settings | None, Settings],  # of tiles that are served, and of others
+    arguments: dict[str, Any],
+    constants: dict[str, Any],
+    multiprocessors: int,
+) -> None:
+    """Write the weights of the pairs of one chunk of rows and one of columns."""
+    served, exact = settings
+    tile = served or exact
+    column_tiles = ceil_div(chunk.num_columns, tile.block_columns)
+    launches = [("every", exact)] if served is None else [("served", served), ("others", exact)]
+    for tiles, block in launches:
+        row_blocks = ceil_div(chunk.num_rows, block.block_rows)
+        runs = plan_runs(row_blocks, column_tiles, multiprocessors)
+        launch_tiles(
+            write_weights_kernel,
+            row_blocks * runs.number,
+            {
+                **arguments,
+                "weights_ptr": workspace,
+                "weights_stride": workspace.stride(0),
+                "first_row": chunk.first_row,
+                "first_column": chunk.first_column,
+                "num_row_blocks": row_blocks,
+                "num_column_tiles": column_tiles,
+                "tiles_per_run": runs.tiles,
+            },
+            {
+                **constants,
+                "TILES": tiles,
+                "MIRROR": chunk.on_diagonal,
+                "EVEN_DEPTH": arguments["depth"] % block.block_depth == 0,
+                "TILE_ROWS": tile.block_rows,
+                "TILE_COLUMNS": tile.block_columns,
+            },
+            block,
+        )
