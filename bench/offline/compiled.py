@@ -27,6 +27,8 @@ _POINTERS = {
     torch.bfloat16: "*bf16",
     torch.float32: "*fp32",
     torch.int64: "*i64",
+    torch.int8: "*i8",
+    torch.uint8: "*u8",
 }
 
 
@@ -54,8 +56,10 @@ def specialize(launch: Launch) -> Specialization:
     divisible: list[str] = []
     for parameter in launch.kernel.params:
         name, value = parameter.name, arguments[parameter.name]
-        if parameter.is_constexpr or (
-            type(value) is int and value == 1 and not parameter.do_not_specialize
+        if (
+            parameter.is_constexpr
+            or value is None
+            or (type(value) is int and value == 1 and not parameter.do_not_specialize)
         ):
             signature[name], constants[name] = "constexpr", value
         elif isinstance(value, torch.Tensor):

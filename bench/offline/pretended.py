@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 
 from circle_kernels.backends import triton as triton_backend
@@ -53,6 +55,18 @@ DEVICES = {
 }
 
 
+class _WithoutCopies(TorchDispatchMode):
+    """Products onto sums leave these as they are: fake tensors would be copied on a device."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.ops.aten.addmm.dtype_out, torch.ops.aten.addmm.out):
+            return kwargs["out"]
+        return func(*args, **kwargs)
+
+
 @contextlib.contextmanager
 def pretend_device(device: Device) -> Iterator[list[Launch]]:
     """Plan for ``device``; record launches instead of running them.
@@ -65,6 +79,7 @@ def pretend_device(device: Device) -> Iterator[list[Launch]]:
         assuming(hardware=device.hardware),
         observe_launches(lambda launch, proceed: launches.append(launch)),
         FakeTensorMode(),
+        _WithoutCopies(),
     ):
         yield launches
 

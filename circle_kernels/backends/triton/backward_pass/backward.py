@@ -75,7 +75,7 @@ def backward(
         for chunk in chunks:
             multiprocessors = conditions.hardware.multiprocessors
             write_weights(chunk, workspace, settings, arguments, constants, multiprocessors)
-            weights = workspace[: chunk.num_rows, : chunk.num_columns]
+            weights = workspace.narrow(0, 0, chunk.num_rows).narrow(1, 0, chunk.num_columns)
             if of_rows is not None:
                 operand = columns.operand.narrow(0, chunk.first_column, chunk.num_columns)
                 of_rows.add(chunk.row_index, weights, operand)
