@@ -19,8 +19,10 @@ _SIDES = {
     "rectangle": ((64, 128), (32, 64, 128)),
     "small_rectangle": ((32, 64, 128), (32, 64)),
     "triangle": ((32, 64, 128), (32, 64, 128)),
+    "exact_sums": ((64, 128), (32, 64, 128)),
     "weights": ((64, 128), (32, 64, 128)),
     "weights_in_any_order": ((64, 128), (32, 64, 128)),
+    "exact_weights": ((64, 128), (32, 64, 128)),
 }
 _DEPTHS = {2: (32, 64), 4: (16, 32)}  # by bytes per element
 _WARPS = (4, 8)
@@ -52,7 +54,7 @@ class Size:
 
 def is_backward(kernel: str) -> bool:
     """Whether a kernel of the settings table belongs to the backward pass."""
-    return kernel.startswith("weights")
+    return "weights" in kernel
 
 
 def problem_sizes(kernel: str, multiprocessors: int) -> list[Size]:
@@ -69,7 +71,7 @@ def problem_sizes(kernel: str, multiprocessors: int) -> list[Size]:
         return [Size(_TILE * side) for side in sorted(sides)]
     if kernel == "triangle":
         return [Size(in_order)]
-    if kernel == "weights":
+    if kernel in ("weights", "exact_sums", "exact_weights"):
         return [Size(in_order), Size(in_order, in_order)]
     in_any_order = [Size(rows(3)), Size(rows(2 / 3 * _SORTED_TILES))]
     if kernel == "weights_in_any_order":

@@ -77,7 +77,7 @@ class PairProblem(NamedTuple):
     # Whether a backward pass can follow, so that keeping something for it pays.
     keep_for_backward: bool = True
     # (N, M) uint8, padded: which pairs there are, in place of labels, which then are all equal. No
-    # pair is positive for one of its rows and negative for the other. The triton backend has none.
+    # pair is positive for one of its rows and negative for the other.
     listed: Tensor | None = None
     # How exactly float32 has to be multiplied: "highest", "high" or "medium" (precision.py).
     precision: str = "highest"

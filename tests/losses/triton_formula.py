@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from circle_kernels.backends.triton.formula import (
+    Kind,
     coordinate_scale,
     formula_arguments,
     logit_constant,
@@ -28,7 +29,7 @@ def formula_kernel(
     coordinate,  # of a similarity of 1
     vertex,
     floor,
-    slope,
+    slope_scale,
     POSITIVE: tl.constexpr,
     FORMULA: tl.constexpr,
     DETACH_WEIGHTS: tl.constexpr,
@@ -38,10 +39,10 @@ def formula_kernel(
     inside = indices < count
     similarity = tl.load(similarity_ptr + indices, mask=inside, other=0.0)
     scales = tl.zeros(similarity.shape, tl.float32) + coordinate
-    distances = pair_distances(similarity, scales, vertex, floor, POSITIVE, FORMULA)
+    distances = pair_distances(similarity, scales, Kind(vertex, floor), POSITIVE, FORMULA)
     logits = shifted_exponents(distances, tl.zeros(similarity.shape, tl.float32), FORMULA)
     logits -= logit_constant(floor, FORMULA)
-    slopes = pair_slopes(distances, floor, slope, POSITIVE, FORMULA, DETACH_WEIGHTS)
+    slopes = pair_slopes(distances, floor, FORMULA, DETACH_WEIGHTS) * slope_scale
     tl.store(logits_ptr + indices, logits * LN_2, mask=inside)
     tl.store(slopes_ptr + indices, slopes, mask=inside)
 
@@ -59,7 +60,7 @@ def evaluate(formula: PairFormula, similarity: Tensor, positive: bool) -> tuple[
         coordinate_scale(formula),
         arguments[f"vertex_{kind}"],
         arguments[f"floor_{kind}"],
-        LN_2.value * coordinate_scale(formula),
+        (-LN_2.value if positive else LN_2.value) * coordinate_scale(formula),
         POSITIVE=positive,
         FORMULA=formula.name,
         DETACH_WEIGHTS=formula.detach_weights,

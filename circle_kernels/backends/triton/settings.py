@@ -33,14 +33,11 @@ __all__ = [
     "listed_depths",
     "listed_settings",
     "nvidia_architecture",
-    "nvidia_family",
     "settings_family",
 ]
 
-# Families are named after their first member.
-_NVIDIA_FAMILIES = {"sm_80": "sm_80", "sm_90": "sm_90", "sm_100": "sm_100", "sm_103": "sm_100"}
-# 99 KB of shared memory per block: consumer and inference cards (8.6, 8.9, 12.0, ...).
-_SMALL_NVIDIA_FAMILY = "sm_86"
+# The families: NVIDIA's architectures by the one with the least shared memory, 99 KB for a block.
+_NVIDIA_FAMILY = "sm_86"
 _AMD_FAMILY = "gfx942"
 
 _INTERPRETS_FLOAT64_DOT = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 6)
@@ -65,11 +62,6 @@ def is_amd(architecture: str) -> bool:
     return architecture.startswith("gfx")
 
 
-def nvidia_family(capability: tuple[int, int]) -> str:
-    """The family of a device of this compute capability."""
-    return settings_family(nvidia_architecture(capability))
-
-
 @functools.cache
 def settings_family(architecture: str) -> str:
     """The family whose entries an architecture takes where it has none of its own.
@@ -83,7 +75,7 @@ def settings_family(architecture: str) -> str:
         return INTERPRETER
     if is_amd(architecture):
         return _AMD_FAMILY
-    return _NVIDIA_FAMILIES.get(architecture, _SMALL_NVIDIA_FAMILY)
+    return _NVIDIA_FAMILY
 
 
 def dot_precision(architecture: str, dtype: torch.dtype, precision: str) -> str:

@@ -19,12 +19,10 @@ from circle_kernels.backends.triton.settings import (
     Settings,
     amd_architecture,
     dot_precision,
+    find_settings,
     nvidia_architecture,
     nvidia_family,
-    rectangle_settings,
     settings_family,
-    triangle_settings,
-    weights_settings,
 )
 from circle_kernels.backends.triton.settings_table import KERNELS, SETTINGS_VARIABLE, load_table
 from circle_kernels.backends.triton.sides import ROW_PADDING
@@ -95,67 +93,66 @@ def test_nvidia_devices_take_the_settings_of_their_family(
     assert nvidia_family(capability) == family
     architecture = nvidia_architecture(capability)
     for dtype in (torch.float16, torch.float32):
-        found = triangle_settings(architecture, dtype, 512)
-        assert found == triangle_settings(family, dtype, 512)
+        found = find_settings("triangle", architecture, dtype, 512)
+        assert found == find_settings("triangle", family, dtype, 512)
 
 
 @pytest.mark.parametrize("name", ["gfx942:sramecc+:xnack-", "gfx90a", "gfx1201", "gfx9-generic"])
 def test_amd_devices_take_the_settings_of_gfx942(name: str) -> None:
     architecture = amd_architecture(name)
     assert settings_family(architecture) == "gfx942"
-    for by_label in (True, False):
-        found = weights_settings(architecture, torch.float32, 512, by_label)
-        assert found == weights_settings("gfx942", torch.float32, 512, by_label)
+    for kernel in KERNELS:
+        found = find_settings(kernel, architecture, torch.float32, 512)
+        assert found == find_settings(kernel, "gfx942", torch.float32, 512)
     assert dot_precision(architecture, torch.float32, "highest") == "ieee"
 
 
 def test_what_is_no_architecture_is_refused() -> None:
     with pytest.raises(ValueError, match=r"wanted an architecture such as sm_89 .* 'hopper'"):
-        rectangle_settings("hopper", torch.float32, 64, small=True)
+        find_settings("small_rectangle", "hopper", torch.float32, 64)
 
 
 def test_file_of_the_user_goes_first_for_its_architecture_and_no_other(use: Any) -> None:
-    before = triangle_settings("sm_86", torch.bfloat16, 512)
+    before = find_settings("triangle", "sm_86", torch.bfloat16, 512)
     use(ENTRY)
-    assert triangle_settings("sm_89", torch.bfloat16, 512) == TUNED
-    assert triangle_settings("sm_86", torch.bfloat16, 512) == before != TUNED
-    assert triangle_settings("sm_89", torch.float32, 512).block_rows == 64
-    assert rectangle_settings("sm_89", torch.bfloat16, 512, small=False).block_rows == 128
+    assert find_settings("triangle", "sm_89", torch.bfloat16, 512) == TUNED
+    assert find_settings("triangle", "sm_86", torch.bfloat16, 512) == before != TUNED
+    assert find_settings("triangle", "sm_89", torch.float32, 512).block_rows == 64
+    assert find_settings("rectangle", "sm_89", torch.bfloat16, 512).block_rows == 128
 
 
 def test_entry_of_a_family_serves_the_architectures_that_fall_back_to_it(use: Any) -> None:
     use({**ENTRY, "family": "sm_86"})
     for architecture in ("sm_86", "sm_89", "sm_120"):
-        assert triangle_settings(architecture, torch.bfloat16, 512) == TUNED
+        assert find_settings("triangle", architecture, torch.bfloat16, 512) == TUNED
 
 
 def test_entry_holds_from_its_depth_on(use: Any) -> None:
-    shipped = triangle_settings("sm_90", torch.bfloat16, 255)
+    shipped = find_settings("triangle", "sm_90", torch.bfloat16, 255)
     deep = {**ENTRY, "family": "sm_90", "depth": 256}
     use({**deep, "depth": 1024, "num_stages": 5}, deep)
     expected = {255: shipped, 256: TUNED, 1023: TUNED, 1024: replace(TUNED, num_stages=5)}
     for depth, settings in expected.items():
-        assert triangle_settings("sm_90", torch.bfloat16, depth) == settings
+        assert find_settings("triangle", "sm_90", torch.bfloat16, depth) == settings
 
 
 def test_architecture_with_entries_for_large_depths_only_takes_its_family_below(use: Any) -> None:
     use({**ENTRY, "depth": 512})
-    assert triangle_settings("sm_89", torch.bfloat16, 512) == TUNED
-    assert triangle_settings("sm_89", torch.bfloat16, 64) == triangle_settings(
-        "sm_86", torch.bfloat16, 64
+    assert find_settings("triangle", "sm_89", torch.bfloat16, 512) == TUNED
+    assert find_settings("triangle", "sm_89", torch.bfloat16, 64) == find_settings("triangle", "sm_86", torch.bfloat16, 64
     )
 
 
 def test_no_chunk_is_larger_than_the_depth_needs() -> None:
     for depth, chunk in ((1, 16), (16, 16), (17, 32), (48, 64), (512, 64)):
-        assert rectangle_settings("sm_90", torch.float16, depth, False).block_depth == chunk
+        assert find_settings("rectangle", "sm_90", torch.float16, depth).block_depth == chunk
 
 
 def test_files_are_read_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(SETTINGS_VARIABLE, str(write(tmp_path / "tuned.json", ENTRY)))
-    triangle_settings("sm_89", torch.bfloat16, 512)
+    find_settings("triangle", "sm_89", torch.bfloat16, 512)
     monkeypatch.setattr(settings_table, "read_entries", None)
-    assert triangle_settings("sm_89", torch.bfloat16, 512) == TUNED
+    assert find_settings("triangle", "sm_89", torch.bfloat16, 512) == TUNED
 
 
 @pytest.mark.parametrize(
@@ -218,4 +215,4 @@ def test_file_that_has_no_entries_is_named(
         path.write_text(content)
     monkeypatch.setenv(SETTINGS_VARIABLE, str(path))
     with pytest.raises(ValueError, match=message):
-        triangle_settings("sm_90", torch.float32, 64)
+        find_settings("triangle", "sm_90", torch.float32, 64)

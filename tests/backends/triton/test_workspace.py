@@ -46,8 +46,9 @@ def test_chunks_stay_within_their_bound(
     # And no smaller than need be: half of the bound is used where there are pairs enough.
     if num_rows * (num_columns or num_rows) * dtype.itemsize > most:
         assert chunks.rows * chunks.columns * dtype.itemsize > most / 4
-    assert chunks.row_range(chunks.row_chunks - 1)[1] > 0
-    assert sum(chunks.row_range(i)[1] for i in range(min(chunks.row_chunks, 9))) <= num_rows
+    for chunk in itertools.islice(chunks, 9):
+        assert 0 < chunk.num_rows <= num_rows - chunk.first_row
+        assert 0 < chunk.num_columns <= chunks.num_columns - chunk.first_column
 
 
 @pytest.mark.parametrize(("num_rows", "num_columns"), [(700, None), (700, 1500), (1500, 700)])
@@ -55,7 +56,7 @@ def test_every_pair_of_chunks_is_visited_once(num_rows: int, num_columns: int | 
     chunks = chunks_of(num_rows, num_columns, torch.float32, SMALL_WORKSPACE)
     every = set(itertools.product(range(chunks.row_chunks), range(chunks.column_chunks)))
     assert len(every) >= 9
-    visited = list(chunks.pairs())
+    visited = [(chunk.row_index, chunk.column_index) for chunk in chunks]
     assert len(visited) == len(set(visited))
     if num_columns is None:
         visited += [(column, row) for row, column in visited]

@@ -193,6 +193,6 @@ def unusable_shape(kernel: str, settings: Settings) -> str | None:
     rows, columns = settings.block_rows, settings.block_columns
     if kernel == "triangle" and rows != columns:
         return f"block_rows and block_columns of triangle must be equal, got {rows} and {columns}"
-    if kernel.startswith("weights") and rows < columns:
+    if "weights" in kernel and rows < columns:
         return f"block_rows of {kernel} must be at least block_columns, got {rows} and {columns}"
     return None
