@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from circle_kernels.backends import cpu, tiled
-from tests.support.targets import INTERPRETED, Target, replace_the_language_once
+from tests.support.interpreter.language import replace_the_language_once
+from tests.support.targets import INTERPRETED, Target
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
