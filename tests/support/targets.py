@@ -28,6 +28,11 @@ class Target:
     tile: int | None = None  # rows and columns of the tiled backend's tiles; None as it chooses
     level: str = ""  # instruction set of the C++ kernel; "" as it chooses
 
+    @property
+    def few_dtypes(self) -> tuple[torch.dtype, ...]:
+        """For what float16 shows as well as bfloat16 does: interpreted, each takes its time."""
+        return tuple(d for d in self.dtypes if not INTERPRETED or d != torch.bfloat16)
+
     def __str__(self) -> str:
         device = self.device if self.device != self.backend and self.device != "cpu" else ""
         parts = (self.backend, device, self.tile or "", self.level)
@@ -35,10 +40,9 @@ class Target:
 
 
 def _targets() -> list[object]:
-    if INTERPRETED:
-        # bfloat16 products are wrong in the interpreter of some Triton versions.
-        return [Target("triton", "cpu", (torch.float32, torch.float16))]
     half = (torch.float16, torch.bfloat16)
+    if INTERPRETED:
+        return [Target("triton", "cpu", (torch.float32, *half))]
     every = (torch.float64, torch.float32, *half)
     return [
         # Levels with bfloat16 products take the one below for every other dtype.
