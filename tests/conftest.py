@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from circle_kernels.backends import cpu, tiled
-from tests.support.targets import INTERPRETED, Target, replace_the_language_once
+from tests.support.targets import INTERPRETED, Target
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
@@ -19,9 +19,14 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """In the lane of interpreted kernels the interpreter does not repeat itself."""
+    """In the lane of interpreted kernels the interpreter is faster, and right in bfloat16."""
     if INTERPRETED:
+        # The interpreter needs numpy, which is not where only pytest is installed.
+        from tests.support.interpreter.bfloat16 import correct_bfloat16
+        from tests.support.interpreter.language import replace_the_language_once
+
         replace_the_language_once()
+        correct_bfloat16()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

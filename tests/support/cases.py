@@ -36,6 +36,11 @@ class Case:
         flags += "-classes" if self.classes else ""
         return f"{self.regime}-{mode}-D{self.d}-{formula}{flags}"
 
+    @property
+    def is_about_shapes(self) -> bool:
+        """Whether it stands for its number of rows or its depth."""
+        return (self.n, self.d) != (Case.n, Case.d) and not self.classes
+
     def tensors(self, dtype: torch.dtype, device: str = "cpu") -> list[Tensor | None]:
         """``[embeddings, labels, ref_emb, ref_labels]``; the embeddings require gradients."""
         generator = torch.Generator().manual_seed(20020 + self.n + self.d)

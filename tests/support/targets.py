@@ -1,11 +1,9 @@
-"""What tests run on: backends, devices and instruction sets; the lane of the interpreter."""
+"""What tests run on: backends, devices and instruction sets."""
 
 from __future__ import annotations
 
-import functools
 import os
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import torch
@@ -30,6 +28,11 @@ class Target:
     tile: int | None = None  # rows and columns of the tiled backend's tiles; None as it chooses
     level: str = ""  # instruction set of the C++ kernel; "" as it chooses
 
+    @property
+    def few_dtypes(self) -> tuple[torch.dtype, ...]:
+        """For what float16 shows as well as bfloat16 does: interpreted, each takes its time."""
+        return tuple(d for d in self.dtypes if not INTERPRETED or d != torch.bfloat16)
+
     def __str__(self) -> str:
         device = self.device if self.device != self.backend and self.device != "cpu" else ""
         parts = (self.backend, device, self.tile or "", self.level)
@@ -37,10 +40,9 @@ class Target:
 
 
 def _targets() -> list[object]:
-    if INTERPRETED:
-        # bfloat16 products are wrong in the interpreter of some Triton versions.
-        return [Target("triton", "cpu", (torch.float32, torch.float16))]
     half = (torch.float16, torch.bfloat16)
+    if INTERPRETED:
+        return [Target("triton", "cpu", (torch.float32, *half))]
     every = (torch.float64, torch.float32, *half)
     return [
         # Levels with bfloat16 products take the one below for every other dtype.
@@ -57,34 +59,3 @@ def _targets() -> list[object]:
 
 TARGETS = _targets()
 for_every_backend = pytest.mark.parametrize("target", TARGETS, ids=str)
-
-
-def replace_the_language_once() -> None:
-    """Have the interpreter replace the functions of ``triton.language`` once for each launch.
-
-    It looks through all of them at every call inside a kernel, and finds them replaced: a third of
-    the time that interpreted kernels take.
-    """
-    from triton import language
-    from triton.runtime import interpreter
-
-    replace, launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
-    replaced: set[Any] = set()  # modules, by the launch that runs
-
-    @functools.cache
-    def modules_of(function: Any) -> set[Any]:
-        return {language, language.core}.intersection(
-            value for value in function.__globals__.values() if isinstance(value, type(language))
-        )
-
-    def replace_once(function: Any) -> Any:
-        new = modules_of(function) - replaced
-        replaced.update(new)
-        return replace(function) if new else interpreter._LangPatchScope()
-
-    def launch_anew(self: Any, *args: Any, **options: Any) -> None:
-        replaced.clear()
-        launch(self, *args, **options)
-
-    interpreter._patch_lang = replace_once
-    interpreter.GridExecutor.__call__ = launch_anew

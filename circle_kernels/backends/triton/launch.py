@@ -13,6 +13,7 @@ from torch import Tensor
 
 from circle_kernels.backends.triton.conditions import hardware_is_assumed
 from circle_kernels.backends.triton.formula import FORMULAS
+from circle_kernels.backends.triton.interpreted import takes_bfloat16
 from circle_kernels.backends.triton.primitives import load_tile
 from circle_kernels.backends.triton.settings import Settings
 from circle_kernels.formula import CircleFormula, PairFormula
@@ -25,10 +26,8 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 def status() -> str:
     """Whether Triton can be used in this process, as one sentence."""
     if INTERPRETED:
-        return (
-            "usable: in Triton's interpreter on float32 and float16 CPU tensors "
-            "(TRITON_INTERPRET is set)"
-        )
+        dtypes = "float32, float16 and bfloat16" if takes_bfloat16() else "float32 and float16"
+        return f"usable: in Triton's interpreter on {dtypes} CPU tensors (TRITON_INTERPRET is set)"
     if not torch.cuda.is_available():
         return "not usable: PyTorch sees no CUDA or ROCm device"
     reason = unusable_reason(torch.device("cuda"), torch.float32, CircleFormula())
@@ -46,11 +45,10 @@ def unusable_reason(device: torch.device, dtype: torch.dtype, formula: PairFormu
     if INTERPRETED:
         if device.type != "cpu":
             return "TRITON_INTERPRET is set, and the interpreter takes CPU tensors"
-        if dtype == torch.bfloat16:
-            # Some versions, 3.9 among them, multiply the 16 bits of each number as an integer.
+        if dtype == torch.bfloat16 and not takes_bfloat16():
             return (
-                "TRITON_INTERPRET is set, and the interpreter's bfloat16 products are wrong; it "
-                "takes float32 and float16, and backend='cpu' or 'tiled' takes bfloat16"
+                "TRITON_INTERPRET is set, and the interpreter multiplies or rounds bfloat16 "
+                "wrongly; it takes float32 and float16, and backend='cpu' or 'tiled' takes bfloat16"
             )
         return None
     if device.type != "cuda":

@@ -81,7 +81,7 @@ def test_nothing_to_compare_is_zero_attached_to_the_graph(
 def test_set_without_pairs_is_empty_whatever_its_row_holds(
     target: Target, n: int, m: int | None, bad: float, normalize: bool
 ) -> None:
-    for dtype in target.dtypes:
+    for dtype in target.few_dtypes:
         embeddings, _ = batch(n, dtype=dtype, device=target.device)
         embeddings = embeddings.detach().clone()
         labels = torch.zeros(n, dtype=torch.int64, device=target.device)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from circle_kernels import CircleFormula, CircleLoss, available_backends, circle_loss
+from circle_kernels import CircleFormula, CircleLoss, circle_loss
 from circle_kernels.reference import pair_logsumexp_reference
 from tests.support.batches import batch
 from tests.support.regimes import REGIMES
-from tests.support.targets import INTERPRETED, Target, for_every_backend
+from tests.support.targets import Target, for_every_backend
 
 pytestmark = pytest.mark.backends
 
@@ -89,14 +89,3 @@ def test_autocast_casts_nothing_down(target: Target, autocast_dtype: torch.dtype
         (grad,) = torch.autograd.grad(loss, embeddings)
     assert torch.equal(loss, expected)
     assert torch.equal(grad, expected_grad)
-
-
-@pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
-def test_bfloat16_is_not_interpreted_and_the_error_says_what_is() -> None:
-    embeddings, labels = torch.randn(12, 8, dtype=torch.bfloat16), torch.arange(12) % 3
-    with pytest.raises(RuntimeError, match=r"'triton' cannot serve torch\.bfloat16 .* float16"):
-        circle_loss(embeddings, labels, backend="triton")
-    assert "float32 and float16" in available_backends()["triton"]
-    expected = circle_loss(embeddings.double(), labels, backend="reference")
-    loss = circle_loss(embeddings, labels)
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.backends, pytest.mark.sanitized]
 @for_every_backend
 @for_every_case
 def test_logsumexps_and_gradients_are_as_exact_as_eager(target: Target, case: Case) -> None:
-    for dtype in target.dtypes:
+    for dtype in target.few_dtypes if case.is_about_shapes else target.dtypes:
         inputs = case.tensors(dtype, target.device)
         lse_pos, lse_neg = pair_logsumexp(
             *inputs, formula=case.formula, normalize=case.normalize, backend=target.backend
