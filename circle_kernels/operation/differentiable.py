@@ -14,6 +14,7 @@ from circle_kernels.backends.problem import Needs, Passed
 from circle_kernels.operation.batch import Batch, Operation
 from circle_kernels.operation.registered import (
     BATCH,
+    FORWARD,
     LABELS,
     OPERATION,
     SAVED_LAYOUT,
@@ -28,18 +29,18 @@ from circle_kernels.operation.registered import (
 
 def _keep_for_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *arguments, keep_for_backward, _ = inputs
-    ctx.save_for_backward(*arguments[: LABELS + 1], output[2])
+    ctx.save_for_backward(*arguments[: LABELS + 1], *output[2:])
     ctx.settings = arguments[LABELS + 1 :]
     ctx.kept = keep_for_backward
-    ctx.mark_non_differentiable(output[2])
+    ctx.mark_non_differentiable(*output[2:])
 
 
-def _gradient(ctx: Any, grad_lse_pos: Tensor, grad_lse_neg: Tensor, _: Any) -> tuple[Any, ...]:
-    *inputs, saved = ctx.saved_tensors
+def _gradient(ctx: Any, grad_lse_pos: Tensor, grad_lse_neg: Tensor, *_: Any) -> tuple[Any, ...]:
+    *inputs, saved, precision = ctx.saved_tensors
     if not ctx.kept:  # traced where no gradient was wanted, and run where one is
-        saved = forward_op(*inputs, *ctx.settings, True, SAVED_LAYOUT)[2]
+        saved, precision = forward_op(*inputs, *ctx.settings, True, SAVED_LAYOUT)[2:]
     gradients = _traced_gradients(
-        (*inputs, *ctx.settings),
+        (*inputs, *ctx.settings, precision),
         Passed(saved, grad_lse_pos, grad_lse_neg),
         Needs(ctx.needs_input_grad[0], ctx.needs_input_grad[2]),
     )
@@ -51,9 +52,10 @@ def traced_gradients(
     operation: Operation,
     passed: Passed,
     needs: Needs,
+    precision: Tensor,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of :func:`traced_logsumexps` as one op."""
-    return _traced_gradients(encode(batch, operation), passed, needs)
+    """The gradients of :func:`traced_logsumexps` as one op, in the forward pass's precision."""
+    return _traced_gradients((*encode(batch, operation), precision), passed, needs)
 
 
 def _traced_gradients(
@@ -126,7 +128,7 @@ class _Backward(torch.autograd.Function):
 # that are called by other names than these.
 _differentiable_op = define(
     "pair_logsumexp",
-    f"({BATCH}, {OPERATION}, bool keep_for_backward, int saved_layout) -> (Tensor, Tensor, Tensor)",
+    FORWARD,
     lambda *arguments: _Forward.apply(*arguments),
     whole=False,
 )
@@ -205,7 +207,7 @@ def traced_logsumexps(batch: Batch, operation: Operation) -> tuple[Tensor, Tenso
     """:func:`circle_kernels.pair_logsumexp` of a checked batch as one op, differentiable once."""
     _tell_flop_counters()
     op = _Forward.apply if under_transforms() else _differentiable_op
-    lse_pos, lse_neg, _ = op(*encode(batch, operation), batch.requires_grad, SAVED_LAYOUT)
+    lse_pos, lse_neg, *_ = op(*encode(batch, operation), batch.requires_grad, SAVED_LAYOUT)
     return lse_pos, lse_neg
 
 

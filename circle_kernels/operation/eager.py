@@ -6,6 +6,7 @@ backend's two functions (see backends/problem.py).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +32,12 @@ from circle_kernels.operation.differentiable import (
     traced_gradients,
     traced_logsumexps,
 )
-from circle_kernels.operation.registered import is_batch_of_gradients, under_transforms
+from circle_kernels.operation.registered import (
+    decode_precision,
+    encode_precision,
+    is_batch_of_gradients,
+    under_transforms,
+)
 from circle_kernels.precision import float32_precision
 
 
@@ -126,6 +132,12 @@ def begin(batch: Batch, operation: Operation, keep: bool) -> tuple[PairProblem, 
     return problem, serving(problem, operation.backend)
 
 
+@functools.cache  # making a tensor takes microseconds
+def _kept_precision(precision: str) -> Tensor:
+    with torch.inference_mode(False):  # whose tensors no later call could keep
+        return encode_precision(precision)
+
+
 def forward_and_keep(
     ctx: Any, operation: Operation, problem: PairProblem, module: Any
 ) -> tuple[Tensor, Tensor]:
@@ -133,15 +145,17 @@ def forward_and_keep(
     lse_pos, lse_neg, saved = run_forward(module, problem)
     if problem.keep_for_backward:
         are_read = not module.saves_labels(problem)
-        ctx.save_for_backward(
+        tensors = (
             owned(problem.embeddings),
             owned(problem.labels, are_read),
             owned(problem.ref_emb),
             owned(problem.ref_labels, are_read),
             problem.listed,  # which no one else has
-            saved,
         )
-        ctx.module, ctx.operation, ctx.precision = module, operation, problem.precision
+        # Not beside the tensors: checkpointing runs the forward pass again, and what that reads of
+        # the settings goes with what it saves.
+        ctx.save_for_backward(*tensors, saved, _kept_precision(problem.precision))
+        ctx.module, ctx.operation = module, operation
         ctx.needs = Needs(*ctx.needs_input_grad[:2])
     return lse_pos, lse_neg
 
@@ -163,16 +177,16 @@ def input_gradients(
 
     The saved tensors come as an argument since checkpointing lets them be asked for only once.
     """
-    *tensors, saved = saved_tensors
+    *tensors, saved, precision = saved_tensors
     batch, operation, needs = Batch(*tensors), ctx.operation, ctx.needs
     passed = Passed(saved, grad_lse_pos, grad_lse_neg)
     # The losses of rows pass one gradient twice.
     upstream = passed[1:] if grad_lse_pos is not grad_lse_neg else passed[1:2]
-    problem = operation.problem(batch, precision=ctx.precision)
+    problem = operation.problem(batch, precision=decode_precision(precision))
     if all_addressable(*tensors, saved, *upstream):
         gradients = run_backward(ctx.module, problem, passed, needs)
     elif is_batch_of_gradients(grad_lse_pos, grad_lse_neg):
-        gradients = traced_gradients(batch, operation, passed, needs)
+        gradients = traced_gradients(batch, operation, passed, needs, precision)
     else:
         gradients = run_backward_of_any(ctx.module, problem, passed, needs, operation.backend)
     return (

@@ -31,7 +31,7 @@ from circle_kernels.formula import PairFormula
 from circle_kernels.operation.batch import Batch, Operation
 from circle_kernels.operation.differentiable import traced_gradients
 from circle_kernels.operation.eager import is_traced, logsumexps, once, owned
-from circle_kernels.operation.registered import is_batch_of_gradients
+from circle_kernels.operation.registered import encode_precision, is_batch_of_gradients
 
 # One listed pair in so many of the matrix: fewer are faster pair by pair, since gathering a pair's
 # rows costs what about this many of a product's pairs do.
@@ -307,6 +307,7 @@ def _batch_of_gradients(
         Operation(*settings, backend="tiled"),
         Passed(tiled.save(lse_pos, lse_neg), *upstream),
         Needs(needs.embeddings, needs.embeddings if ref_emb is None else needs.references),
+        encode_precision("highest"),
     )
     if ref_emb is None and of_rows is not None and of_columns is not None:
         return of_rows + of_columns, None

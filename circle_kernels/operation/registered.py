@@ -22,16 +22,17 @@ from circle_kernels.backends.choice import (
     which_saved,
 )
 from circle_kernels.backends.problem import Needs, PairProblem, Passed, result_dtype
+from circle_kernels.backends.saved_bytes import HOOKS
 from circle_kernels.formula import formula_from_parameters
 from circle_kernels.operation.batch import Batch, Operation, check_layout
 from circle_kernels.operation.reductions import SCALARS, row_losses
 from circle_kernels.options import check_choice
-from circle_kernels.precision import float32_precision
+from circle_kernels.precision import PRECISIONS, float32_precision
 
-# Raised when a backend saves something of another shape. torch keeps compiled graphs on disk by the
-# arguments of their ops: with this among them, none is found that an earlier version compiled. (Not
-# as a default, which torch leaves out.)
-SAVED_LAYOUT = 9
+# Raised when a backend saves something of another shape, and when an op returns more. torch keeps
+# compiled graphs on disk by the arguments of their ops: with this among them, none is found that an
+# earlier version compiled. (Not as a default, which torch leaves out.)
+SAVED_LAYOUT = 10
 
 # The arguments of all ops, once: a Batch, and an Operation as ops can carry it. The formula's
 # numbers are a tensor, since to ops every number is a constant, and a schedule of gamma would
@@ -40,6 +41,11 @@ BATCH = "Tensor embeddings, Tensor labels, Tensor? ref_emb, Tensor? ref_labels, 
 OPERATION = (
     "Tensor parameters, str formula, bool detach_weights, bool normalize, float skip_below, "
     "str backend"
+)
+# Returned are both log-sum-exps, what was saved, and the precision.
+FORWARD = (
+    f"({BATCH}, {OPERATION}, bool keep_for_backward, int saved_layout) -> "
+    "(Tensor, Tensor, Tensor, Tensor)"
 )
 LABELS, _OPTIONS = 5, 11  # where the operation and what follows it begin
 
@@ -92,11 +98,35 @@ def _decode_operation(
     return Operation(formula_from_parameters(formula, list(numbers), detach_weights), *options)
 
 
-def _problem(batch: Batch, operation: Operation, *, keep_for_backward: bool = True) -> PairProblem:
-    """The problem of a batch that nobody has checked."""
+def _problem(
+    batch: Batch, operation: Operation, precision: str = "", *, keep_for_backward: bool = True
+) -> PairProblem:
+    """The problem of a batch that nobody has checked; in the precision of now, if in no other."""
     check_layout(batch)
-    precision = float32_precision(batch.embeddings.device.type)
+    precision = precision or float32_precision(batch.embeddings.device.type)
     return operation.problem(batch, precision=precision, keep_for_backward=keep_for_backward)
+
+
+def encode_precision(precision: str) -> Tensor:
+    """What the forward pass read of the settings when it ran, as it reaches the backward pass: (1,)
+    uint8 on the CPU, where reading it waits for no device."""
+    return torch.tensor([PRECISIONS.index(precision)], dtype=torch.uint8, device="cpu")
+
+
+def decode_precision(precision: Tensor) -> str:
+    """What :func:`encode_precision` was given.
+
+    Raises:
+        RuntimeError: a tensor that it did not return.
+    """
+    if precision.dtype == torch.uint8 and precision.shape == (1,):
+        place = precision.tolist()[0]  # of item(), tracers say that it waits for a device
+        if place < len(PRECISIONS):
+            return PRECISIONS[place]
+    raise RuntimeError(
+        "circle_kernels: precision is not what the forward pass left, but "
+        f"{precision.dtype} of shape {tuple(precision.shape)}; {HOOKS}"
+    )
 
 
 def _serving_any(problem: PairProblem, backend: str) -> Any:
@@ -107,16 +137,18 @@ def _serving_any(problem: PairProblem, backend: str) -> Any:
     return behind_the_gate(module, backend, problem.named_tensors)
 
 
-def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, operation, (keep_for_backward, _) = _decode(arguments)
     problem = _problem(batch, operation, keep_for_backward=keep_for_backward)
-    return run_forward(_serving_any(problem, operation.backend), problem)
+    results = run_forward(_serving_any(problem, operation.backend), problem)
+    return *results, encode_precision(problem.precision)
 
 
 def _backward(*arguments: Any) -> tuple[Tensor, Tensor]:
     """Gradients for both sides; an empty tensor stands for one that is not needed."""
-    batch, operation, (*tensors, needs_embeddings, needs_references) = _decode(arguments)
-    problem, passed = _problem(batch, operation), Passed(*tensors)
+    batch, operation, (precision, *tensors, needs_embeddings, needs_references) = _decode(arguments)
+    problem = _problem(batch, operation, decode_precision(precision))
+    passed = Passed(*tensors)
     module = which_saved(passed.saved, problem, operation.backend)
     needs = Needs(needs_embeddings, needs_references)
     if all_addressable(*problem.tensors, *passed) and not is_of_another(
@@ -177,16 +209,11 @@ def define(name: str, schema: str, implementation: Callable[..., Any], *, whole:
 
 # What graphs hold. Where a gradient is wanted, the op is called inside of a function that has it,
 # and when a graph runs nobody asks for one; the forward op has its own for those that do.
-forward_op = define(
-    "pair_logsumexp_forward",
-    f"({BATCH}, {OPERATION}, bool keep_for_backward, int saved_layout) -> (Tensor, Tensor, Tensor)",
-    _forward,
-    whole=True,
-)
+forward_op = define("pair_logsumexp_forward", FORWARD, _forward, whole=True)
 backward_op = define(
     "pair_logsumexp_backward",
-    f"({BATCH}, {OPERATION}, Tensor saved, Tensor grad_lse_pos, Tensor grad_lse_neg, "
-    "bool needs_embeddings, bool needs_references) -> (Tensor, Tensor)",
+    f"({BATCH}, {OPERATION}, Tensor precision, Tensor saved, Tensor grad_lse_pos, "
+    "Tensor grad_lse_neg, bool needs_embeddings, bool needs_references) -> (Tensor, Tensor)",
     _backward,
     whole=True,
 )
@@ -200,14 +227,15 @@ at_once_op = define(
 
 
 @torch.library.register_fake("circle_kernels::pair_logsumexp_forward")
-def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, operation, (keep_for_backward, _) = _decode(arguments, fake=True)
     problem = operation.problem(batch, keep_for_backward=keep_for_backward)
     rows = batch.embeddings.shape[0]
     lse_pos, lse_neg = (
         batch.embeddings.new_empty(rows, dtype=problem.result_dtype) for _ in range(2)
     )
-    return lse_pos, lse_neg, new_saved(serving(problem, operation.backend), problem)
+    saved = new_saved(serving(problem, operation.backend), problem)
+    return lse_pos, lse_neg, saved, torch.empty(1, dtype=torch.uint8, device="cpu")
 
 
 @torch.library.register_fake("circle_kernels::pair_loss_and_gradients")

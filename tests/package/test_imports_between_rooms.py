@@ -33,13 +33,15 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "backends.problem": ("formula",),
     "backends.rows": ("backends.problem",),
     "backends.saved_bytes": ("backends.problem",),
+    "backends.remembered": (),
+    "backends.trial": ("formula", "backends.problem", "backends.reference"),
     # No backend imports another.
     "backends.reference": ("backends.problem", "formula", "reference"),
     "backends.tiled": (*OF_BACKENDS, "logsumexp"),
     "backends.gathered": OF_BACKENDS,
     "backends.cpu": (*OF_BACKENDS, "backends.cpu_arguments", "_cpu"),
     "backends.cpu_arguments": ("formula", "backends.problem"),
-    "backends.triton": OF_BACKENDS,
+    "backends.triton": (*OF_BACKENDS, "_version", "backends.remembered", "backends.trial"),
     "backends.choice": (
         *OF_BACKENDS,
         "options",

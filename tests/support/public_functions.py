@@ -33,7 +33,7 @@ PAIRS = (*SELF, "ref_emb", "ref_labels")
 HEAD = (*SELF, "weight")
 LISTED = ("anchors_pos", "positives", "anchors_neg", "negatives")
 FEW_LISTED = tuple(f"few_{name}" for name in LISTED)
-KEPT = ("lse_pos", "lse_neg", "saved")  # what a backward pass gets of its forward pass
+KEPT = ("lse_pos", "lse_neg", "saved", "precision")  # what a backward pass gets of its forward pass
 
 
 def inputs(names: tuple[str, ...]) -> dict[str, Tensor]:

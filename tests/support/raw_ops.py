@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from circle_kernels import CircleFormula
+from circle_kernels.operation.registered import encode_precision
 
 
 def call_op(name: str, formula: CircleFormula, **given: Any) -> Any:
@@ -20,6 +21,7 @@ def call_op(name: str, formula: CircleFormula, **given: Any) -> Any:
         "skip_below": 0.0,
         "backend": "auto",
         "keep_for_backward": True,
+        "precision": encode_precision("highest"),
         "needs_embeddings": True,
         "needs_references": True,
         "saved_layout": 0,

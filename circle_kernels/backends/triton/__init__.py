@@ -2,9 +2,9 @@
 
 from circle_kernels.backends.triton.backward_pass.backward import backward
 from circle_kernels.backends.triton.forward_pass.forward import forward
-from circle_kernels.backends.triton.launch import status, unusable_reason
 from circle_kernels.backends.triton.reduction import row_losses
 from circle_kernels.backends.triton.saved import saved_shape, saves_labels
+from circle_kernels.backends.triton.self_check import status, unusable_reason
 
 __all__ = [
     "backward",

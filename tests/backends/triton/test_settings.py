@@ -21,13 +21,12 @@ from circle_kernels.backends.triton.settings import (
     dot_precision,
     find_settings,
     nvidia_architecture,
-    nvidia_family,
     settings_family,
 )
 from circle_kernels.backends.triton.settings_table import KERNELS, SETTINGS_VARIABLE, load_table
 from circle_kernels.backends.triton.sides import ROW_PADDING
 
-SHIPPED = ("sm_80", "sm_86", "sm_90", "sm_100", "gfx942", "interpreter")
+SHIPPED = ("sm_86", "gfx942", "interpreter")
 ENTRY: dict[str, Any] = {
     "kernel": "triangle",
     "family": "sm_89",
@@ -73,28 +72,16 @@ def test_every_family_has_settings_for_every_kernel_from_the_smallest_depth_on()
     assert ROW_PADDING % max(settings_table._BLOCKS) == 0
 
 
-@pytest.mark.parametrize(
-    ("capability", "family"),
-    [
-        ((8, 0), "sm_80"),
-        ((8, 6), "sm_86"),
-        ((8, 9), "sm_86"),
-        ((9, 0), "sm_90"),
-        ((10, 0), "sm_100"),
-        ((10, 3), "sm_100"),
-        ((12, 0), "sm_86"),
-        ((12, 1), "sm_86"),
-        ((19, 7), "sm_86"),  # nobody has seen it: the family with 99 KB
-    ],
-)
-def test_nvidia_devices_take_the_settings_of_their_family(
-    capability: tuple[int, int], family: str
+# Among them one that nobody has seen.
+@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (10, 0), (10, 3), (12, 0), (19, 7)])
+def test_nvidia_devices_take_the_settings_of_the_one_with_least_memory(
+    capability: tuple[int, int],
 ) -> None:
-    assert nvidia_family(capability) == family
     architecture = nvidia_architecture(capability)
-    for dtype in (torch.float16, torch.float32):
-        found = find_settings("triangle", architecture, dtype, 512)
-        assert found == find_settings("triangle", family, dtype, 512)
+    assert settings_family(architecture) == "sm_86"
+    for kernel, dtype in itertools.product(KERNELS, (torch.float16, torch.float32)):
+        found = find_settings(kernel, architecture, dtype, 512)
+        assert found == find_settings(kernel, "sm_86", dtype, 512)
 
 
 @pytest.mark.parametrize("name", ["gfx942:sramecc+:xnack-", "gfx90a", "gfx1201", "gfx9-generic"])

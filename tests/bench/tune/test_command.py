@@ -31,7 +31,7 @@ from bench.tune.grid import Gpu
 from bench.tune.passes import Job, TimedPass
 from circle_kernels.backends.triton.conditions import conditions_on
 from circle_kernels.backends.triton.launch import Launch, observe_launches
-from circle_kernels.backends.triton.settings import Settings, fit_depth, rectangle_settings
+from circle_kernels.backends.triton.settings import Settings, find_settings, fit_depth
 from circle_kernels.backends.triton.settings_table import (
     SETTINGS_VARIABLE,
     load_table,
@@ -114,7 +114,7 @@ def test_whole_command_on_a_pretended_device(
         ("weights_in_any_order", "sm_90", 2, 1),
     ]
     assert entries[0].settings == faster
-    assert entries[1].settings == rectangle_settings("sm_90", torch.bfloat16, 512, small=True)
+    assert entries[1].settings == find_settings("small_rectangle", "sm_90", torch.bfloat16, 512)
     content = json.loads(path.read_text())["measured"]
     assert content["settings"]["multiprocessors"] == 132
     assert content["versions"]["torch"] == torch.__version__
@@ -153,10 +153,10 @@ def test_what_is_chosen_by_running_kernels_is_used_from_the_file(
     (row,) = json.loads(path.read_text())["measured"]["rows"]
     assert row["left_out"] == {}
     assert len(row["ratios"]) == len(others)
-    before = rectangle_settings("interpreter", torch.float16, 64, small=True)
+    before = find_settings("small_rectangle", "interpreter", torch.float16, 64)
     monkeypatch.setenv(SETTINGS_VARIABLE, str(path))
     load_table.cache_clear()
-    after = rectangle_settings("interpreter", torch.float16, 64, small=True)
+    after = find_settings("small_rectangle", "interpreter", torch.float16, 64)
     assert after == fit_depth(chosen, 64) != before == fit_depth(current, 64)
 
 

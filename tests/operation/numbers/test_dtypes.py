@@ -1,14 +1,11 @@
-"""Two sides of different dtypes, and settings for the precision of products."""
+"""Two sides of different dtypes."""
 
 from __future__ import annotations
-
-import warnings
 
 import pytest
 import torch
 
 from circle_kernels import CircleFormula, pair_logsumexp
-from tests.support.apart import apart
 from tests.support.batches import batch_with_references, leaves_of, value_and_gradients
 from tests.support.public_losses import LOSSES, assert_close, for_every_loss, truth
 from tests.support.targets import Target, for_every_backend
@@ -56,34 +53,3 @@ def test_gradients_of_both_dtypes_are_held_to_the_yardstick_of_one(target: Targe
     expected = pair_logsumexp(*widened, formula=formula, backend=target.backend)
     assert all(map(torch.equal, ours, expected))
     assert all(map(torch.equal, gradients(*ours, leaves), gradients(*expected, leaves)))
-
-
-PRECISIONS = {
-    "legacy-high": "torch.set_float32_matmul_precision('high')",
-    "legacy-medium": "torch.set_float32_matmul_precision('medium')",
-}
-if hasattr(torch.backends, "fp32_precision"):  # PyTorch 2.9
-    PRECISIONS |= {
-        "cuda": "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
-        "mkldnn": "torch.backends.mkldnn.matmul.fp32_precision = 'tf32'",
-        "mkldnn-bf16": "torch.backends.mkldnn.matmul.fp32_precision = 'bf16'",
-        "mkldnn-all": "torch.backends.mkldnn.fp32_precision = 'tf32'",
-        "all": "torch.backends.fp32_precision = 'tf32'",
-        "ieee": "torch.backends.fp32_precision = 'ieee'",
-    }
-
-
-@pytest.mark.parametrize("setting", PRECISIONS)
-@apart
-def test_every_way_to_set_the_precision_is_taken(setting: str) -> None:
-    tensors = list(batch_with_references())
-    exact = [value_and_gradients(loss(*tensors), tensors[::2]) for loss in LOSSES.values()]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        exec(PRECISIONS[setting], {"torch": torch})
-    digits = 0.1 if setting in ("mkldnn-bf16", "legacy-medium") else 1e-3
-    for (name, loss), expected in zip(LOSSES.items(), exact, strict=True):
-        results = value_and_gradients(loss(*tensors), tensors[::2])
-        if setting in ("cuda", "ieee"):  # nothing of it concerns the CPU
-            assert all(map(torch.equal, results, expected)), name
-        assert_close(results, truth(name, tensors), digits)

@@ -25,11 +25,11 @@ def test_registered_ops_are_well_formed(backend: str, m: int | None) -> None:
         for op, given in ((ops.pair_logsumexp, tensors), (ops.pair_logsumexp_forward, plain)):
             torch.library.opcheck(op.default, (*encode(given, operation), keep, SAVED_LAYOUT))
     encoded = encode(plain, Operation(CircleFormula(), backend=backend))
-    *_, saved = ops.pair_logsumexp_forward(*encoded, True, SAVED_LAYOUT)
+    *_, saved, precision = ops.pair_logsumexp_forward(*encoded, True, SAVED_LAYOUT)
     grads = (torch.rand(24), torch.rand(24))
     for needs in ((True, True), (True, False), (False, True)) if m else ((True, False),):
         torch.library.opcheck(
-            ops.pair_logsumexp_backward.default, (*encoded, saved, *grads, *needs)
+            ops.pair_logsumexp_backward.default, (*encoded, precision, saved, *grads, *needs)
         )
 
 

@@ -13,6 +13,7 @@ from circle_kernels.backends.saved_bytes import as_bytes, from_bytes
 from circle_kernels.formula import PairFormula
 
 calls: list[str] = []  # what has been asked of it
+precisions: list[str] = []  # of the products, in each pass
 
 
 def status() -> str:
@@ -33,6 +34,7 @@ def saves_labels(problem: PairProblem) -> bool:
 
 def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
     calls.append("forward")
+    precisions.append(problem.precision)
     similarity, same, different = _pairs(problem)
     lse_pos, lse_neg = (
         logits.masked_fill(~mask, -math.inf).logsumexp(1)
@@ -48,6 +50,7 @@ def backward(
     problem: PairProblem, passed: Passed, needs: Needs
 ) -> tuple[Tensor | None, Tensor | None]:
     calls.append("backward")
+    precisions.append(problem.precision)
     similarity, same, different = _pairs(problem)
     lse_pos, lse_neg = from_bytes(passed.saved, problem.result_dtype).chunk(2)
     weights = torch.zeros_like(similarity)

@@ -1,0 +1,72 @@
+"""Small problems that a backend can be tried on: what it says beside float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from circle_kernels.backends import reference
+from circle_kernels.backends.problem import Needs, PairProblem, Passed
+from circle_kernels.formula import CircleFormula
+
+# Errors allowed of log-sum-exps and, by dtype, of gradients, beside the largest entry: several
+# times what rounding costs, in float32 with the tf32 products of gradients that PyTorch may be set
+# to.
+_OF_SUMS = 1e-4
+_OF_GRADIENTS = {torch.float16: 5e-3, torch.bfloat16: 3e-2, torch.float32: 2e-3}
+_RESULTS = ("lse_pos", "lse_neg", "the embeddings' gradient", "the references' gradient")
+
+
+def fault(backend: Any, device: torch.device, dtype: torch.dtype) -> str:
+    """What is wrong with the results of a backend's two passes, or ``""``.
+
+    Raises:
+        Exception: whatever the backend does.
+    """
+    allowed = (_OF_SUMS, _OF_SUMS, _OF_GRADIENTS[dtype], _OF_GRADIENTS[dtype])
+    for name, problem in _problems(dtype):
+        truths = _results(reference, problem)
+        results = _results(backend, _moved(problem, device, dtype))
+        for what, value, truth, most in zip(_RESULTS, results, truths, allowed, strict=False):
+            error = ((value - truth).abs().max() / truth.abs().max()).item()
+            if not error <= most:  # or it is NaN
+                return f"{what} of {name} is wrong by {error:.2g}, where {most:g} is allowed"
+    return ""
+
+
+def _problems(dtype: torch.dtype) -> Iterator[tuple[str, PairProblem]]:
+    """In float64, with numbers that the dtype has; each row has a positive and a negative."""
+    generator = torch.Generator().manual_seed(0)
+
+    def side(rows: int, depth: int) -> tuple[Tensor, Tensor]:
+        values = torch.randn(rows, depth, generator=generator, dtype=torch.float64, device="cpu")
+        return values.to(dtype).double(), torch.arange(rows, device="cpu") * 7 % 11
+
+    # A few tiles of 128, none of them whole at the end; a depth that is a multiple, and not.
+    formula = CircleFormula(gamma=16)
+    yield "a batch alone", PairProblem(*side(300, 64), None, None, formula, True)
+    yield "a batch with references", PairProblem(*side(200, 72), *side(300, 72), formula, True)
+
+
+def _moved(problem: PairProblem, device: torch.device, dtype: torch.dtype) -> PairProblem:
+    embeddings, labels, ref_emb, ref_labels, _ = problem.tensors
+    return problem._replace(
+        embeddings=embeddings.to(device, dtype),
+        labels=labels.to(device),
+        ref_emb=None if ref_emb is None else ref_emb.to(device, dtype),
+        ref_labels=None if ref_labels is None else ref_labels.to(device),
+    )
+
+
+def _results(backend: Any, problem: PairProblem) -> list[Tensor]:
+    """Log-sum-exps and the gradients of both sides, in float64 on the CPU."""
+    lse_pos, lse_neg, saved = backend.forward(problem)
+    # Other numbers for each row and kind, so that no mix-up can cancel.
+    upstream = torch.linspace(0.5, 1.5, len(lse_pos), dtype=lse_pos.dtype, device=lse_pos.device)
+    passed = Passed(saved, upstream, upstream.flip(0))
+    gradients = backend.backward(problem, passed, Needs(True, not problem.self_mode))
+    results = (lse_pos, lse_neg, *gradients)
+    return [each.double().cpu() for each in results if each is not None]
