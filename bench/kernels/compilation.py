@@ -22,7 +22,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 class Problem(NamedTuple):
-    """What kernels are looked at for. The depth matters where it decides that products are kept."""
+    """What kernels are looked at for."""
 
     num_rows: int
     depth: int
@@ -32,8 +32,6 @@ class Problem(NamedTuple):
 
 PROBLEMS = (
     Problem(256, 64),
-    Problem(256, 1024),
-    Problem(2048, 1024),
     Problem(4096, 64),
     Problem(16_384, 128),
     Problem(16_384, 128, 16_384),
@@ -132,8 +130,6 @@ def _compile(chosen: tuple[str, int]) -> list[dict[str, Any]]:
     if not bodies:
         return [row]
     products = {"bfloat16": 1, "float32": 6}[dtype]  # three of tf32, at half the rate
-    if constants.get("KEPT"):
-        products = 0
     per_depth = products * block_rows * block_columns / device.multiply_adds
     return [
         {
@@ -154,6 +150,7 @@ def _mode(constants: dict[str, Any]) -> str:
         "any order": "in any order",
         "ascending": "in label order",
         "classes": "class weights",
+        "listed": "listed",
     }
     # The triangle's are always in label order.
     order = orders[constants.get("LABELS", "ascending")]
@@ -161,9 +158,7 @@ def _mode(constants: dict[str, Any]) -> str:
         order = f"references, {order}"
     if constants.get("MIRROR"):
         order += ", on the diagonal"
-    if constants.get("KEEP"):
-        order += ", keeping products"
-    return f"{order}, from kept products" if constants.get("KEPT") else order
+    return order
 
 
 def _blocks(device: Any, threads: int, registers: int, shared_memory: int) -> int:
@@ -177,24 +172,20 @@ def _blocks(device: Any, threads: int, registers: int, shared_memory: int) -> in
 def _bodies(
     kernel: str, constants: dict[str, Any], paths: tuple[Any, ...], pairs: float
 ) -> dict[str, tuple[float, float]]:
-    """Instructions and exponentials per thread of each body that a tile can take."""
-    bodies: dict[str, tuple[float, float]] = {}
-    whole = [path for path in paths if path.exponentials > 0 and path.part_exponentials == 0]
-    if whole:
-        in_order = constants.get("LABELS", "ascending") != "any order"
+    """Instructions and exponentials per thread of the body that the kernel has for a tile."""
+    if not paths:  # AMD's machine code is not looked into
+        return {}
+    exact = kernel == "sum_exactly_kernel" or constants.get("TILES", "served") != "served"
+    if not exact:
+        in_order = constants.get("LABELS", "ascending") in ("ascending", "classes")
         name = "only negatives" if in_order else "both kinds"
-        bodies[name] = (whole[0].instructions, whole[0].exponentials)
-    parts = [path for path in paths if path.exponentials == 0]
-    # The exact body takes an exponential for each kind of pair or each side of anchors, and a few
-    # for each row. Tiles of one part have no loop over parts.
-    kinds = 1 if kernel == "write_weights_kernel" and not constants["SELF_MODE"] else 2
-    alone = [path for path in whole[1:] if abs(path.exponentials / pairs - kinds) < 0.5]
-    if alone:
-        bodies["exact"] = (alone[0].instructions, alone[0].exponentials)
-    if parts:
-        iterations = math.ceil(kinds * pairs / parts[0].part_exponentials)
-        bodies["exact"] = (
-            parts[0].instructions + iterations * parts[0].part_instructions,
-            iterations * parts[0].part_exponentials,
+        return {name: (paths[0].instructions, paths[0].exponentials)}
+    # A tile is as many parts as its columns make; what is around them is shared.
+    parts = constants["TILE_COLUMNS"] // constants["BLOCK_COLUMNS"]
+    path = next((path for path in paths if path.part_exponentials > 0), paths[0])
+    return {
+        "exact": (
+            path.part_instructions + path.instructions / parts,
+            path.part_exponentials + path.exponentials / parts,
         )
-    return bodies
+    }

@@ -55,8 +55,8 @@ DEVICES = {
 }
 
 
-class _WithoutCopies(TorchDispatchMode):
-    """Products onto sums leave these as they are: fake tensors would be copied on a device."""
+class ProductsInPlace(TorchDispatchMode):
+    """Products onto fake sums are these: what fakes them would copy, on a device that is not there."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -79,7 +79,7 @@ def pretend_device(device: Device) -> Iterator[list[Launch]]:
         assuming(hardware=device.hardware),
         observe_launches(lambda launch, proceed: launches.append(launch)),
         FakeTensorMode(),
-        _WithoutCopies(),
+        ProductsInPlace(),
     ):
         yield launches
 

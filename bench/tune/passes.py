@@ -172,7 +172,8 @@ def other_passes(job: Job, sizes: Sequence[Size]) -> Iterator[Pass]:
     """What else takes a job's settings, compiled to other code: nothing of it may spill either."""
     for size in sizes:
         yield Pass(job, size, CircleFormula(detach_weights=False))
-        yield Pass(job, size, UnifiedFormula(m=0.35))
+        if job.kernel.startswith("exact"):
+            yield Pass(job, size, UnifiedFormula(m=0.35))
         yield Pass(job, size, depth=job.depth + 16)  # whose last chunk is masked
         if job.dtype == torch.float32:
             yield Pass(job, size, precision="high")

@@ -1,24 +1,21 @@
-"""How much device memory the passes take, known without a device.
-
-Both passes are run on fake tensors, which have shapes and no memory, under the hardware that is
-asked about; what they allocate is counted, and no kernel is launched.
-"""
+"""How much device memory the Triton passes take, counted on tensors of a pretended device."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bench.offline.pretended import DEVICES, ProductsInPlace
 from circle_kernels.backends.problem import Needs, PairProblem, Passed
 from circle_kernels.backends.triton.backward_pass.backward import backward
-from circle_kernels.backends.triton.conditions import Hardware, assuming
+from circle_kernels.backends.triton.conditions import assuming
 from circle_kernels.backends.triton.forward_pass.forward import forward
 from circle_kernels.backends.triton.launch import observe_launches
 from circle_kernels.formula import CircleFormula
@@ -52,25 +49,26 @@ def planned_memory(
     num_references: int | None = None,
     *,
     classes: bool = False,
-    hardware: Hardware = Hardware("sm_90", 132),  # noqa: B008, a frozen value
 ) -> PlannedMemory:
-    """What the passes take for normalised embeddings; needs no device.
+    """What the passes take on an H100 for normalised embeddings; needs no device.
 
     Args:
         num_rows, depth: N and D of the embeddings.
         dtype: float16, bfloat16 or float32.
         num_references: M; None compares the batch with itself. Both sides get gradients.
         classes: whether the references are class weights.
-        hardware: of the device, by default an H100; with the size it decides what is sorted by
-            label.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode  # which imports the compiler
-
     def side(length: int) -> tuple[Tensor, Tensor]:
         embeddings = torch.empty(length, depth, dtype=dtype, device="cuda")
         return embeddings, torch.empty(length, dtype=torch.int64, device="cuda")
 
-    with assuming(hardware=hardware), observe_launches(_launch_nothing), FakeTensorMode():
+    # Not pretend_device, which keeps launches, and with them their tensors.
+    with (
+        assuming(hardware=DEVICES["sm_90"].hardware),
+        observe_launches(lambda launch, proceed: None),
+        FakeTensorMode(),
+        ProductsInPlace(),
+    ):
         ref_emb, ref_labels = (None, None) if num_references is None else side(num_references)
         problem = PairProblem(
             *side(num_rows),
@@ -90,10 +88,6 @@ def planned_memory(
             )
         in_gradients = sum(gradient.nbytes for gradient in gradients if gradient is not None)
         return PlannedMemory(forward_peak, memory.peak - in_gradients, kept)
-
-
-def _launch_nothing(launch: Any, proceed: Any) -> None:
-    pass
 
 
 class _CountMemory(TorchDispatchMode):

@@ -98,4 +98,3 @@ def test_observer_takes_the_place_of_a_launch() -> None:
 
 def test_limits_are_values() -> None:
     assert Limits() == replace(Limits(sorted_tiles=0), sorted_tiles=Limits().sorted_tiles)
-    assert (Limits().kept_depth(2), Limits().kept_depth(4)) == (768, 128)

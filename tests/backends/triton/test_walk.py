@@ -229,7 +229,7 @@ def test_bands_cover_every_block_once_within_the_bound(num_rows: int, dtype: tor
             assert band.first + band.size == following.first
             assert band.size == band.blocks * walk.tile.block_rows
         assert bands[-1].first + bands[-1].size == num_rows
-        blocks, tiles = walk.tiles
+        _, tiles = walk.tiles
         for runs in (walk.runs, walk.exact_runs):
             assert runs.number * runs.tiles >= tiles > (runs.number - 1) * runs.tiles
         entries = math.prod(bands[0].run_sums) + math.prod(bands[0].tile_sums)

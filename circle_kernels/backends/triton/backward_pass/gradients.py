@@ -96,7 +96,7 @@ def plain_weights(
     DETACH_WEIGHTS: tl.constexpr,
 ):
     """Compute weights where the fixed shift serves all anchors, from one exponential per pair."""
-    BOTH_KINDS: tl.constexpr = LABELS == "any order" or LABELS == "listed"  # noqa: PLR1714
+    BOTH_KINDS: tl.constexpr = LABELS == "any order" or LABELS == "listed"
     positive, for_row, for_column = kinds
     rows = along_rows(load_statistic(table_ptr, row, FACTOR, products.shape[0]))
     columns = rows

@@ -21,6 +21,7 @@ from circle_kernels.backends.triton.primitives import LN_2, STATISTICS_BLOCK
 from circle_kernels.backends.triton.sides import ROW_PADDING, Side
 from circle_kernels.formula import PairFormula
 
+
 @triton.jit(do_not_specialize=["num_anchors"])
 def gradient_unit_kernel(
     grad_lse_pos_ptr,  # (N,) float32

@@ -6,7 +6,6 @@ are visited; otherwise all of them are. What programs find is merged in a fixed 
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch

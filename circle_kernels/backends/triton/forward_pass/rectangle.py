@@ -74,7 +74,7 @@ def sum_rows_kernel(
     BLOCK_DEPTH: tl.constexpr,
 ):
     """Sum the exponentials of one block of rows over one run of column tiles."""
-    BOTH_KINDS: tl.constexpr = LABELS == "any order" or LABELS == "listed"  # noqa: PLR1714
+    BOTH_KINDS: tl.constexpr = LABELS == "any order" or LABELS == "listed"
     rows = Points(rows_ptr, row_labels_ptr, row_scales_ptr, num_rows, row_stride)
     columns = Points(columns_ptr, column_labels_ptr, column_scales_ptr, num_columns, column_stride)
     pairs = Pairs(rows, columns, depth)
