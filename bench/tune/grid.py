@@ -16,6 +16,7 @@ _SORTED_TILES = Limits().sorted_tiles
 
 # Rows and columns of tiles.
 _SIDES = {
+    "small_batch": ((16, 32, 64), (16, 32, 64)),
     "rectangle": ((64, 128), (32, 64, 128)),
     "small_rectangle": ((32, 64, 128), (32, 64)),
     "triangle": ((32, 64, 128), (32, 64, 128)),

@@ -63,16 +63,27 @@ def finish_gradient_kernel(
             chunk = load_tile(operand_ptr, rows, num_rows, row_stride, depths, padded_depth)
             sums -= along[:, None] * unit_rows(chunk, operand_norms, inverse_operand_unit)
         gradient = sums / norms[:, None] * inverse_unit[:, None] * unit
-        # A zero vector's gradient is of the order of 1 / eps, more than float16 can hold. NaN
-        # fails both comparisons and stays.
-        gradient = tl.where(at_zero[:, None] & (gradient > largest), largest, gradient)
-        gradient = tl.where(at_zero[:, None] & (gradient < -largest), -largest, gradient)
+        gradient = clamp_at_zero(gradient, at_zero, largest)
         offsets = given[:, None] * depth + depths[None, :]
         tl.store(
             gradient_ptr + offsets,
             gradient.to(gradient_ptr.dtype.element_ty),
             mask=inside[:, None] & (depths < depth)[None, :],
         )
+
+
+@triton.jit
+def clamp_at_zero(
+    gradient,  # (R, K)
+    at_zero,  # (R,)
+    largest,
+):
+    """Hold a zero vector's gradient, of the order of 1 / eps, to what the dtype can hold.
+
+    NaN fails both comparisons and stays.
+    """
+    gradient = tl.where(at_zero[:, None] & (gradient > largest), largest, gradient)
+    return tl.where(at_zero[:, None] & (gradient < -largest), -largest, gradient)
 
 
 @triton.jit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import triton
@@ -26,12 +27,34 @@ _SMALLER = tl.constexpr(2.0**-80)
 _BALANCE = 2.0**16
 
 
+class Given(NamedTuple):
+    """Embeddings as they were given."""
+
+    entries: tl.tensor  # pointer to (length, depth), any strides
+    length: tl.tensor
+    depth: tl.tensor
+    row_stride: tl.tensor
+    depth_stride: tl.tensor
+
+
+class Measures(NamedTuple):
+    """What becomes of each row."""
+
+    norms: tl.tensor  # of the input, in NORM_UNIT: max(|x|, eps), or 1; NaN for a non-finite row
+    factors: tl.tensor  # powers of two, that make an operand of it
+    operand_norms: tl.tensor  # the norms times the factors, in NORM_UNIT
+    scales: tl.tensor  # root_scale over the operand's norms
+
+
 @triton.jit
-def load_any_layout(rows_ptr, rows, num_rows, row_stride, depths, depth, depth_stride):
-    """Load (R, K) entries as float32, zero outside the matrix, from any strides."""
-    offsets = rows.to(tl.int64)[:, None] * row_stride + depths.to(tl.int64)[None, :] * depth_stride
-    inside = (rows < num_rows)[:, None] & (depths < depth)[None, :]
-    return tl.load(rows_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+def load_given(given, rows, depths):
+    """Load (R, K) entries as float32, zero outside the matrix."""
+    offsets = (
+        rows.to(tl.int64)[:, None] * given.row_stride
+        + depths.to(tl.int64)[None, :] * given.depth_stride
+    )
+    inside = (rows < given.length)[:, None] & (depths < given.depth)[None, :]
+    return tl.load(given.entries + offsets, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -45,6 +68,58 @@ def reciprocal_power(
     exponents = values.to(tl.int32, bitcast=True) & 0x7F800000
     powers = ((254 << 23) - exponents).to(tl.float32, bitcast=True)
     return tl.where(values < float("inf"), powers, float("nan"))
+
+
+@triton.jit
+def measure_rows(
+    given,  # Given
+    rows,  # (R,)
+    norm_eps,
+    root_scale,
+    lowest_norm,  # a power of two, or None: rows are used as they are
+    NORMALIZE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+):
+    """Compute norms and scales of rows.
+
+    To be normalised, rows are brought to norms from ``lowest_norm`` to twice that. Multiplying by a
+    power of two is exact (down to subnormals beside such a norm) and puts the scales of all rows
+    within a factor of 2, so that neither products nor weights, which hold the scales of both sides,
+    overflow or vanish.
+    """
+    squares = tl.zeros((BLOCK_ROWS, BLOCK_DEPTH), tl.float32)
+    small_squares = tl.zeros((BLOCK_ROWS, BLOCK_DEPTH), tl.float32)
+    for start in range(0, given.depth, BLOCK_DEPTH):
+        chunk = load_given(given, rows, start + tl.arange(0, BLOCK_DEPTH))
+        squares += chunk * chunk
+        small = chunk * _SMALLER
+        small_squares += small * small
+    norms = tl.sqrt_rn(tl.sum(squares, axis=1))
+    small_norms = tl.sqrt_rn(tl.sum(small_squares, axis=1))
+    # Their reciprocals, too, are normal numbers.
+    fits = norms < 2.0**100
+    # False for NaN and for infinity, which make every similarity of the row NaN.
+    finite = small_norms < float("inf")
+    divisors = tl.full((BLOCK_ROWS,), 1.0, tl.float32)
+    factors = divisors
+    if NORMALIZE:
+        # Of rows times the factors.
+        divisors = tl.where(fits, tl.maximum(norms, norm_eps), small_norms)
+        factors = tl.where(fits, 1.0, _SMALLER)
+    divisors = tl.where(finite, divisors, float("nan"))
+    units = tl.where(factors < 1.0, 1.0 / (NORM_UNIT * _SMALLER), 1.0 / NORM_UNIT)
+    norms = divisors * units
+    operand_norms = norms
+    if NORMALIZE and lowest_norm is not None:
+        to_lowest = reciprocal_power(divisors) * lowest_norm
+        divisors = divisors * to_lowest
+        operand_norms = divisors * (1.0 / NORM_UNIT)
+        scales = tl.div_rn(tl.full((BLOCK_ROWS,), 1.0, tl.float32) * root_scale, divisors)
+        factors = factors * to_lowest
+    else:
+        scales = tl.div_rn(factors * root_scale, divisors)
+    return Measures(norms, factors, operand_norms, scales)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -64,7 +139,7 @@ def prepare_operand_kernel(
     depth_stride,
     norm_eps,
     root_scale,
-    lowest_norm,  # a power of two
+    lowest_norm,  # of the copy, a power of two, or None
     NORMALIZE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
@@ -72,12 +147,8 @@ def prepare_operand_kernel(
     """Compute norms and scales; where needed write an aligned copy, padded with zeros.
 
     Scales and labels go on beyond the last row with its own, so that tiles load them unmasked.
-
-    A copy to be normalised is brought to norms from ``lowest_norm`` to twice that. Dividing by a
-    power of two is exact (down to subnormals beside such a norm) and puts the scales of all rows
-    within a factor of 2, so that neither products nor weights, which hold the scales of both sides,
-    overflow or vanish.
     """
+    embeddings = Given(rows_ptr, num_rows, depth, row_stride, depth_stride)
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     inside = rows < num_rows
     given = tl.minimum(rows, num_rows - 1).to(tl.int64)
@@ -87,46 +158,17 @@ def prepare_operand_kernel(
     if labels_ptr is not None:
         labels = tl.load(labels_ptr + given)
     tl.store(padded_labels_ptr + rows, labels)
-    squares = tl.zeros((BLOCK_ROWS, BLOCK_DEPTH), tl.float32)
-    small_squares = tl.zeros((BLOCK_ROWS, BLOCK_DEPTH), tl.float32)
-    for start in range(0, depth, BLOCK_DEPTH):
-        depths = start + tl.arange(0, BLOCK_DEPTH)
-        chunk = load_any_layout(rows_ptr, given, num_rows, row_stride, depths, depth, depth_stride)
-        squares += chunk * chunk
-        small = chunk * _SMALLER
-        small_squares += small * small
-    norms = tl.sqrt_rn(tl.sum(squares, axis=1))
-    small_norms = tl.sqrt_rn(tl.sum(small_squares, axis=1))
-    # Their reciprocals, too, are normal numbers.
-    fits = norms < 2.0**100
-    # False for NaN and for infinity, which make every similarity of the row NaN.
-    finite = small_norms < float("inf")
-    divisors = tl.full(norms.shape, 1.0, tl.float32)
-    smaller = divisors
-    if NORMALIZE:
-        # Of rows times ``smaller``.
-        divisors = tl.where(fits, tl.maximum(norms, norm_eps), small_norms)
-        smaller = tl.where(fits, 1.0, _SMALLER)
-    divisors = tl.where(finite, divisors, float("nan"))
-    units = tl.where(smaller < 1.0, 1.0 / (NORM_UNIT * _SMALLER), 1.0 / NORM_UNIT)
-    tl.store(norms_ptr + rows, divisors * units, mask=inside)
-    to_lowest = tl.full(norms.shape, 1.0, tl.float32)
-    if NORMALIZE and copy_ptr is not None:
-        to_lowest = reciprocal_power(divisors) * lowest_norm
-        divisors = divisors * to_lowest
-        tl.store(operand_norms_ptr + rows, divisors * (1.0 / NORM_UNIT), mask=inside)
-        scales = tl.div_rn(tl.full(divisors.shape, 1.0, tl.float32) * root_scale, divisors)
-    else:
-        scales = tl.div_rn(smaller * root_scale, divisors)
-    tl.store(scales_ptr + rows, scales)
+    measures = measure_rows(
+        embeddings, given, norm_eps, root_scale, lowest_norm, NORMALIZE, BLOCK_ROWS, BLOCK_DEPTH
+    )
+    tl.store(norms_ptr + rows, measures.norms, mask=inside)
+    tl.store(scales_ptr + rows, measures.scales)
+    if operand_norms_ptr is not None:
+        tl.store(operand_norms_ptr + rows, measures.operand_norms, mask=inside)
     if copy_ptr is not None:
         for start in range(0, padded_depth, BLOCK_DEPTH):
             depths = start + tl.arange(0, BLOCK_DEPTH)
-            chunk = load_any_layout(
-                rows_ptr, given, num_rows, row_stride, depths, depth, depth_stride
-            )
-            if NORMALIZE:
-                chunk = chunk * smaller[:, None] * to_lowest[:, None]
+            chunk = load_given(embeddings, given, depths) * measures.factors[:, None]
             offsets = rows.to(tl.int64)[:, None] * padded_depth + depths[None, :]
             tl.store(
                 copy_ptr + offsets,
@@ -199,7 +241,7 @@ def _fill_side(
             "norm_eps": NORM_EPS,
             # Scales of both sides are of the size of the root, however small the copy is made.
             "root_scale": root_scale / balance if copy else root_scale * balance,
-            "lowest_norm": 1 / balance,
+            "lowest_norm": 1 / balance if copy else None,
         },
         {"NORMALIZE": problem.normalize, **ROW_BLOCK},
         num_stages=2,

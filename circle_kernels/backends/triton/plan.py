@@ -109,6 +109,7 @@ class Layout:
     """What both passes go by, decided by sizes alone, which may be symbolic."""
 
     labels: Labels
+    small: bool  # whether each pass is one launch
     keeps_sides: bool  # whether prepared sides stay for the backward pass
 
     @property
@@ -227,10 +228,18 @@ def plan_layout(shape: Shape, conditions: Conditions) -> Layout:
     elif tiles >= limits.sorted_tiles * conditions.hardware.multiprocessors:
         labels = "ascending"
     entries = shape.num_rows if shape.self_mode else shape.num_rows + shape.num_columns
+    small = (
+        shape.self_mode
+        and labels == "any order"
+        and shape.num_rows <= limits.small_rows
+        and shape.depth <= limits.small_depth
+    )
     return Layout(
         labels=labels,
+        small=small,
         # Large sides are those in label order, too.
-        keeps_sides=labels != "ascending"
+        keeps_sides=not small
+        and labels != "ascending"
         and entries * shape.depth * shape.dtype.itemsize <= limits.sides_bytes,
     )
 
@@ -261,6 +270,7 @@ def plan_walk(shape: Shape, conditions: Conditions) -> Walk:
         band_blocks = min(blocks, max(limits.smallest_band, limits.partial_bytes // (4 * entries)))
     return Walk(
         labels=layout.labels,
+        small=layout.small,
         keeps_sides=layout.keeps_sides,
         num_rows=num_rows,
         num_columns=num_columns,

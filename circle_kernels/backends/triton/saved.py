@@ -23,7 +23,7 @@ _ALIGNMENT = 64
 class Saved:
     """Pieces of the saved tensor; None is what is not in it."""
 
-    logsumexps: Tensor  # (2, N) float32, of exponents
+    logsumexps: Tensor  # (2, N) float32, of exponents; of a small batch (6, N)
     row_order: Tensor | None  # (N,) int64: where each row stands in the caller's order
     column_order: Tensor | None  # (M,) int64; in self mode the rows'
     sides: tuple[Side, Side] | None
@@ -93,7 +93,8 @@ def view_saved(saved: Tensor, problem: PairProblem, layout: Layout) -> Saved:
 def _take_all(pieces: _Pieces, problem: PairProblem, layout: Layout) -> Saved:
     # Not len(), which would make a constant of a symbolic size.
     num_rows, num_columns = problem.embeddings.shape[0], problem.columns.shape[0]
-    logsumexps = pieces.take(2, num_rows, dtype=torch.float32)
+    # With measures of the rows, where sides are not prepared.
+    logsumexps = pieces.take(6 if layout.small else 2, num_rows, dtype=torch.float32)
     row_order = column_order = sides = None
     if layout.by_label:
         row_order = column_order = pieces.take(num_rows, dtype=torch.int64)

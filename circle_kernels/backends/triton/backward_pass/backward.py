@@ -28,6 +28,7 @@ from circle_kernels.backends.triton.saved import view_saved
 from circle_kernels.backends.triton.settings import dot_precision
 from circle_kernels.backends.triton.settings_table import Settings
 from circle_kernels.backends.triton.sides import Side, pair_arguments
+from circle_kernels.backends.triton.small_batch.backward import small_backward
 
 
 def backward(
@@ -39,6 +40,8 @@ def backward(
         shape, conditions = shape_of(problem), conditions_on(problem.embeddings.device)
         layout = plan_layout(shape, conditions)
         pieces = view_saved(saved, problem, layout)
+        if layout.small:
+            return small_backward(problem, pieces.logsumexps, grad_lse_pos, grad_lse_neg), None
         sides = pieces.sides or prepare_sides(problem, pieces.row_order, pieces.column_order)
         rows, columns = sides
         unit = None

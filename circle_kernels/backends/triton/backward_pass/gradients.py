@@ -37,6 +37,13 @@ class ByKind(NamedTuple):
     negative: tl.tensor
 
 
+class Anchors(NamedTuple):
+    """What weights take of anchors, to be broadcast along a tile."""
+
+    lse: ByKind  # of exponents
+    upstream: ByKind  # gradients, times the sign of slopes and LN_2
+
+
 @triton.jit
 def statistics_block(table_ptr, start):
     """Point to the first of the statistics of the anchors from ``start`` on."""
@@ -79,6 +86,22 @@ def along_rows(numbers):
 def along_columns(numbers):
     """Numbers of a tile's columns, to be broadcast."""
     return ByKind(numbers.positive[None, :], numbers.negative[None, :])
+
+
+@triton.jit
+def load_anchors(table_ptr, row, column, SELF_MODE: tl.constexpr, tile):
+    """Load the anchors of a tile (R, C) along its rows and, in self mode, along its columns."""
+    rows = Anchors(
+        along_rows(load_statistic(table_ptr, row, LSE, tile.shape[0])),
+        along_rows(load_statistic(table_ptr, row, UPSTREAM, tile.shape[0])),
+    )
+    columns = rows
+    if SELF_MODE:
+        columns = Anchors(
+            along_columns(load_statistic(table_ptr, column, LSE, tile.shape[1])),
+            along_columns(load_statistic(table_ptr, column, UPSTREAM, tile.shape[1])),
+        )
+    return rows, columns
 
 
 @triton.jit
@@ -134,9 +157,8 @@ def exact_weights(
     products,  # (R, C)
     scales,  # (R, C)
     kinds,  # of pair_kinds: whether a pair is positive, and counts for row and column; (R, C)
-    table_ptr,
-    row,
-    column,
+    rows,  # Anchors along the rows
+    columns,  # Anchors along the columns, if SELF_MODE
     formula,  # Formula
     SELF_MODE: tl.constexpr,
     FORMULA: tl.constexpr,
@@ -145,19 +167,14 @@ def exact_weights(
     """Compute weights of any tile, from one exponential per pair and side of anchors."""
     positive, for_row, for_column = kinds
     distances = mixed_distances(products, scales, positive, formula, FORMULA)
-    lse = along_rows(load_statistic(table_ptr, row, LSE, products.shape[0]))
-    upstream = along_rows(load_statistic(table_ptr, row, UPSTREAM, products.shape[0]))
-    shares = tl.exp2(shifted_exponents(distances, of_kind(positive, lse), FORMULA))
+    shares = tl.exp2(shifted_exponents(distances, of_kind(positive, rows.lse), FORMULA))
     # Selected, not multiplied: what stands at a pair that is in neither set may be inf or NaN.
-    weights = tl.where(for_row, shares * of_kind(positive, upstream), 0.0)
-    if SELF_MODE:
-        lse = along_columns(load_statistic(table_ptr, column, LSE, products.shape[1]))
-        upstream = along_columns(load_statistic(table_ptr, column, UPSTREAM, products.shape[1]))
-        shares = tl.exp2(shifted_exponents(distances, of_kind(positive, lse), FORMULA))
-        weights += tl.where(for_column, shares * of_kind(positive, upstream), 0.0)
-    floors = tl.where(positive, formula.positive.floor, formula.negative.floor)
-    slopes = pair_slopes(distances, floors, FORMULA, DETACH_WEIGHTS)
+    weights = tl.where(for_row, shares * of_kind(positive, rows.upstream), 0.0)
     counts = for_row
     if SELF_MODE:
+        shares = tl.exp2(shifted_exponents(distances, of_kind(positive, columns.lse), FORMULA))
+        weights += tl.where(for_column, shares * of_kind(positive, columns.upstream), 0.0)
         counts = for_row | for_column
+    floors = tl.where(positive, formula.positive.floor, formula.negative.floor)
+    slopes = pair_slopes(distances, floors, FORMULA, DETACH_WEIGHTS)
     return tl.where(counts, weights * slopes * scales, 0.0)

@@ -22,17 +22,15 @@ from circle_kernels.backends.triton.sides import ROW_PADDING, Side
 from circle_kernels.formula import PairFormula
 
 
-@triton.jit(do_not_specialize=["num_anchors"])
-def gradient_unit_kernel(
+@triton.jit
+def largest_gradient(
     grad_lse_pos_ptr,  # (N,) float32
     grad_lse_neg_ptr,  # (N,) float32
-    unit_ptr,  # (1,) float32
     num_anchors,
     bound,
-    smallest,
     BLOCK_ANCHORS: tl.constexpr,
 ):
-    """Find the largest finite gradient, times ``bound``, but at least ``smallest``."""
+    """Find the largest finite gradient, times ``bound``, but at least the smallest normal number."""
     largest = tl.zeros((BLOCK_ANCHORS,), tl.float32)
     for start in range(0, num_anchors, BLOCK_ANCHORS):
         anchors = start + tl.arange(0, BLOCK_ANCHORS)
@@ -41,7 +39,21 @@ def gradient_unit_kernel(
             grad_ptr = grad_lse_neg_ptr if kind else grad_lse_pos_ptr
             size = tl.abs(tl.load(grad_ptr + anchors, mask=inside, other=0.0))
             largest = tl.where((size > largest) & (size < float("inf")), size, largest)
-    tl.store(unit_ptr, tl.maximum(tl.max(largest, axis=0) * bound, smallest))
+    return tl.maximum(tl.max(largest, axis=0) * bound, 2.0**-126)
+
+
+@triton.jit(do_not_specialize=["num_anchors"])
+def gradient_unit_kernel(
+    grad_lse_pos_ptr,  # (N,) float32
+    grad_lse_neg_ptr,  # (N,) float32
+    unit_ptr,  # (1,) float32
+    num_anchors,
+    bound,
+    BLOCK_ANCHORS: tl.constexpr,
+):
+    """Find what upstream gradients are divided by."""
+    unit = largest_gradient(grad_lse_pos_ptr, grad_lse_neg_ptr, num_anchors, bound, BLOCK_ANCHORS)
+    tl.store(unit_ptr, unit)
 
 
 @triton.jit(do_not_specialize=["num_anchors"])
@@ -90,6 +102,11 @@ def prepare_statistics_kernel(
     tl.store(block_ptr + HIGHEST * STATISTICS_BLOCK, tl.max(highest, axis=0))
 
 
+def weight_bound(formula: PairFormula) -> float:
+    """A float16 weight's bound, for gradients of 1, over half of what float16 holds."""
+    return 2 * formula.max_slope() / (torch.finfo(torch.float16).max / 2)
+
+
 def gradient_unit(
     grad_lse_pos: Tensor,  # (N,)
     grad_lse_neg: Tensor,  # (N,)
@@ -109,8 +126,7 @@ def gradient_unit(
             "grad_lse_neg_ptr": grad_lse_neg.contiguous(),
             "unit_ptr": unit,
             "num_anchors": len(grad_lse_pos),
-            "bound": 2 * formula.max_slope() / (torch.finfo(torch.float16).max / 2),
-            "smallest": torch.finfo(torch.float32).tiny,
+            "bound": weight_bound(formula),
         },
         {"BLOCK_ANCHORS": 1024},
         num_warps=8,

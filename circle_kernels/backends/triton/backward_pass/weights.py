@@ -14,6 +14,7 @@ from torch import Tensor
 from circle_kernels.backends.triton.backward_pass.gradients import (
     exact_weights,
     fixed_shift_serves,
+    load_anchors,
     plain_weights,
 )
 from circle_kernels.backends.triton.formula import Formula, Kind
@@ -199,13 +200,13 @@ def write_weights_kernel(
                         DETACH_WEIGHTS,
                     )
                 else:
+                    anchors = load_anchors(table_ptr, row, column, SELF_MODE, products)
                     weights = exact_weights(
                         products,
                         scales,
                         kinds,
-                        table_ptr,
-                        row,
-                        column,
+                        anchors[0],
+                        anchors[1],
                         formula,
                         SELF_MODE,
                         FORMULA,

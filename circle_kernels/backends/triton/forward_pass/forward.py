@@ -20,10 +20,11 @@ from circle_kernels.backends.triton.forward_pass.rectangle import sum_rows_kerne
 from circle_kernels.backends.triton.forward_pass.triangle import sum_triangle_kernel
 from circle_kernels.backends.triton.launch import launch_kernel, launch_tiles, on_device
 from circle_kernels.backends.triton.operands import fill_sides, prepare_sides, sort_by_label
-from circle_kernels.backends.triton.plan import Band, Walk, plan_walk, shape_of
+from circle_kernels.backends.triton.plan import Band, Walk, plan_layout, plan_walk, shape_of
 from circle_kernels.backends.triton.saved import new_saved, view_saved
 from circle_kernels.backends.triton.settings import dot_precision
 from circle_kernels.backends.triton.sides import Side, ceil_div, pair_arguments
+from circle_kernels.backends.triton.small_batch.forward import small_forward
 
 
 def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
@@ -31,8 +32,12 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
     device = problem.embeddings.device
     with on_device(device):
         conditions = conditions_on(device)
-        walk = plan_walk(shape_of(problem), conditions)
-        saved = new_saved(problem, walk)
+        shape = shape_of(problem)
+        layout = plan_layout(shape, conditions)
+        saved = new_saved(problem, layout)
+        if layout.small:
+            return *small_forward(problem, saved.view(torch.float32)), saved
+        walk = plan_walk(shape, conditions)
         pieces = view_saved(saved, problem, walk)
         sort_by_label(problem, pieces.row_order, pieces.column_order)
         if pieces.sides is None:

@@ -19,6 +19,7 @@ from typing import Any
 SETTINGS_VARIABLE = "CIRCLE_KERNELS_TRITON_SETTINGS"
 
 KERNELS = {
+    "small_batch": "both passes of small batches, each in one launch",
     "rectangle": "forward pass over every tile",
     "small_rectangle": "the same where so few large tiles would leave multiprocessors without one",
     "triangle": "forward pass over the tiles on and above the diagonal, which are square",

@@ -1,0 +1,1 @@
+"""Small batches compared with themselves: each pass in one launch, without copies."""
