@@ -22,7 +22,7 @@ from circle_kernels.operation.listed_pairs import (
 )
 from circle_kernels.reference import similarity_matrix
 from tests.support.cases import Case
-from tests.support.targets import TARGETS, Target
+from tests.support.targets import INTERPRETED, TARGETS, Target
 from tests.support.yardstick import Yardstick, gradients
 
 pytestmark = pytest.mark.sanitized
@@ -38,7 +38,8 @@ CASES = [
 ]
 
 # The tiled backend in small tiles only: with large ones these cases have a single tile.
-SMALL_TILES = [t for t in TARGETS if isinstance(t, Target) and (t.backend == "cpu" or t.tile)]
+SMALL_TILES = [t for t in TARGETS if isinstance(t, Target) and (t.backend != "tiled" or t.tile)]
+BACKENDS = ["triton"] if INTERPRETED else ["cpu", "tiled"]
 
 
 def draw_kinds(rows: int, columns: int, self_mode: bool) -> Tensor:
@@ -109,12 +110,13 @@ def _tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     return
 
 
+@pytest.mark.backends
 @pytest.mark.usefixtures("_tiles")
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("target", SMALL_TILES, ids=str)
 def test_matrix_of_pairs_gives_what_dense_masks_give(case, target, monkeypatch) -> None:
     monkeypatch.setattr(choice, "_BEST_BACKEND", {"cpu": target.backend})
-    if target.backend == "tiled":
+    if target.backend != "cpu":
         without_extension(monkeypatch)
     kinds = draw_kinds(case.n, case.m or case.n, case.m is None)
     for dtype in target.dtypes:
@@ -153,7 +155,8 @@ def test_gathered_pairs_give_what_dense_masks_give(case, chunk, monkeypatch) -> 
         )
 
 
-@pytest.mark.parametrize("target", ["cpu", "tiled"])
+@pytest.mark.backends
+@pytest.mark.parametrize("target", BACKENDS)
 def test_pair_that_its_rows_call_different_things(target, monkeypatch) -> None:
     monkeypatch.setattr(choice, "_BEST_BACKEND", {"cpu": target})
     case = Case("random")
@@ -169,7 +172,8 @@ def test_pair_that_its_rows_call_different_things(target, monkeypatch) -> None:
     )
 
 
-@pytest.mark.parametrize("target", ["cpu", "tiled"])
+@pytest.mark.backends
+@pytest.mark.parametrize("target", BACKENDS)
 @pytest.mark.parametrize("way", ["matrix", "gathered"])
 def test_nan_reaches_exactly_the_rows_that_list_it(target, way, monkeypatch) -> None:
     monkeypatch.setattr(choice, "_BEST_BACKEND", {"cpu": target})

@@ -56,8 +56,9 @@ class Limits:
         sorted_tiles: tiles of 128x128 per multiprocessor from which sorting by label pays, and in
             self mode with it the triangle. Sorting costs a few launches and a copy; it saves half
             of the work around the product, and the triangle half of the product.
-        small_rows, small_depth: of batches compared with themselves that take one launch for each
-            pass: what those save counts more there than how well they use the device.
+        small_rows, small_row_bytes: of batches compared with themselves that take one launch for
+            each pass: what those save counts more there than how well they use the device. A
+            program holds the gradient of its rows in registers, and deeper ones would not fit.
         class_columns: class weights from which most tiles have no row's class among their columns,
             so that looking pays. Of 128 rows a tile of C / 128 has one with a probability of
             128 * 128 / C, and is then multiplied twice.
@@ -70,7 +71,7 @@ class Limits:
     triangle_run: int = 8
     sorted_tiles: int = 24
     small_rows: int = 1024
-    small_depth: int = 1024
+    small_row_bytes: int = 2048
     class_columns: int = 2**17
 
 

@@ -232,7 +232,7 @@ def plan_layout(shape: Shape, conditions: Conditions) -> Layout:
         shape.self_mode
         and labels == "any order"
         and shape.num_rows <= limits.small_rows
-        and shape.depth <= limits.small_depth
+        and shape.depth * shape.dtype.itemsize <= limits.small_row_bytes
     )
     return Layout(
         labels=labels,

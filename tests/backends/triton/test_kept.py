@@ -31,7 +31,7 @@ def test_sides_left_by_the_forward_pass_give_the_same_bits_as_prepared_again(
 
     case = Case("random", n=n, m=m, d=21)
     results, prepared = [], []
-    for limits in (Limits(), Limits(sides_bytes=0)):
+    for limits in (Limits(small_rows=0), Limits(small_rows=0, sides_bytes=0)):
         launched: list[str] = []
         inputs = case.tensors(dtype)
         with assuming(limits=limits), observe_launches(note):

@@ -62,6 +62,7 @@ class Problem:
     layout: str = "as it is"
     normalize: bool = True
     multiprocessors: int = 0  # of a large problem
+    small: bool = True  # whether a small problem is one in plans, too
 
     def __str__(self) -> str:
         formula = f"{self.formula.name}-g{self.formula.gamma:g}-{self.formula.detach_weights}"
@@ -71,7 +72,7 @@ class Problem:
     def assumed(self) -> contextlib.AbstractContextManager[Any]:
         """What its plans go by."""
         if not self.multiprocessors:
-            return contextlib.nullcontext()
+            return contextlib.nullcontext() if self.small else assuming(limits=Limits(small_rows=0))
         return assuming(hardware=Hardware(INTERPRETER, self.multiprocessors), limits=LARGE)
 
     def tensors(self) -> list[Tensor]:
@@ -115,8 +116,8 @@ def _laid_out(wide: Tensor, problem: Problem) -> Tensor:
 PROBLEMS = [
     Problem(SINGLE, UNDETACHED, 67, layout="unaligned"),
     Problem(HALF, FACES, 67, layout="transposed"),
-    Problem(BFLOAT, UNIFIED, 130, d=32),
-    Problem(SINGLE, CIRCLE, 130, d=128),
+    Problem(BFLOAT, UNIFIED, 130, d=32, small=False),
+    Problem(SINGLE, CIRCLE, 130, d=128, small=False),
     Problem(SINGLE, FACES, 67, 130, d=32),
     Problem(HALF, UNIFIED, 1, 200, layout="unaligned", normalize=False),
     Problem(BFLOAT, UNDETACHED, 67, 41, layout="transposed"),

@@ -29,6 +29,7 @@ interpreted = [
     pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1"),
 ]
 SORTED = Limits(sorted_tiles=0)
+UNSORTED = Limits(small_rows=0)
 IN_BANDS = Limits(sorted_tiles=0, partial_bytes=0, smallest_band=2)
 # Four blocks and a bit, so that there are whole tiles beside the diagonal, and edges.
 CASES = [Case(regime, n=270, m=m) for regime in REGIMES for m in (None, 200)]
@@ -74,14 +75,15 @@ class TestInterpreted:
     @pytest.mark.parametrize("m", [None, 200])
     def test_order_of_rows_changes_nothing_but_rounding(self, m: int | None) -> None:
         case = Case("random", n=270, m=m)
-        unsorted = _logsumexps(case, torch.float16)
+        with assuming(limits=UNSORTED):
+            unsorted = _logsumexps(case, torch.float16)
         with assuming(limits=SORTED):
             in_order = _logsumexps(case, torch.float16)
         for ours, theirs in zip(in_order, unsorted, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)
 
     # Beyond a depth of 256 weights go to the workspace, from a body of their own.
-    @pytest.mark.parametrize("limits", [SORTED, Limits()])
+    @pytest.mark.parametrize("limits", [SORTED, UNSORTED, Limits()])
     @pytest.mark.parametrize("m", [None, 200])
     @pytest.mark.parametrize(
         "formula",
@@ -135,13 +137,13 @@ class TestInterpreted:
         embeddings = embeddings.detach()
         embeddings[100, 3] = float("nan")
         results = []
-        for limits in (Limits(), SORTED):
+        for limits in (Limits(), UNSORTED, SORTED):
             with assuming(limits=limits):
                 results.append(
                     pair_logsumexp(embeddings, labels, formula=case.formula, backend="triton")
                 )
-        for ours, theirs in zip(*results, strict=True):
-            assert torch.equal(ours.isnan(), theirs.isnan())
+        for ours, *others in zip(*results, strict=True):
+            assert all(torch.equal(ours.isnan(), theirs.isnan()) for theirs in others)
         lse_pos, lse_neg = results[1]
         assert lse_pos.isnan().nonzero().flatten().tolist() == [100, 101]
         assert lse_neg.isnan().sum() == 269  # all but the bad row's only positive
@@ -160,6 +162,25 @@ class TestInterpreted:
         lse_pos, _ = pair_logsumexp(embeddings, labels, formula=CircleFormula(), backend="triton")
         assert lse_pos[-1] == -torch.inf
         assert lse_pos[:-2].isfinite().all()
+
+    @pytest.mark.parametrize("limits", [SORTED, UNSORTED, Limits()])
+    @pytest.mark.parametrize("gamma", [128.0, 256.0])
+    def test_sums_far_below_1_are_not_lost(self, gamma: float, limits: Limits) -> None:
+        """Of a formula whose exponents have no lower bound: no fixed shift holds them."""
+        embeddings = torch.tensor([[1.0, 0.0]]).repeat(150, 1)
+        labels = torch.arange(150) % 2
+        embeddings[labels == 1] *= -1
+        embeddings.requires_grad_()
+        formula = UnifiedFormula(m=0.25, gamma=gamma)
+        with assuming(limits=limits):
+            lse_pos, lse_neg = pair_logsumexp(
+                embeddings, labels, formula=formula, backend="triton"
+            )
+            (gradient,) = torch.autograd.grad((lse_pos + lse_neg).sum(), embeddings)
+        # 75 negatives at a similarity of -1.
+        expected = math.log(75) + gamma * (-1 + 0.25)
+        torch.testing.assert_close(lse_neg, torch.full((150,), expected))
+        assert gradient.isfinite().all()
 
     @pytest.mark.parametrize("n", [2, 270])
     def test_infinite_product_is_clamped_to_no_finite_logit(self, n: int) -> None:
@@ -190,7 +211,7 @@ class TestInterpreted:
         for ours, expected in zip(*results, strict=True):
             assert torch.equal(ours, expected)
 
-    @pytest.mark.parametrize("limits", [SORTED, Limits()])
+    @pytest.mark.parametrize("limits", [SORTED, UNSORTED, Limits()])
     @pytest.mark.parametrize("last", [False, True])
     def test_a_gradient_that_no_fixed_shift_holds_reaches_every_tile(
         self, last: bool, limits: Limits

@@ -115,7 +115,7 @@ def small_backward_kernel(
         products = block_products(
             given, rows, columns, INPUT_PRECISION, OPERAND, NORMALIZED, BLOCK_DEPTH
         )
-        lse, upstream = load_anchors_of(
+        column_lse, column_upstream = load_anchors_of(
             saved_ptr, grad_lse_pos_ptr, grad_lse_neg_ptr, columns.indices, num_rows, unit
         )
         kinds = block_kinds(
@@ -126,7 +126,7 @@ def small_backward_kernel(
             rows.scales[:, None] * columns.scales[None, :],
             kinds,
             row_anchors,
-            Anchors(along_columns(lse), along_columns(upstream)),
+            Anchors(along_columns(column_lse), along_columns(column_upstream)),
             formula,
             True,
             FORMULA,
