@@ -97,12 +97,16 @@ def _tile_kernels(target: str) -> list[tuple[str, Specialization]]:
 
 
 def _compile(chosen: tuple[str, int]) -> list[dict[str, Any]]:
+    target, number = chosen
+    return describe_kernel(target, *_tile_kernels(target)[number])
+
+
+def describe_kernel(target: str, dtype: str, kernel: Specialization) -> list[dict[str, Any]]:
+    """Compile a tile kernel; one row for each of its bodies."""
     from bench.offline.compiled import compile_for
     from bench.offline.pretended import DEVICES
 
-    target, number = chosen
     device = DEVICES[target]
-    dtype, kernel = _tile_kernels(target)[number]
     name = kernel.kernel.__name__
     resources = compile_for(device, kernel)
     constants, options = dict(kernel.constants), dict(kernel.options)

@@ -7,6 +7,7 @@ from typing import Any
 from bench.reporting.results import Results
 from bench.reporting.tables import MISSING, Table, number
 
+_BYTES = {"bfloat16": 2, "float32": 4}
 _COLUMNS = (
     "kernel",
     "problem",
@@ -21,6 +22,7 @@ _COLUMNS = (
     "instructions / pair",
     "exp2 / pair",
     "cycles",
+    "L2 bytes / cycle",
 )
 
 
@@ -63,7 +65,20 @@ def _cells(row: dict[str, Any]) -> list[str]:
         number(row["instructions_per_pair"]) if "body" in row else MISSING,
         number(row["exponentials_per_pair"]) if "body" in row else MISSING,
         str(row["cycles"]) if "body" in row else MISSING,
+        _number(cache_rate(row)) if "body" in row else MISSING,
     ]
+
+
+def cache_rate(row: dict[str, Any]) -> float | None:
+    """Bytes per cycle that a tile's operands ask of the second-level cache at full matrix rate.
+
+    Whatever the depth; None without a product.
+    """
+    depth, matrix = next(iter(row["matrix_cycles"].items()))
+    if not matrix:
+        return None
+    block_rows, block_columns, _ = map(int, row["tile"].split("x"))
+    return (block_rows + block_columns) * int(depth) * _BYTES[row["dtype"]] / matrix
 
 
 def cycle_ratio(row: dict[str, Any], depth: int) -> float | None:

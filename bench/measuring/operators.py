@@ -41,7 +41,9 @@ def waits(
     if _named(operator, ("index.", "index_put")):
         # How many entries a mask selects is not known to the host, which only need not know it
         # where all of them get the same number.
-        masked = any(index.dtype in (torch.bool, torch.uint8) for index in _tensors(arguments[1:2]))
+        masked = any(
+            index.dtype in (torch.bool, torch.uint8) for index in tensors_in(arguments[1:2])
+        )
         return masked and not (_named(operator, ("index_put",)) and arguments[2].numel() == 1)
     to = (options or {}).get("device")
     return (
@@ -76,20 +78,22 @@ class CountOperators(TorchDispatchMode):
         self.names.append(name)
         if waits(name, args, kwargs):
             self.waiting.append(name)
-        if _launches(func, args, result):
+        if computes(func, args, result):
             self.launching.append(name)
         return result
 
 
-def _launches(func: Any, arguments: Sequence[Any], result: Any) -> bool:
+def computes(func: Any, arguments: Sequence[Any], result: Any) -> bool:
+    """Whether an operator that was called computes or copies, and so launches something."""
     if func._schema.is_mutable:
         return True
-    given = {tensor.untyped_storage()._cdata for tensor in _tensors(arguments)}
-    made = [tensor.untyped_storage()._cdata for tensor in _tensors(result)]
+    given = {tensor.untyped_storage()._cdata for tensor in tensors_in(arguments)}
+    made = [tensor.untyped_storage()._cdata for tensor in tensors_in(result)]
     return not _named(str(func), _ALLOCATING) and any(storage not in given for storage in made)
 
 
-def _tensors(tree: Any) -> Iterator[Tensor]:
+def tensors_in(tree: Any) -> Iterator[Tensor]:
+    """The tensors among arguments or results."""
     return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
 
 

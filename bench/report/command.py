@@ -23,6 +23,7 @@ PRESENTATIONS = {
     "loss": loss.PRESENTATION,
     "class": classes.PRESENTATION,
     "kernels": kernels.PRESENTATION,
+    "steps": kernels.STEPS_PRESENTATION,
     "gpu": gpu.PRESENTATION,
     "launches": launches.PRESENTATION,
 }

@@ -16,6 +16,7 @@ pytest.importorskip("triton", minversion="3.3")
 from bench import __main__ as cli
 from bench.kernels import command as kernels
 from bench.kernels.budgets import exceeded_budgets, got_worse
+from bench.kernels.tables import cache_rate
 from bench.offline.disassembly import find_loops, parse_blocks, tile_paths
 from bench.reporting.results import load
 
@@ -177,6 +178,13 @@ def test_figures_may_get_five_percent_worse_and_no_more() -> None:
     assert "instructions_per_pair 10.0, was 9.5" in worse[0]
     unknown = got_worse([_row(tile="64x64x64")], committed)
     assert "not in kernels.json" in unknown[0]
+
+
+def test_bytes_per_cycle_that_a_tile_asks() -> None:
+    row = {"tile": "128x128x64", "dtype": "bfloat16", "matrix_cycles": {"128": 1024, "512": 4096}}
+    assert cache_rate(row) == 64
+    assert cache_rate({**row, "tile": "128x256x64", "matrix_cycles": {"128": 2048}}) == 48
+    assert cache_rate({**row, "matrix_cycles": {"128": 0}}) is None
 
 
 def test_committed_results_are_what_the_page_shows() -> None:
