@@ -17,7 +17,8 @@ _SORTED_TILES = Limits().sorted_tiles
 # Rows and columns of tiles.
 _SIDES = {
     "small_batch": ((16, 32, 64), (16, 32, 64)),
-    "rectangle": ((64, 128), (32, 64, 128)),
+    "rectangle": ((64, 128), (64, 128, 256)),
+    "rectangle_in_any_order": ((64, 128), (32, 64, 128)),
     "small_rectangle": ((32, 64, 128), (32, 64)),
     "triangle": ((32, 64, 128), (32, 64, 128)),
     "exact_sums": ((64, 128), (32, 64, 128)),
@@ -25,7 +26,9 @@ _SIDES = {
     "weights_in_any_order": ((64, 128), (32, 64, 128)),
     "exact_weights": ((64, 128), (32, 64, 128)),
 }
-_DEPTHS = {2: (32, 64), 4: (16, 32)}  # by bytes per element
+# By bytes per element. Of float32, whose chunks are summed apart, kernels that have to see the same
+# bits of a similarity have the same depth.
+_DEPTHS = {2: (32, 64), 4: (32,)}
 _WARPS = (4, 8)
 _STAGES = (2, 3, 4)
 _AMD_STAGES = (1, 2)
@@ -33,7 +36,7 @@ _AMD_STAGES = (1, 2)
 _MAX_REGISTERS = 255
 # Products of a tile that a thread holds in registers: more spill, and fewer leave it too little to
 # do between one load and the next.
-_LEAST_PRODUCTS, _MOST_PRODUCTS = 16, 64
+_LEAST_PRODUCTS, _MOST_PRODUCTS = 16, 128
 
 
 @dataclass(frozen=True)
@@ -75,9 +78,9 @@ def problem_sizes(kernel: str, multiprocessors: int) -> list[Size]:
     if kernel in ("weights", "exact_sums", "exact_weights"):
         return [Size(in_order), Size(in_order, in_order)]
     in_any_order = [Size(rows(3)), Size(rows(2 / 3 * _SORTED_TILES))]
-    if kernel == "weights_in_any_order":
-        return in_any_order
-    return [*in_any_order, Size(in_order, in_order)]
+    if kernel == "rectangle":
+        return [Size(in_order, in_order)]
+    return in_any_order
 
 
 def candidates(

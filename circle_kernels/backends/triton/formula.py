@@ -8,6 +8,7 @@ log-sum-exps at the end. Derivation: docs/derivation.md.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -56,10 +57,23 @@ def pair_distances(
         distances = tl.fma(-products, scales, vertices)
     else:
         distances = tl.fma(products, scales, -vertices)
-    if FORMULA == "circle":
+    if FORMULA != "unified":
         # The clamp must let NaN through, or a NaN embedding would end in a finite loss.
         distances = tl.maximum(distances, kind.floor, propagate_nan=tl.PropagateNan.ALL)
     return distances
+
+
+@triton.jit
+def pair_floors(
+    positive,  # (R, C)
+    formula,  # Formula
+    FORMULA: tl.constexpr,
+):
+    """Each pair's lower bound of its distance; one number where both kinds have the same."""
+    floors = formula.negative.floor
+    if FORMULA == "circle":
+        floors = tl.where(positive, formula.positive.floor, floors)
+    return floors
 
 
 @triton.jit
@@ -77,8 +91,8 @@ def mixed_distances(
     """
     vertices = tl.where(positive, formula.positive.vertex, -formula.negative.vertex)
     distances = tl.fma(products, tl.where(positive, -scales, scales), vertices)
-    if FORMULA == "circle":
-        floors = tl.where(positive, formula.positive.floor, formula.negative.floor)
+    if FORMULA != "unified":
+        floors = pair_floors(positive, formula, FORMULA)
         distances = tl.maximum(distances, floors, propagate_nan=tl.PropagateNan.ALL)
     return distances
 
@@ -91,7 +105,7 @@ def shifted_exponents(
 ):
     """Compute base-2 logits, but for :func:`logit_constant`, less ``shifts``."""
     exponents = distances - shifts
-    if FORMULA == "circle":
+    if FORMULA != "unified":
         exponents = tl.fma(distances, distances, -shifts)
     return exponents
 
@@ -110,7 +124,7 @@ def shifted_exponentials(
 @triton.jit
 def logit_constant(floor, FORMULA: tl.constexpr):
     """What exponents have more than logits: a clamped pair's logit is 0."""
-    return floor * floor if FORMULA == "circle" else 0.0
+    return 0.0 if FORMULA == "unified" else floor * floor
 
 
 @triton.jit
@@ -146,6 +160,18 @@ def coordinate_scale(formula: PairFormula) -> float:
     return math.sqrt(scale) if formula.name == "circle" else scale
 
 
+@functools.lru_cache(maxsize=16)
+def formula_constant(formula: PairFormula) -> str:
+    """Which formula it is, as kernels are told: with the paper's margins both kinds of pairs have
+    one floor, and need not choose."""
+    if formula.name == "circle":
+        arguments = formula_arguments(formula)
+        if math.isclose(arguments["floor_pos"], arguments["floor_neg"], rel_tol=1e-12):
+            return "circle with one floor"
+    return formula.name
+
+
+@functools.lru_cache(maxsize=16)
 def formula_arguments(formula: PairFormula) -> dict[str, float]:
     """The formula's numbers, in coordinates, under the names that every kernel gives them.
 

@@ -254,8 +254,10 @@ def plan_walk(shape: Shape, conditions: Conditions) -> Walk:
     settings, runs, band_blocks = None, Runs(0, 0), 0
     exact_blocks, columns = ceil_div(num_rows, exact.block_rows), exact.block_columns
     if shape.has_fixed_shift:
-        small = ceil_div(num_rows, 128) * ceil_div(num_columns, 128) < multiprocessors
-        kernel = "triangle" if triangle else "small_rectangle" if small else "rectangle"
+        kernel = "triangle" if triangle else "rectangle"
+        if layout.kinds == 2:
+            few = ceil_div(num_rows, 128) * ceil_div(num_columns, 128) < multiprocessors
+            kernel = "small_rectangle" if few else "rectangle_in_any_order"
         settings = conditions.settings(kernel, shape.dtype, shape.depth)
         columns = settings.block_columns
         blocks, tiles = ceil_div(num_rows, settings.block_rows), ceil_div(num_columns, columns)

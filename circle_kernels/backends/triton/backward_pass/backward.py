@@ -19,7 +19,7 @@ from circle_kernels.backends.triton.backward_pass.statistics import (
 )
 from circle_kernels.backends.triton.backward_pass.weights import write_weights
 from circle_kernels.backends.triton.conditions import Conditions, conditions_on
-from circle_kernels.backends.triton.formula import formula_arguments
+from circle_kernels.backends.triton.formula import formula_arguments, formula_constant
 from circle_kernels.backends.triton.launch import on_device
 from circle_kernels.backends.triton.normalization import finish_gradient
 from circle_kernels.backends.triton.operands import prepare_sides
@@ -60,7 +60,7 @@ def backward(
         constants = {
             "SELF_MODE": problem.self_mode,
             "LABELS": layout.labels,
-            "FORMULA": problem.formula.name,
+            "FORMULA": formula_constant(problem.formula),
             "DETACH_WEIGHTS": problem.formula.detach_weights,
             "NORMALIZED": problem.normalize,
             "INPUT_PRECISION": dot_precision(

@@ -16,6 +16,7 @@ from circle_kernels.backends.triton.formula import (
     REACH,
     mixed_distances,
     pair_distances,
+    pair_floors,
     pair_slopes,
     shifted_exponentials,
     shifted_exponents,
@@ -127,7 +128,7 @@ def plain_weights(
         columns = along_columns(load_statistic(table_ptr, column, FACTOR, products.shape[1]))
     if BOTH_KINDS:
         distances = mixed_distances(products, scales, positive, formula, FORMULA)
-        floors = tl.where(positive, formula.positive.floor, formula.negative.floor)
+        floors = pair_floors(positive, formula, FORMULA)
     else:
         distances = pair_distances(products, scales, formula.negative, False, FORMULA)
         floors = formula.negative.floor
@@ -175,6 +176,6 @@ def exact_weights(
         shares = tl.exp2(shifted_exponents(distances, of_kind(positive, columns.lse), FORMULA))
         weights += tl.where(for_column, shares * of_kind(positive, columns.upstream), 0.0)
         counts = for_row | for_column
-    floors = tl.where(positive, formula.positive.floor, formula.negative.floor)
+    floors = pair_floors(positive, formula, FORMULA)
     slopes = pair_slopes(distances, floors, FORMULA, DETACH_WEIGHTS)
     return tl.where(counts, weights * slopes * scales, 0.0)

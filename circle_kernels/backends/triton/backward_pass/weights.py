@@ -19,7 +19,7 @@ from circle_kernels.backends.triton.backward_pass.gradients import (
 )
 from circle_kernels.backends.triton.formula import Formula, Kind
 from circle_kernels.backends.triton.launch import launch_tiles
-from circle_kernels.backends.triton.plan import Chunk, plan_runs
+from circle_kernels.backends.triton.plan import Chunk, Runs, plan_runs
 from circle_kernels.backends.triton.primitives import (
     Pairs,
     Points,
@@ -230,7 +230,10 @@ def write_weights(
     launches = [("every", exact)] if served is None else [("served", served), ("others", exact)]
     for tiles, block in launches:
         row_blocks = ceil_div(chunk.num_rows, block.block_rows)
-        runs = plan_runs(row_blocks, column_tiles, multiprocessors)
+        # On the diagonal, where half of the tiles are left out, one after the other spreads best.
+        runs = Runs(column_tiles, 1)
+        if not chunk.on_diagonal:
+            runs = plan_runs(row_blocks, column_tiles, multiprocessors)
         launch_tiles(
             write_weights_kernel,
             row_blocks * runs.number,

@@ -20,12 +20,13 @@ SETTINGS_VARIABLE = "CIRCLE_KERNELS_TRITON_SETTINGS"
 
 KERNELS = {
     "small_batch": "both passes of small batches, each in one launch",
-    "rectangle": "forward pass over every tile",
+    "rectangle": "forward pass over every tile, with negatives only",
+    "rectangle_in_any_order": "the same with both kinds of pairs, which take registers",
     "small_rectangle": "the same where so few large tiles would leave multiprocessors without one",
     "triangle": "forward pass over the tiles on and above the diagonal, which are square",
     "exact_sums": "forward pass over what these leave",
     "weights": "backward pass, of tiles with negatives only",
-    "weights_in_any_order": "the same of both kinds of pairs, which take registers",
+    "weights_in_any_order": "the same with both kinds of pairs",
     "exact_weights": "backward pass over what these leave",
 }
 # Not a device: Triton's interpreter, which runs the kernels on CPU tensors.

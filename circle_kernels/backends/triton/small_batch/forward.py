@@ -18,6 +18,7 @@ from circle_kernels.backends.triton.formula import (
     Kind,
     coordinate_scale,
     formula_arguments,
+    formula_constant,
     logit_constant,
 )
 from circle_kernels.backends.triton.forward_pass.exact import add_pairs, no_sum
@@ -141,7 +142,7 @@ def small_launch(problem: PairProblem) -> tuple[dict[str, Any], dict[str, Any], 
     }
     precision = dot_precision(conditions.hardware.architecture, dtype, problem.precision)
     constants = {
-        "FORMULA": problem.formula.name,
+        "FORMULA": formula_constant(problem.formula),
         "NORMALIZED": problem.normalize,
         "INPUT_PRECISION": precision,
         "OPERAND": OPERANDS[dtype],
