@@ -12,7 +12,8 @@ from circle_kernels.backends.triton.settings_table import unusable_shape
 
 # What plan_walk counts in.
 _TILE = 128
-_SORTED_TILES = Limits().sorted_tiles
+_LIMITS = Limits()
+_SORTED_TILES = _LIMITS.sorted_tiles
 
 # Rows and columns of tiles.
 _SIDES = {
@@ -35,8 +36,9 @@ _AMD_STAGES = (1, 2)
 # Of NVIDIA's devices: without it their compiler may spill a few to fit one more block.
 _MAX_REGISTERS = 255
 # Products of a tile that a thread holds in registers: more spill, and fewer leave it too little to
-# do between one load and the next.
-_LEAST_PRODUCTS, _MOST_PRODUCTS = 16, 128
+# do between one load and the next. Small batches are small to have programs enough.
+_PRODUCTS = range(16, 65)
+_PRODUCTS_OF = {"rectangle": range(16, 129), "small_batch": range(1, 33)}
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,13 @@ def problem_sizes(kernel: str, multiprocessors: int) -> list[Size]:
         """Of a batch of at least so many tiles per multiprocessor."""
         return _TILE * math.ceil(math.sqrt(tiles * multiprocessors))
 
+    if kernel == "small_batch":
+        return [Size(_LIMITS.small_rows // 4), Size(_LIMITS.small_rows)]
     in_order = rows(4 / 3 * _SORTED_TILES)
     if kernel == "small_rectangle":
         # Fewer tiles than multiprocessors: a sixteenth and half of them.
         sides = {max(1, math.isqrt((multiprocessors - 1) // part)) for part in (16, 2)}
-        return [Size(_TILE * side) for side in sorted(sides)]
+        return [Size(_TILE * side, _TILE * side) for side in sorted(sides)]
     if kernel == "triangle":
         return [Size(in_order)]
     if kernel in ("weights", "exact_sums", "exact_weights"):
@@ -106,8 +110,8 @@ def candidates(
     found = []
     for (rows, columns, chunk), warps, stage in itertools.product(shapes, _WARPS, stages):
         settings = Settings(rows, columns, chunk, warps, stage, max_registers)
-        products = rows * columns / (warps * gpu.warp_size)
-        fits = _LEAST_PRODUCTS <= products <= _MOST_PRODUCTS
+        products = rows * columns // (warps * gpu.warp_size)
+        fits = products in _PRODUCTS_OF.get(kernel, _PRODUCTS)
         if fits and unusable_shape(kernel, settings) is None:
             found.append(settings)
     return found

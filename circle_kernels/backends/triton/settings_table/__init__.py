@@ -19,7 +19,6 @@ from typing import Any
 SETTINGS_VARIABLE = "CIRCLE_KERNELS_TRITON_SETTINGS"
 
 KERNELS = {
-    "small_batch": "both passes of small batches, each in one launch",
     "rectangle": "forward pass over every tile, with negatives only",
     "rectangle_in_any_order": "the same with both kinds of pairs, which take registers",
     "small_rectangle": "the same where so few large tiles would leave multiprocessors without one",
@@ -28,6 +27,7 @@ KERNELS = {
     "weights": "backward pass, of tiles with negatives only",
     "weights_in_any_order": "the same with both kinds of pairs",
     "exact_weights": "backward pass over what these leave",
+    "small_batch": "both passes of small batches, each in one launch",
 }
 # Not a device: Triton's interpreter, which runs the kernels on CPU tensors.
 INTERPRETER = "interpreter"
