@@ -56,7 +56,7 @@ DEVICES = {
 
 
 class ProductsInPlace(TorchDispatchMode):
-    """Products onto fake sums are these: what fakes them would copy, on a device that is not there."""
+    """Products onto fake sums are these: faking them would copy on a device that is not there."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

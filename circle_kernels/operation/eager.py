@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _python_dispatch
 
 from circle_kernels.arguments import check_real_or_fake, check_undistributed
 from circle_kernels.backends.addressable import all_addressable, is_watched
@@ -134,7 +135,8 @@ def begin(batch: Batch, operation: Operation, keep: bool) -> tuple[PairProblem, 
 
 @functools.cache  # making a tensor takes microseconds
 def _kept_precision(precision: str) -> Tensor:
-    with torch.inference_mode(False):  # whose tensors no later call could keep
+    # Whose tensors no later call could keep, or read.
+    with torch.inference_mode(False), _python_dispatch._disable_current_modes():
         return encode_precision(precision)
 
 

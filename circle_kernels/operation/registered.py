@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils import _python_dispatch
 
 from circle_kernels.backends.addressable import all_addressable, is_legacy_batch
 from circle_kernels.backends.choice import (
@@ -113,6 +114,14 @@ def encode_precision(precision: str) -> Tensor:
     return torch.tensor([PRECISIONS.index(precision)], dtype=torch.uint8, device="cpu")
 
 
+def _number(of_one: Tensor) -> int:
+    # Of item(), tracers say that it waits for a device, and fake tensors are no company for others.
+    if type(of_one) is not Tensor or not _python_dispatch.is_in_torch_dispatch_mode():
+        return of_one.tolist()[0]
+    with _python_dispatch._disable_current_modes():
+        return of_one.tolist()[0]
+
+
 def decode_precision(precision: Tensor) -> str:
     """What :func:`encode_precision` was given.
 
@@ -120,7 +129,7 @@ def decode_precision(precision: Tensor) -> str:
         RuntimeError: a tensor that it did not return.
     """
     if precision.dtype == torch.uint8 and precision.shape == (1,):
-        place = precision.tolist()[0]  # of item(), tracers say that it waits for a device
+        place = _number(precision)
         if place < len(PRECISIONS):
             return PRECISIONS[place]
     raise RuntimeError(

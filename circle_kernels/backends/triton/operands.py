@@ -20,7 +20,7 @@ from circle_kernels.backends.triton.sides import Side, new_sides
 ROW_BLOCK = {"BLOCK_ROWS": 16, "BLOCK_DEPTH": 128}
 # Norms are kept in units of this: those of rows of float32's largest entries are beyond float32.
 NORM_UNIT = tl.constexpr(2.0**16)
-# Rows whose squares may overflow float32 are multiplied by this, exactly. Their norm stays above eps.
+# Rows whose squares may overflow float32 are multiplied by this, exactly; norms stay above eps.
 _SMALLER = tl.constexpr(2.0**-80)
 # Beside a side that is used as it is, the other one is divided by this much more than its norms:
 # products with the largest rows stay in range, and weights, which hold both sides' scales, too.

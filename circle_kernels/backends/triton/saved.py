@@ -23,7 +23,7 @@ _ALIGNMENT = 64
 class Saved:
     """Pieces of the saved tensor; None is what is not in it."""
 
-    logsumexps: Tensor  # (2, N) float32, of exponents; of a small batch (6, N)
+    logsumexps: Tensor  # (2, N) float32, of exponents; of a small batch (8, N)
     row_order: Tensor | None  # (N,) int64: where each row stands in the caller's order
     column_order: Tensor | None  # (M,) int64; in self mode the rows'
     sides: tuple[Side, Side] | None
@@ -56,8 +56,9 @@ def saved_shape(problem: PairProblem) -> tuple[int]:
 
 
 def saves_labels(problem: PairProblem) -> bool:
-    """Whether both sides are saved, and with them their labels."""
-    return _layout(problem).keeps_sides
+    """Whether labels are saved, as those of a small batch are or of sides that are kept."""
+    layout = _layout(problem)
+    return layout.small or layout.keeps_sides
 
 
 def _layout(problem: PairProblem) -> Layout:
@@ -75,8 +76,8 @@ def _num_bytes(problem: PairProblem, layout: Layout) -> int:
     return pieces.bytes
 
 
-def view_saved(saved: Tensor, problem: PairProblem, layout: Layout) -> Saved:
-    """What lies where in the tensor.
+def aligned(saved: Tensor, problem: PairProblem, layout: Layout) -> Tensor:
+    """The tensor, or a copy where a hook has given it back somewhere else.
 
     Raises:
         RuntimeError: a tensor of another size.
@@ -87,14 +88,19 @@ def view_saved(saved: Tensor, problem: PairProblem, layout: Layout) -> Saved:
             f"circle_kernels: the backward pass wants {wanted} bytes from the forward pass, got "
             f"{saved.numel()}; {HOOKS}"
         )
-    return _take_all(_Pieces(saved), problem, layout)
+    return saved if saved.storage_offset() % _ALIGNMENT == 0 else saved.clone()
+
+
+def view_saved(saved: Tensor, problem: PairProblem, layout: Layout) -> Saved:
+    """What lies where in the tensor; RuntimeError as :func:`aligned`."""
+    return _take_all(_Pieces(aligned(saved, problem, layout)), problem, layout)
 
 
 def _take_all(pieces: _Pieces, problem: PairProblem, layout: Layout) -> Saved:
     # Not len(), which would make a constant of a symbolic size.
     num_rows, num_columns = problem.embeddings.shape[0], problem.columns.shape[0]
-    # With measures of the rows, where sides are not prepared.
-    logsumexps = pieces.take(6 if layout.small else 2, num_rows, dtype=torch.float32)
+    # Of a small batch also measures of the rows, and their labels.
+    logsumexps = pieces.take(8 if layout.small else 2, num_rows, dtype=torch.float32)
     row_order = column_order = sides = None
     if layout.by_label:
         row_order = column_order = pieces.take(num_rows, dtype=torch.int64)

@@ -58,6 +58,7 @@ def planned_memory(
         num_references: M; None compares the batch with itself. Both sides get gradients.
         classes: whether the references are class weights.
     """
+
     def side(length: int) -> tuple[Tensor, Tensor]:
         embeddings = torch.empty(length, depth, dtype=dtype, device="cuda")
         return embeddings, torch.empty(length, dtype=torch.int64, device="cuda")

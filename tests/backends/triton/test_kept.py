@@ -20,7 +20,7 @@ from circle_kernels.backends.triton.launch import observe_launches
 
 @pytest.mark.backends
 @pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
-@pytest.mark.parametrize(("n", "m"), ((150, None), (128, 200)))
+@pytest.mark.parametrize(("n", "m"), [(150, None), (128, 200)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_sides_left_by_the_forward_pass_give_the_same_bits_as_prepared_again(
     dtype: torch.dtype, n: int, m: int | None

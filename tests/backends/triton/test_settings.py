@@ -126,7 +126,8 @@ def test_entry_holds_from_its_depth_on(use: Any) -> None:
 def test_architecture_with_entries_for_large_depths_only_takes_its_family_below(use: Any) -> None:
     use({**ENTRY, "depth": 512})
     assert find_settings("triangle", "sm_89", torch.bfloat16, 512) == TUNED
-    assert find_settings("triangle", "sm_89", torch.bfloat16, 64) == find_settings("triangle", "sm_86", torch.bfloat16, 64
+    assert find_settings("triangle", "sm_89", torch.bfloat16, 64) == find_settings(
+        "triangle", "sm_86", torch.bfloat16, 64
     )
 
 

@@ -173,9 +173,7 @@ class TestInterpreted:
         embeddings.requires_grad_()
         formula = UnifiedFormula(m=0.25, gamma=gamma)
         with assuming(limits=limits):
-            lse_pos, lse_neg = pair_logsumexp(
-                embeddings, labels, formula=formula, backend="triton"
-            )
+            lse_pos, lse_neg = pair_logsumexp(embeddings, labels, formula=formula, backend="triton")
             (gradient,) = torch.autograd.grad((lse_pos + lse_neg).sum(), embeddings)
         # 75 negatives at a similarity of -1.
         expected = math.log(75) + gamma * (-1 + 0.25)

@@ -24,7 +24,7 @@ from circle_kernels.backends.triton.launch import on_device
 from circle_kernels.backends.triton.normalization import finish_gradient
 from circle_kernels.backends.triton.operands import prepare_sides
 from circle_kernels.backends.triton.plan import Layout, plan_chunks, plan_layout, shape_of
-from circle_kernels.backends.triton.saved import view_saved
+from circle_kernels.backends.triton.saved import aligned, view_saved
 from circle_kernels.backends.triton.settings import dot_precision
 from circle_kernels.backends.triton.settings_table import Settings
 from circle_kernels.backends.triton.sides import Side, pair_arguments
@@ -39,9 +39,10 @@ def backward(
     with on_device(problem.embeddings.device):
         shape, conditions = shape_of(problem), conditions_on(problem.embeddings.device)
         layout = plan_layout(shape, conditions)
-        pieces = view_saved(saved, problem, layout)
         if layout.small:
-            return small_backward(problem, pieces.logsumexps, grad_lse_pos, grad_lse_neg), None
+            saved = aligned(saved, problem, layout)
+            return small_backward(problem, saved, grad_lse_pos, grad_lse_neg), None
+        pieces = view_saved(saved, problem, layout)
         sides = pieces.sides or prepare_sides(problem, pieces.row_order, pieces.column_order)
         rows, columns = sides
         unit = None

@@ -30,7 +30,7 @@ def largest_gradient(
     bound,
     BLOCK_ANCHORS: tl.constexpr,
 ):
-    """Find the largest finite gradient, times ``bound``, but at least the smallest normal number."""
+    """Find the largest finite gradient times ``bound``; at least the smallest normal number."""
     largest = tl.zeros((BLOCK_ANCHORS,), tl.float32)
     for start in range(0, num_anchors, BLOCK_ANCHORS):
         anchors = start + tl.arange(0, BLOCK_ANCHORS)

@@ -36,7 +36,7 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
         layout = plan_layout(shape, conditions)
         saved = new_saved(problem, layout)
         if layout.small:
-            return *small_forward(problem, saved.view(torch.float32)), saved
+            return *small_forward(problem, saved), saved
         walk = plan_walk(shape, conditions)
         pieces = view_saved(saved, problem, walk)
         sort_by_label(problem, pieces.row_order, pieces.column_order)
@@ -90,9 +90,8 @@ class _Sums:
         self._left_over = None
         if self._bands:
             self._left_over = rows.scales.new_empty(walk.tiles, dtype=torch.int8)
-        largest = self._bands[0] if self._bands else None
-        self._run_sums = largest and self._new(*largest.run_sums)
-        self._tile_sums = self._new(*largest.tile_sums) if largest and walk.triangle else None
+        self._run_sums = self._new(*self._bands[0].run_sums) if self._bands else None
+        self._tile_sums = self._new(*self._bands[0].tile_sums) if walk.triangle else None
         self._running = self._new(walk.kinds, walk.num_rows) if len(self._bands) > 1 else None
         self._exact_sums = self._new(4, walk.exact_runs.number, walk.num_rows)
 

@@ -28,20 +28,20 @@ from circle_kernels.backends.triton.small_batch.tiles import (
     block_kinds,
     block_products,
     load_operand,
+    saved_labels,
 )
 
 
 @triton.jit
 def load_block_of(
     given,  # Given
-    labels_ptr,
     saved_ptr,  # of small_forward_kernel
     start,
     BLOCK: tl.constexpr,
 ):
     """Load what the forward pass has found out about a block of rows."""
     indices = tl.minimum(start + tl.arange(0, BLOCK), given.length - 1)
-    labels = tl.load(labels_ptr + indices)
+    labels = tl.load(saved_labels(saved_ptr, given.length) + indices)
     factors = tl.load(saved_ptr + 3 * given.length + indices)
     return Block(indices, labels, factors, tl.load(saved_ptr + 5 * given.length + indices))
 
@@ -68,8 +68,7 @@ def load_anchors_of(
 @triton.jit(do_not_specialize=["num_rows"])
 def small_backward_kernel(
     rows_ptr,  # (N, D), any strides
-    labels_ptr,  # (N,) int64
-    saved_ptr,  # (6, N) float32: of small_forward_kernel
+    saved_ptr,  # (8, N) of 4 bytes: of small_forward_kernel
     grad_lse_pos_ptr,  # (N,) float32
     grad_lse_neg_ptr,  # (N,) float32
     gradient_ptr,  # (N, D) contiguous
@@ -97,13 +96,14 @@ def small_backward_kernel(
 ):
     """Compute the gradient of a block of rows."""
     given = Given(rows_ptr, num_rows, depth, row_stride, depth_stride)
+    saved_ptr = saved_ptr.to(tl.pointer_type(tl.float32))
     formula = Formula(Kind(vertex_pos, floor_pos), Kind(vertex_neg, floor_neg), fixed_shift)
     unit = 1.0
     if bound is not None:
         unit = largest_gradient(grad_lse_pos_ptr, grad_lse_neg_ptr, num_rows, bound, 256)
     row = tl.program_id(0) * BLOCK_ROWS
     indices = row + tl.arange(0, BLOCK_ROWS)
-    rows = load_block_of(given, labels_ptr, saved_ptr, row, BLOCK_ROWS)
+    rows = load_block_of(given, saved_ptr, row, BLOCK_ROWS)
     lse, upstream = load_anchors_of(
         saved_ptr, grad_lse_pos_ptr, grad_lse_neg_ptr, rows.indices, num_rows, unit
     )
@@ -111,7 +111,7 @@ def small_backward_kernel(
     depths = tl.arange(0, WHOLE_DEPTH)
     sums = tl.zeros((BLOCK_ROWS, WHOLE_DEPTH), tl.float32)
     for column in range(0, num_rows, BLOCK_COLUMNS):
-        columns = load_block_of(given, labels_ptr, saved_ptr, column, BLOCK_COLUMNS)
+        columns = load_block_of(given, saved_ptr, column, BLOCK_COLUMNS)
         products = block_products(
             given, rows, columns, INPUT_PRECISION, OPERAND, NORMALIZED, BLOCK_DEPTH
         )

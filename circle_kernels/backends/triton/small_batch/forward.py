@@ -29,7 +29,12 @@ from circle_kernels.backends.triton.primitives import LN_2
 from circle_kernels.backends.triton.settings import dot_precision
 from circle_kernels.backends.triton.settings_table import Settings
 from circle_kernels.backends.triton.sides import ceil_div, operand_layout
-from circle_kernels.backends.triton.small_batch.tiles import Block, block_kinds, block_products
+from circle_kernels.backends.triton.small_batch.tiles import (
+    Block,
+    block_kinds,
+    block_products,
+    saved_labels,
+)
 
 OPERANDS = {
     torch.float16: tl.float16,
@@ -51,9 +56,7 @@ def measure_block(
 ):
     """Measure a block of rows; also returns their norms and those of what is multiplied."""
     indices = tl.minimum(start + tl.arange(0, BLOCK), given.length - 1)
-    found = measure_rows(
-        given, indices, norm_eps, root_scale, 1.0, NORMALIZE, BLOCK, BLOCK_DEPTH
-    )
+    found = measure_rows(given, indices, norm_eps, root_scale, 1.0, NORMALIZE, BLOCK, BLOCK_DEPTH)
     block = Block(indices, tl.load(labels_ptr + indices), found.factors, found.scales)
     return block, found.norms, found.operand_norms
 
@@ -62,7 +65,8 @@ def measure_block(
 def small_forward_kernel(
     rows_ptr,  # (N, D), any strides
     labels_ptr,  # (N,) int64
-    saved_ptr,  # (6, N) float32: log-sum-exps of exponents of positives and negatives, and Measures
+    saved_ptr,  # (8, N) of 4 bytes: log-sum-exps of exponents of positives and negatives, norms,
+    # factors, operands' norms, scales; then labels in place of two
     lse_pos_ptr,  # (N,) float32
     lse_neg_ptr,  # (N,) float32
     num_rows,
@@ -86,6 +90,7 @@ def small_forward_kernel(
 ):
     """Compute both log-sum-exps of a block of rows, and what the backward pass takes of them."""
     given = Given(rows_ptr, num_rows, depth, row_stride, depth_stride)
+    saved_ptr = saved_ptr.to(tl.pointer_type(tl.float32))
     formula = Formula(Kind(vertex_pos, floor_pos), Kind(vertex_neg, floor_neg), fixed_shift)
     row = tl.program_id(0) * BLOCK_ROWS
     indices = row + tl.arange(0, BLOCK_ROWS)
@@ -109,7 +114,13 @@ def small_forward_kernel(
             positives, products, scales, positive & counts, formula.positive, True, FORMULA
         )
         negatives = add_pairs(
-            negatives, products, scales, (positive ^ True) & counts, formula.negative, False, FORMULA
+            negatives,
+            products,
+            scales,
+            (positive ^ True) & counts,
+            formula.negative,
+            False,
+            FORMULA,
         )
     inside = indices < num_rows
     exponents_pos, exponents_neg = finish_logsumexp(positives), finish_logsumexp(negatives)
@@ -123,6 +134,7 @@ def small_forward_kernel(
     tl.store(saved_ptr + 3 * num_rows + indices, rows.factors, mask=inside)
     tl.store(saved_ptr + 4 * num_rows + indices, operand_norms, mask=inside)
     tl.store(saved_ptr + 5 * num_rows + indices, rows.scales, mask=inside)
+    tl.store(saved_labels(saved_ptr, num_rows) + indices, rows.labels, mask=inside)
 
 
 def small_launch(problem: PairProblem) -> tuple[dict[str, Any], dict[str, Any], Settings]:
@@ -132,7 +144,6 @@ def small_launch(problem: PairProblem) -> tuple[dict[str, Any], dict[str, Any], 
     dtype, depth = operand_layout(problem)
     arguments = {
         "rows_ptr": embeddings,
-        "labels_ptr": problem.labels.contiguous(),
         "num_rows": len(embeddings),
         "depth": embeddings.shape[1],
         "row_stride": embeddings.stride(0),
@@ -152,7 +163,7 @@ def small_launch(problem: PairProblem) -> tuple[dict[str, Any], dict[str, Any], 
 
 def small_forward(
     problem: PairProblem,
-    saved: Tensor,  # of float32; filled
+    saved: Tensor,  # bytes; filled
 ) -> tuple[Tensor, Tensor]:
     """Both log-sum-exps of each row of a problem that ``plan.Layout.small`` is true of."""
     embeddings = problem.embeddings
@@ -164,6 +175,7 @@ def small_forward(
         ceil_div(num_rows, settings.block_rows),
         {
             **arguments,
+            "labels_ptr": problem.labels.contiguous(),
             "saved_ptr": saved,
             "lse_pos_ptr": lse_pos,
             "lse_neg_ptr": lse_neg,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from circle_kernels.backends.triton.operands import Given, load_given
+from circle_kernels.backends.triton.operands import load_given
 from circle_kernels.backends.triton.primitives import multiply_add
 
 
@@ -18,6 +18,12 @@ class Block(NamedTuple):
     labels: tl.tensor  # (R,)
     factors: tl.tensor  # (R,): of Measures
     scales: tl.tensor  # (R,): of Measures
+
+
+@triton.jit
+def saved_labels(saved_ptr, length):
+    """Point to the labels behind six vectors that the forward pass has saved."""
+    return (saved_ptr + 6 * length).to(tl.pointer_type(tl.int64))
 
 
 @triton.jit
