@@ -156,6 +156,8 @@ def _mode(constants: dict[str, Any]) -> str:
         "classes": "class weights",
         "listed": "listed",
     }
+    if "OPERAND" in constants:
+        return "small batch"
     # The triangle's are always in label order.
     order = orders[constants.get("LABELS", "ascending")]
     if order != "class weights" and not constants.get("SELF_MODE", True):
@@ -179,13 +181,14 @@ def _bodies(
     """Instructions and exponentials per thread of the body that the kernel has for a tile."""
     if not paths:  # AMD's machine code is not looked into
         return {}
-    exact = kernel == "sum_exactly_kernel" or constants.get("TILES", "served") != "served"
+    exact = constants.get("TILES", "served") != "served"
+    exact = exact or kernel == "sum_exactly_kernel" or kernel.startswith("small_")
     if not exact:
         in_order = constants.get("LABELS", "ascending") in ("ascending", "classes")
         name = "only negatives" if in_order else "both kinds"
         return {name: (paths[0].instructions, paths[0].exponentials)}
     # A tile is as many parts as its columns make; what is around them is shared.
-    parts = constants["TILE_COLUMNS"] // constants["BLOCK_COLUMNS"]
+    parts = constants.get("TILE_COLUMNS", constants["BLOCK_COLUMNS"]) // constants["BLOCK_COLUMNS"]
     path = next((path for path in paths if path.part_exponentials > 0), paths[0])
     return {
         "exact": (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from circle_kernels.backends.triton.conditions import Limits
 from circle_kernels.backends.triton.settings import Settings
-from circle_kernels.backends.triton.settings_table import unusable_shape
+from circle_kernels.backends.triton.settings_table import FLOAT32_DEPTH, unusable_shape
 
 # What plan_walk counts in.
 _TILE = 128
@@ -27,9 +27,7 @@ _SIDES = {
     "weights_in_any_order": ((64, 128), (32, 64, 128)),
     "exact_weights": ((64, 128), (32, 64, 128)),
 }
-# By bytes per element. Of float32, whose chunks are summed apart, kernels that have to see the same
-# bits of a similarity have the same depth.
-_DEPTHS = {2: (32, 64), 4: (32,)}
+_DEPTHS = {2: (32, 64), 4: (FLOAT32_DEPTH,)}  # by bytes per element
 _WARPS = (4, 8)
 _STAGES = (2, 3, 4)
 _AMD_STAGES = (1, 2)

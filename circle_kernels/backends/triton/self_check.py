@@ -132,7 +132,11 @@ def check(device: torch.device, dtype: torch.dtype) -> str:
     Raises:
         Exception: what the kernels, their compiler or the driver raise.
     """
-    for order, limits in (("any", Limits()), ("label", Limits(sorted_tiles=0))):
+    for order, limits in (
+        ("any", Limits()),  # a batch alone is then a small one
+        ("any", Limits(small_rows=0)),
+        ("label", Limits(sorted_tiles=0)),
+    ):
         with assuming(limits=limits):
             wrong = trial.fault(kernels, device, dtype)
         if wrong:

@@ -131,6 +131,13 @@ def test_architecture_with_entries_for_large_depths_only_takes_its_family_below(
     )
 
 
+def test_kernels_of_float32_chunk_the_depth_alike() -> None:
+    """As they sum it, so that each sees the same bits of a similarity."""
+    for family, depth in itertools.product((*SHIPPED, "sm_90"), (16, 40, 512, 2048)):
+        found = {find_settings(kernel, family, torch.float32, depth) for kernel in KERNELS}
+        assert len({settings.block_depth for settings in found}) == 1
+
+
 def test_no_chunk_is_larger_than_the_depth_needs() -> None:
     for depth, chunk in ((1, 16), (16, 16), (17, 32), (48, 64), (512, 64)):
         assert find_settings("rectangle", "sm_90", torch.float16, depth).block_depth == chunk
@@ -162,6 +169,7 @@ def test_files_are_read_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
             {"warps": 4},
             "warps unknown: wanted kernel, family, bytes, .* if need be depth, max_registers, note",
         ),
+        ({"bytes": 4}, "block_depth of 4 bytes must be 32, .* same bits of a similarity, got 16"),
         ({"block_rows": 64}, "block_rows and block_columns of triangle must be equal, got 64 and"),
         ({"kernel": "weights", "block_columns": 64}, "must be at least block_columns, got 32 and"),
     ],

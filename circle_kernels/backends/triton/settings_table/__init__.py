@@ -48,6 +48,10 @@ _OPTIONAL = ("depth", "max_registers", "note")
 # What a thread of NVIDIA's devices can have.
 _MOST_REGISTERS = 255
 
+# Float32 tiles are multiplied in chunks of the depth, each summed apart and then added, and all
+# kernels have to see the same bits of a similarity. The interpreter sums in float64.
+FLOAT32_DEPTH = 32
+
 _BUILT_IN = Path(__file__).with_name("settings.json")
 
 
@@ -175,6 +179,11 @@ def _read_entry(row: Any) -> Entry:
     reason = unusable_shape(kernel, settings)
     if reason is not None:
         raise ValueError(reason)
+    if row["bytes"] == 4 and family != INTERPRETER and settings.block_depth != FLOAT32_DEPTH:
+        raise ValueError(
+            f"block_depth of 4 bytes must be {FLOAT32_DEPTH}, for all kernels to see the same bits "
+            f"of a similarity, got {settings.block_depth}"
+        )
     return Entry(kernel, family, row["bytes"], depth, settings)
 
 

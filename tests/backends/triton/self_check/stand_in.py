@@ -61,7 +61,7 @@ def in_a_new_process() -> None:
     self_check._found.clear()
 
 
-CHECKED = 4  # problems: two, in any order and in label order
+CHECKED = 6  # problems: two, in any order as small batches and not, and in label order
 
 
 def of_gradients(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
