@@ -78,10 +78,10 @@ def encode(batch: Batch, operation: Operation) -> tuple[Any, ...]:
 
 def _decode(arguments: Sequence[Any], *, fake: bool = False) -> tuple[Batch, Operation, Any]:
     """What :func:`encode` was given, and the arguments that follow."""
-    parameters, *others = arguments[LABELS:_OPTIONS]
+    parameters = arguments[LABELS]
     # Of a fake tensor there are no numbers, and shapes do not depend on them.
     numbers = [0.5] * parameters.shape[0] if fake else parameters.tolist()
-    operation = _decode_operation(tuple(numbers), *others)
+    operation = _decode_operation(tuple(numbers), *arguments[LABELS + 1 : _OPTIONS])
     return Batch(*arguments[:LABELS]), operation, arguments[_OPTIONS:]
 
 
@@ -146,10 +146,11 @@ def _loss_and_gradients(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _without_none(
     batch: Batch, gradients: tuple[Tensor | None, Tensor | None]
 ) -> tuple[Tensor, Tensor]:
-    grad_embeddings, grad_references = (
-        batch.embeddings.new_empty(0) if gradient is None else gradient for gradient in gradients
+    grad_embeddings, grad_references = gradients
+    return (
+        batch.embeddings.new_empty(0) if grad_embeddings is None else grad_embeddings,
+        batch.embeddings.new_empty(0) if grad_references is None else grad_references,
     )
-    return grad_embeddings, grad_references
 
 
 def define(name: str, schema: str, implementation: Callable[..., Any], *, whole: bool) -> Any:
