@@ -58,9 +58,7 @@ def encode(batch: Batch, operation: Operation) -> tuple[Any, ...]:
     """Both as the ops take them."""
     formula = operation.formula
     if torch.compiler.is_compiling():
-        # Products with a tensor are what compilers keep a number variable in.
-        one = torch.ones((), dtype=torch.float64, device="cpu")
-        parameters = torch.stack([one * value for value in formula.parameters()])
+        parameters = variable_numbers(*formula.parameters())
     else:
         parameters = torch.tensor(formula.parameters(), dtype=torch.float64, device="cpu")
         if isinstance(batch.embeddings, FakeTensor) and not isinstance(parameters, FakeTensor):
@@ -74,6 +72,19 @@ def encode(batch: Batch, operation: Operation) -> tuple[Any, ...]:
         operation.skip_below,
         operation.backend,
     )
+
+
+def variable_numbers(first: float, *others: float) -> Tensor:
+    """Numbers as a tensor in which compilers keep them variable, as they do in products with one.
+
+    Not by ``torch.stack``, for which generated code has a loop and a view for each of them.
+    """
+    places = torch.arange(1 + len(others), dtype=torch.float64, device="cpu")
+    ones = torch.ones_like(places)
+    numbers = ones * first
+    for place, number in enumerate(others, 1):
+        numbers = torch.where(places < place, numbers, ones * number)
+    return numbers
 
 
 def _decode(arguments: Sequence[Any], *, fake: bool = False) -> tuple[Batch, Operation, Any]:
