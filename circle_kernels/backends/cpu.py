@@ -118,10 +118,10 @@ def _plan_saved(problem: PairProblem) -> tuple[int, int]:
     extension = _loaded()
     panel, itemsize = extension.PANEL, problem.result_dtype.itemsize
     row_panels = (problem.embeddings.shape[0] + panel - 1) // panel
-    column_panels = (problem.columns.shape[0] + panel - 1) // panel
-    tiles = row_panels * column_panels
-    if problem.self_mode:
+    if problem.ref_emb is None:
         tiles = row_panels * (row_panels + 1) // 2
+    else:
+        tiles = row_panels * ((problem.ref_emb.shape[0] + panel - 1) // panel)
     budget = KEPT_BYTES // (panel**2 * itemsize)
     # Where the budget holds a small part of the tiles, it is not worth its memory. Written so that
     # sizes may be symbolic: compilers cannot branch on them.
@@ -257,7 +257,7 @@ def _new_gradients(problem: PairProblem, needs: Needs) -> tuple[Tensor | None, T
     """Memory for the gradients of both sides; None where there is none to compute."""
 
     def of(side: Tensor) -> Tensor:
-        return torch.empty(side.shape, dtype=side.dtype, device="cpu")
+        return torch.empty_like(side, memory_format=torch.contiguous_format)
 
     return (
         of(problem.embeddings) if needs.embeddings else None,

@@ -95,7 +95,9 @@ class PairProblem(NamedTuple):
     @property
     def is_empty(self) -> bool:
         """Whether there is no pair at all."""
-        return self.embeddings.shape[0] == 0 or self.columns.shape[0] == 0
+        if self.embeddings.shape[0] == 0:
+            return True
+        return self.ref_emb is not None and self.ref_emb.shape[0] == 0
 
     @property
     def self_mode(self) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from circle_kernels.arguments import check_similarities
@@ -13,6 +15,7 @@ from circle_kernels.distributed.groups import Group, check_group, check_group_re
 from circle_kernels.formula import CircleFormula, UnifiedFormula
 from circle_kernels.logsumexp import present_logsumexp
 from circle_kernels.operation.batch import Batch, Operation, check_batch, operation_of, remembered
+from circle_kernels.operation.differentiable import usual_loss
 from circle_kernels.operation.eager import logsumexps
 from circle_kernels.operation.reductions import REDUCTIONS, softplus
 from circle_kernels.operation.row_losses import reduced_row_losses
@@ -105,8 +108,10 @@ def circle_loss(
         RuntimeError: the backend asked for cannot serve these tensors; a second derivative; or
             ``group="world"`` before ``init_process_group``.
     """
-    operation = operation_of(
+    return loss_of(
         CircleFormula,
+        (embeddings, labels, ref_emb, ref_labels),
+        (scope, reduction, group),
         m=m,
         gamma=gamma,
         detach_weights=detach_weights,
@@ -114,8 +119,6 @@ def circle_loss(
         skip_below=skip_below,
         backend=backend,
     )
-    rows = rows_of(scope, reduction, group)
-    return pair_loss(check_batch(embeddings, labels, ref_emb, ref_labels), operation, rows)
 
 
 @explain_other_names
@@ -140,16 +143,16 @@ def unified_loss(
     NormFace. ``m`` may be any finite number; other arguments, result and errors as for
     :func:`circle_loss`.
     """
-    operation = operation_of(
+    return loss_of(
         UnifiedFormula,
+        (embeddings, labels, ref_emb, ref_labels),
+        (scope, reduction, group),
         m=m,
         gamma=gamma,
         normalize=normalize,
         skip_below=skip_below,
         backend=backend,
     )
-    rows = rows_of(scope, reduction, group)
-    return pair_loss(check_batch(embeddings, labels, ref_emb, ref_labels), operation, rows)
 
 
 @explain_other_names
@@ -181,6 +184,22 @@ def circle_loss_from_similarity(
         present_logsumexp(formula.positive_logits(sp), dim=0)
         + present_logsumexp(formula.negative_logits(sn), dim=0)
     )
+
+
+def loss_of(
+    formula_type: type[CircleFormula] | type[UnifiedFormula],
+    tensors: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+    rows: tuple[str, str, Group | None],
+    **options: Any,
+) -> Tensor:
+    """The loss of what users give: arguments of :func:`rows_of` and :func:`operation_of`."""
+    if torch.compiler.is_compiling():
+        loss = usual_loss(formula_type.name, tensors, rows, options)
+        if loss is not None:
+            return loss
+    operation = operation_of(formula_type, **options)
+    reduction = rows_of(*rows)
+    return pair_loss(check_batch(*tensors), operation, reduction)
 
 
 @remembered

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from circle_kernels.distributed.groups import Group, describe_group, is_saveable
 from circle_kernels.formula import CircleFormula
-from circle_kernels.losses.functional import RowReduction, pair_loss, rows_of
-from circle_kernels.operation.batch import check_batch, operation_of
+from circle_kernels.losses.functional import RowReduction, loss_of
+from circle_kernels.operation.batch import operation_of
 from circle_kernels.options import explain_other_names
 
 
@@ -66,8 +66,10 @@ class CircleLoss(nn.Module):
         ref_emb: Tensor | None = None,  # (M, D)
         ref_labels: Tensor | None = None,  # (M,)
     ) -> Tensor:
-        operation = operation_of(
+        return loss_of(
             CircleFormula,
+            (embeddings, labels, ref_emb, ref_labels),
+            (self.scope, self.reduction, self.group),
             m=self.m,
             gamma=self.gamma,
             detach_weights=self.detach_weights,
@@ -75,8 +77,6 @@ class CircleLoss(nn.Module):
             skip_below=self.skip_below,
             backend=self.backend,
         )
-        rows = rows_of(self.scope, self.reduction, self.group)
-        return pair_loss(check_batch(embeddings, labels, ref_emb, ref_labels), operation, rows)
 
     def __getstate__(self) -> dict[str, Any]:
         """What is saved; a process group belongs to running processes."""

@@ -24,6 +24,7 @@ from circle_kernels.operation.registered import (
     encode,
     forward_op,
     under_transforms,
+    variable_numbers,
 )
 
 
@@ -178,20 +179,20 @@ _differentiable_loss = define(
 )
 
 
-def computes_at_once(batch: Batch, reduction: str) -> bool:
+def computes_at_once(embeddings: Tensor, ref_emb: Tensor | None, reduction: str) -> bool:
     """Whether a compiled step computes gradients with the loss, as one op instead of two.
 
     A compiler's graphs come in pairs, so that what is computed is used, and at a small batch an op
     costs as much as its kernel. Half types would lose gradients that are to be scaled up first.
     """
-    embeddings = batch.embeddings
     return (
         torch.compiler.is_compiling()
         and not torch.compiler.is_exporting()
         and not under_transforms()
-        and batch.requires_grad
+        and torch.is_grad_enabled()
+        and (embeddings.requires_grad or (ref_emb is not None and ref_emb.requires_grad))
         and reduction != "none"
-        and embeddings.device.type == "cpu"
+        and embeddings.is_cpu
         and embeddings.dtype in (torch.float32, torch.float64)
     )
 
@@ -201,6 +202,44 @@ def traced_loss(batch: Batch, operation: Operation, reduction: str) -> Tensor:
     sides = (batch.embeddings, batch.ref_emb)
     needs = (side is not None and side.requires_grad for side in sides)
     return _differentiable_loss(*encode(batch, operation), reduction, *needs)
+
+
+def usual_loss(
+    formula: str, tensors: tuple[Any, ...], rows: tuple[Any, ...], options: dict[str, Any]
+) -> Tensor | None:
+    """:func:`traced_loss` of what users give, unchecked, where it is what is usual; else None.
+
+    Each name and each entry of a tuple that a compiler meets on its way through the checks it looks
+    up again at every step, which costs a small one a twentieth.
+    """
+    embeddings, labels, ref_emb, ref_labels = tensors
+    m, gamma, skip_below = options["m"], options["gamma"], options["skip_below"]
+    flags = options.get("detach_weights", True), options["normalize"]
+    scope, reduction, group = rows
+    if (
+        isinstance(embeddings, Tensor)
+        and isinstance(labels, Tensor)
+        and ref_emb is ref_labels is group is None
+        and computes_at_once(embeddings, None, reduction)
+        and (embeddings.dim(), labels.dim(), labels.dtype) == (2, 1, torch.int64)
+        and labels.is_cpu
+        and labels.shape[0] == embeddings.shape[0]
+        and embeddings.shape[1] > 0
+        and type(m) in (float, int)
+        and type(gamma) in (float, int)
+        and -1 < m < 1
+        and 0 < gamma < 1e9
+        and type(skip_below) is float
+        and 0 <= skip_below < 1
+        and type(flags[0]) is type(flags[1]) is bool
+        and scope == "anchor"
+        and reduction in ("mean", "mean_all", "sum")
+        and options["backend"] in ("auto", "cpu")
+    ):
+        numbers = variable_numbers(float(m), float(gamma))
+        settings = (formula, *flags, skip_below, options["backend"], reduction)
+        return _differentiable_loss(*tensors, None, numbers, *settings, True, False)
+    return None
 
 
 def traced_logsumexps(batch: Batch, operation: Operation) -> tuple[Tensor, Tensor]:

@@ -65,9 +65,7 @@ def encode(batch: Batch, operation: Operation) -> tuple[Any, ...]:
     """Both as the ops take them."""
     formula = operation.formula
     if torch.compiler.is_compiling():
-        # Products with a tensor are what compilers keep a number variable in.
-        one = torch.ones((), dtype=torch.float64, device="cpu")
-        parameters = torch.stack([one * value for value in formula.parameters()])
+        parameters = variable_numbers(*formula.parameters())
     else:
         parameters = torch.tensor(formula.parameters(), dtype=torch.float64, device="cpu")
         if isinstance(batch.embeddings, FakeTensor) and not isinstance(parameters, FakeTensor):
@@ -83,12 +81,25 @@ def encode(batch: Batch, operation: Operation) -> tuple[Any, ...]:
     )
 
 
+def variable_numbers(first: float, *others: float) -> Tensor:
+    """Numbers as a tensor in which compilers keep them variable, as they do in products with one.
+
+    Not by ``torch.stack``, for which generated code has a loop and a view for each of them.
+    """
+    places = torch.arange(1 + len(others), dtype=torch.float64, device="cpu")
+    ones = torch.ones_like(places)
+    numbers = ones * first
+    for place, number in enumerate(others, 1):
+        numbers = torch.where(places < place, numbers, ones * number)
+    return numbers
+
+
 def _decode(arguments: Sequence[Any], *, fake: bool = False) -> tuple[Batch, Operation, Any]:
     """What :func:`encode` was given, and the arguments that follow."""
-    parameters, *others = arguments[LABELS:_OPTIONS]
+    parameters = arguments[LABELS]
     # Of a fake tensor there are no numbers, and shapes do not depend on them.
     numbers = [0.5] * parameters.shape[0] if fake else parameters.tolist()
-    operation = _decode_operation(tuple(numbers), *others)
+    operation = _decode_operation(tuple(numbers), *arguments[LABELS + 1 : _OPTIONS])
     return Batch(*arguments[:LABELS]), operation, arguments[_OPTIONS:]
 
 
@@ -187,10 +198,11 @@ def _loss_and_gradients(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _without_none(
     batch: Batch, gradients: tuple[Tensor | None, Tensor | None]
 ) -> tuple[Tensor, Tensor]:
-    grad_embeddings, grad_references = (
-        batch.embeddings.new_empty(0) if gradient is None else gradient for gradient in gradients
+    grad_embeddings, grad_references = gradients
+    return (
+        batch.embeddings.new_empty(0) if grad_embeddings is None else grad_embeddings,
+        batch.embeddings.new_empty(0) if grad_references is None else grad_references,
     )
-    return grad_embeddings, grad_references
 
 
 def define(name: str, schema: str, implementation: Callable[..., Any], *, whole: bool) -> Any:

@@ -38,7 +38,7 @@ def reduced_row_losses(batch: Batch, operation: Operation, reduction: str) -> Te
         if not is_traced(batch, operation):
             call = (batch, operation, reduction, batch.requires_grad)
             return RowLosses.apply(batch.embeddings, batch.ref_emb, call)
-        if computes_at_once(batch, reduction):
+        if computes_at_once(batch.embeddings, batch.ref_emb, reduction):
             return traced_loss(batch, operation, reduction)
     lse_pos, lse_neg = logsumexps(batch, operation)
     return reduce_exponents(lse_pos + lse_neg, reduction)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -97,6 +98,51 @@ def test_losses_do_not_share_a_limit_of_recompiles() -> None:
         ):
             compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
             torch.testing.assert_close(compiled(*tensors, **options), loss(*tensors, **options))
+
+
+WRONG = {
+    "rows": ({"labels": torch.arange(23)}, {}),
+    "floats": ({"labels": torch.rand(24)}, {}),
+    "no tensor": ({"embeddings": [1.0]}, {}),
+    "one axis": ({"embeddings": torch.rand(24, requires_grad=True)}, {}),
+    "no labels": ({"ref_emb": torch.rand(3, 4)}, {}),
+    "m": ({}, {"m": 1.5}),
+    "gamma": ({}, {"gamma": -1.0}),
+    "integer gamma": ({}, {"gamma": 0}),
+    "skip_below": ({}, {"skip_below": 1.0}),
+    "normalize": ({}, {"normalize": 1}),
+    "scope": ({}, {"scope": "row"}),
+    "reduction": ({}, {"reduction": "men"}),
+    "backend": ({}, {"backend": "gpu"}),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_compiled_refuses_what_eager_mode_refuses_in_its_words(name: str) -> None:
+    """Also where the arguments are otherwise those that are not checked while they are traced."""
+    wrong_tensors, wrong_options = WRONG[name]
+    embeddings, labels, *_ = inputs(24)
+    given = {"embeddings": embeddings, "labels": labels, **wrong_tensors, **wrong_options}
+    with pytest.raises((TypeError, ValueError)) as expected:
+        circle_loss(**given)
+    with pytest.raises(expected.type, match=f"^{re.escape(str(expected.value))}$"):
+        torch.compile(circle_loss, backend="aot_eager")(**given)
+
+
+@pytest.mark.parametrize("name", ["circle", "unified", "module"])
+def test_usual_arguments_are_not_traced_through_the_checks(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each name that they look up would be looked up again at every step."""
+    embeddings, labels, *_ = inputs(24)
+    expected = loss_and_gradients(LOSSES[name], (embeddings, labels))
+    for checks in ("operation_of", "rows_of", "check_batch"):
+        monkeypatch.delattr(f"circle_kernels.losses.functional.{checks}")
+    compiled = torch.compile(LOSSES[name], fullgraph=True, backend="aot_eager")
+    for ours, wanted in zip(
+        loss_and_gradients(compiled, (embeddings, labels)), expected, strict=True
+    ):
+        torch.testing.assert_close(ours, wanted, rtol=1e-6, atol=1e-6)
 
 
 def test_compiled_network_under_autocast_is_that_of_eager_mode() -> None:
