@@ -15,8 +15,9 @@ from tests.support.yardstick import gradients
 
 pytest.importorskip("triton", minversion="3.3")
 
+from circle_kernels.backends.triton.backward_pass.chunks import Chunks, plan_chunks
 from circle_kernels.backends.triton.conditions import Limits, assuming
-from circle_kernels.backends.triton.plan import Chunks, Shape, plan_chunks
+from circle_kernels.backends.triton.plan import Shape
 from circle_kernels.backends.triton.sides import ROW_PADDING
 
 SMALL_WORKSPACE = Limits(workspace_bytes=4 * 256 * 256, small_rows=0)

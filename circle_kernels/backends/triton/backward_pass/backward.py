@@ -7,23 +7,29 @@ from run to run.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from circle_kernels.backends.problem import Needs, PairProblem, Passed
+from circle_kernels.backends.triton.backward_pass.chunks import plan_chunks
 from circle_kernels.backends.triton.backward_pass.statistics import (
     gradient_unit,
     prepare_statistics,
 )
 from circle_kernels.backends.triton.backward_pass.weights import write_weights
-from circle_kernels.backends.triton.conditions import Conditions, conditions_on
+from circle_kernels.backends.triton.conditions import (
+    Conditions,
+    conditions_on,
+    hardware_is_assumed,
+)
 from circle_kernels.backends.triton.formula import formula_arguments, formula_constant
 from circle_kernels.backends.triton.launch import on_device
 from circle_kernels.backends.triton.normalization import finish_gradient
 from circle_kernels.backends.triton.operands import prepare_sides
-from circle_kernels.backends.triton.plan import Layout, plan_chunks, plan_layout, shape_of
+from circle_kernels.backends.triton.plan import Layout, plan_layout, shape_of
 from circle_kernels.backends.triton.saved import aligned, view_saved
 from circle_kernels.backends.triton.settings import dot_precision
 from circle_kernels.backends.triton.settings_table import Settings
@@ -142,15 +148,31 @@ def add_product(
 ) -> Tensor:  # (R, D) float32
     """``sums + weights @ operand`` in the sums' memory; half types are not rounded in between."""
     wide: dict[str, Any] = {}
+    adds = True
     if weights.dtype != torch.float32:
-        if weights.is_cuda and not is_amd and hasattr(torch.ops.aten.addmm, "dtype_out"):
-            wide = {"out_dtype": torch.float32}
-        elif weights.is_cuda:
+        if not weights.is_cuda:
+            weights, operand = weights.float(), operand.float()
+        elif is_amd or not hasattr(torch.ops.aten.mm, "dtype"):
             # The matrix product accumulates in float32 and rounds once, at the end of a chunk.
             product = (weights @ operand).float()
             return product if sums is None else sums.add_(product)
         else:
-            weights, operand = weights.float(), operand.float()
+            wide = {"out_dtype": torch.float32}
+            adds = hardware_is_assumed() or adds_onto_float32(weights.device, weights.dtype)
     if sums is None:
         return torch.mm(weights, operand, **wide)
+    if not adds:
+        return sums.add_(torch.mm(weights, operand, **wide))
     return torch.addmm(sums, weights, operand, **wide, out=sums)
+
+
+@functools.cache
+def adds_onto_float32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether PyTorch adds a product of a half type onto float32 sums; some versions want the sums
+    in the half type, too."""
+    sums, half = (torch.zeros(16, 16, dtype=each, device=device) for each in (torch.float32, dtype))
+    try:
+        torch.addmm(sums, half, half, out_dtype=torch.float32, out=sums)
+    except (RuntimeError, TypeError):
+        return False
+    return True

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from circle_kernels.backends.triton.backward_pass.chunks import Chunk
 from circle_kernels.backends.triton.backward_pass.gradients import (
     exact_weights,
     fixed_shift_serves,
@@ -19,7 +20,7 @@ from circle_kernels.backends.triton.backward_pass.gradients import (
 )
 from circle_kernels.backends.triton.formula import Formula, Kind
 from circle_kernels.backends.triton.launch import launch_tiles
-from circle_kernels.backends.triton.plan import Chunk, Runs, plan_runs
+from circle_kernels.backends.triton.plan import Runs, plan_runs
 from circle_kernels.backends.triton.primitives import (
     Pairs,
     Points,
