@@ -32,6 +32,9 @@ class Problem(NamedTuple):
 
 PROBLEMS = (
     Problem(256, 64),
+    Problem(256, 256),
+    Problem(256, 512),
+    Problem(256, 1024),
     Problem(4096, 64),
     Problem(16_384, 128),
     Problem(16_384, 128, 16_384),

@@ -94,6 +94,7 @@ def plan_launches(
     num_references: int | None = None,
     normalize: bool = True,
     classes: bool = False,
+    listed: bool = False,
 ) -> list[Launch]:
     """The launches of one forward and one backward pass (to both sides where there are two)."""
     with pretend_device(device) as launches:
@@ -105,6 +106,10 @@ def plan_launches(
             if not classes:
                 ref_labels = torch.empty(num_references, dtype=torch.int64, device="cuda")
         problem = PairProblem(embeddings, labels, ref_emb, ref_labels, formula, normalize)
+        if listed:
+            shape = num_rows, len(problem.columns)
+            kinds = torch.empty(shape, dtype=torch.uint8, device="cuda")
+            problem = problem._replace(listed=kinds)
         # Below autograd, whose engine would ask the driver for streams.
         lse_pos, lse_neg, saved = triton_backend.forward(problem)
         triton_backend.backward(

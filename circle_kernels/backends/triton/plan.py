@@ -201,6 +201,8 @@ def plan_walk(shape: Shape, conditions: Conditions) -> Walk:
         kernel = "triangle" if triangle else "rectangle"
         if layout.kinds == 2:
             few = ceil_div(num_rows, 128) * ceil_div(num_columns, 128) < multiprocessors
+            # What lists say of pairs takes registers as well.
+            few = few or layout.labels == "listed"
             kernel = "small_rectangle" if few else "rectangle_in_any_order"
         settings = conditions.settings(kernel, shape.dtype, shape.depth)
         columns = settings.block_columns

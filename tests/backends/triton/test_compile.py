@@ -28,6 +28,8 @@ DEPTHS = sorted(
     | {depth for entries in load_table().values() for depth, _ in entries if depth > 64}
 )
 TILE_KERNELS = (
+    "small_backward_kernel",
+    "small_forward_kernel",
     "sum_exactly_kernel",
     "sum_rows_kernel",
     "sum_triangle_kernel",
@@ -45,6 +47,7 @@ class Problem:
     precision: str = "highest"
     normalize: bool = True
     classes: bool = False
+    listed: bool = False
 
 
 # One of each maker: every device's settings are compiled by ``python -m bench kernels --check``.
@@ -79,6 +82,8 @@ def options() -> list[Problem]:
     # A depth that needs masking and has no aligned rows, and the smallest.
     chosen += [Problem(torch.bfloat16, depth) for depth in (1, 100, 515)]
     chosen += [Problem(torch.float16, 64, normalize=False)]
+    for dtype, self_mode in itertools.product((torch.bfloat16, torch.float32), (True, False)):
+        chosen += [Problem(dtype, 512, self_mode, listed=True)]
     for num_rows in (256, 30_000):
         chosen += [Problem(torch.bfloat16, 128, num_rows=num_rows, formula=UnifiedFormula(m=0.35))]
         chosen += [Problem(torch.float32, 128, num_rows=num_rows, precision="high")]
@@ -102,6 +107,7 @@ def kernels(target: str) -> dict[Specialization, Settings | None]:
                 num_references=None if problem.self_mode else 2 * problem.num_rows,
                 normalize=problem.normalize,
                 classes=problem.classes,
+                listed=problem.listed,
             )
             found.update((specialize(launch), launch.settings) for launch in recorded)
     finally:
@@ -173,7 +179,8 @@ def test_every_settings_entry_is_compiled() -> None:
         launches = plan_launches(
             DEVICES[target], dtype=dtype, formula=CircleFormula(), **problem._asdict()
         )
-        seen |= {(settings_family(target), launch.settings) for launch in launches}
+        for family in (target, settings_family(target)):
+            seen |= {(family, launch.settings) for launch in launches}
     listed = {
         (family, settings)
         for (_, family, _), entries in load_table().items()

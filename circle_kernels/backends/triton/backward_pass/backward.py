@@ -104,11 +104,13 @@ def _weights_settings(
 ) -> tuple[Settings | None, Settings]:
     """Those of tiles that the fixed shift serves, and of others."""
     dtype, depth = rows.operand.dtype, rows.operand.shape[1]
+    exact = conditions.settings("exact_weights", dtype, depth)
+    if not has_fixed_shift:
+        return None, exact
+    if layout.labels == "listed":  # what lists say of pairs takes registers
+        return exact, exact
     kernel = "weights" if layout.kinds == 1 else "weights_in_any_order"
-    return (
-        conditions.settings(kernel, dtype, depth) if has_fixed_shift else None,
-        conditions.settings("exact_weights", dtype, depth),
-    )
+    return conditions.settings(kernel, dtype, depth), exact
 
 
 class _SideGradient:
