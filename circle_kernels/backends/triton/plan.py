@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -14,8 +15,8 @@ from circle_kernels.backends.triton.formula import has_fixed_shift
 from circle_kernels.backends.triton.settings_table import Settings
 from circle_kernels.backends.triton.sides import ceil_div, operand_layout
 
-# More runs than this only add merging: one should have several tiles to itself.
-_MOST_RUNS = 64
+# Runs that are worth merging, whatever the number of blocks.
+_FEW_RUNS = 128
 
 
 class Shape(NamedTuple):
@@ -79,8 +80,11 @@ class Runs(NamedTuple):
         return blocks * tiles / (longest * multiprocessors)
 
 
-def plan_runs(blocks: int, tiles: int, multiprocessors: int, most: int = _MOST_RUNS) -> Runs:
+@functools.lru_cache(maxsize=256)
+def plan_runs(blocks: int, tiles: int, multiprocessors: int, most: int | None = None) -> Runs:
     """The fewest runs of those that fill the last wave of programs best."""
+    if most is None:
+        most = max(_FEW_RUNS, ceil_div(16 * multiprocessors, blocks))
     lengths = {ceil_div(tiles, runs) for runs in range(1, max(1, min(most, tiles)) + 1)}
     candidates = [Runs(ceil_div(tiles, each), each) for each in lengths]
     # A hundredth is not worth the merging of more runs.

@@ -20,7 +20,7 @@ from tests.support.yardstick import gradients, yardsticks
 pytest.importorskip("triton", minversion="3.3")
 
 from circle_kernels.backends.triton.conditions import Conditions, Hardware, Limits, assuming
-from circle_kernels.backends.triton.plan import Shape, plan_walk
+from circle_kernels.backends.triton.plan import Shape, plan_runs, plan_walk
 from circle_kernels.backends.triton.settings_table import load_table
 from circle_kernels.formula import PairFormula
 
@@ -256,6 +256,19 @@ def test_bands_cover_every_block_once_within_the_bound(num_rows: int, dtype: tor
             walk.tile.block_rows * walk.runs.number * walk.kinds + num_rows * walk.triangle
         )
         assert 4 * entries <= max(H100.limits.partial_bytes, 4 * smallest)
+
+
+@pytest.mark.parametrize("multiprocessors", range(64, 161, 8))
+def test_waves_are_as_full_as_whole_tiles_allow(multiprocessors: int) -> None:
+    """Or 0.95 full; a little less where only many more runs would do it."""
+    for blocks, tiles in itertools.product(
+        (1, 2, 5, 16, 23, 32, 40, 64, 200, 512), (1, 2, 8, 17, 32, 40, 64, 128, 300, 1000, 7813)
+    ):
+        runs = plan_runs(blocks, tiles, multiprocessors)
+        assert (runs.number - 1) * runs.tiles < tiles <= runs.number * runs.tiles
+        each = blocks * tiles / multiprocessors
+        allowed = min(0.95, each / math.ceil(each))
+        assert runs.efficiency(blocks, tiles, multiprocessors) >= allowed - 0.02
 
 
 def test_triangles_and_sorting_begin_where_they_pay() -> None:
