@@ -160,7 +160,8 @@ def _mode(constants: dict[str, Any]) -> str:
         "listed": "listed",
     }
     if "OPERAND" in constants:
-        return "small batch"
+        depth = constants.get("WHOLE_DEPTH")  # of registers that hold a gradient
+        return "small batch" if depth is None else f"small batch, D to {depth}"
     # The triangle's are always in label order.
     order = orders[constants.get("LABELS", "ascending")]
     if order != "class weights" and not constants.get("SELF_MODE", True):
