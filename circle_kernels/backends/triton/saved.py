@@ -107,5 +107,5 @@ def _take_all(pieces: _Pieces, problem: PairProblem, layout: Layout) -> Saved:
         if not problem.self_mode:
             column_order = pieces.take(num_columns, dtype=torch.int64)
     if layout.keeps_sides:
-        sides = new_sides(problem, None, None, pieces.take)
+        sides = new_sides(problem, None, None, pieces.take, by_shape=True)
     return Saved(logsumexps, row_order, column_order, sides)

@@ -65,16 +65,19 @@ def new_sides(
     row_order: Tensor | None,  # (N,) int64: what comes where; None as given
     column_order: Tensor | None,  # (M,) int64
     allocate: Callable[..., Tensor],
+    *,
+    by_shape: bool = False,
 ) -> tuple[Side, Side]:
     """Both sides of a problem in their orders, not filled; in self mode the same one twice.
 
-    ``allocate(*shape, dtype=dtype)`` makes their tensors.
+    ``allocate(*shape, dtype=dtype)`` makes their tensors. ``by_shape`` takes :func:`laid_out`
+    embeddings for granted, so that strides decide nothing.
     """
-    row_copy = _needs_copy(problem, problem.embeddings, row_order)
+    row_copy = _needs_copy(problem, problem.embeddings, row_order, by_shape)
     if problem.self_mode:
         rows = _new_side(problem, problem.embeddings, row_order, row_copy, allocate)
         return rows, rows
-    column_copy = _needs_copy(problem, problem.columns, column_order)
+    column_copy = _needs_copy(problem, problem.columns, column_order, by_shape)
     if problem.normalize and not row_copy and not column_copy:
         # Products of two large rows as they are would overflow. The smaller side is copied.
         row_copy = problem.embeddings.shape[0] <= problem.columns.shape[0]
@@ -85,13 +88,32 @@ def new_sides(
     )
 
 
-def _needs_copy(problem: PairProblem, embeddings: Tensor, order: Tensor | None) -> bool:
+def laid_out(problem: PairProblem) -> PairProblem:
+    """The problem with embeddings whose rows load in wide pieces, if their depth lets them.
+
+    Of what the forward pass keeps neither size nor place can depend on strides: the backward pass
+    may get the same numbers in others, as a copy has that was made of a slice.
+    """
+
+    def rows(embeddings: Tensor) -> Tensor:
+        if embeddings.shape[1] % _ALIGNMENT or _loads_wide(embeddings):
+            return embeddings
+        return embeddings.clone(memory_format=torch.contiguous_format)
+
+    if problem.ref_emb is None or problem.embeddings.dtype == torch.float16:
+        return problem  # copied whatever their strides
+    return problem._replace(embeddings=rows(problem.embeddings), ref_emb=rows(problem.ref_emb))
+
+
+def _needs_copy(
+    problem: PairProblem, embeddings: Tensor, order: Tensor | None, by_shape: bool
+) -> bool:
     # A batch compared with itself is small beside its pairs, and its weights hold scales twice.
     return (
         order is not None
         or problem.self_mode
         or embeddings.dtype == torch.float16
-        or not _loads_wide(embeddings)
+        or not (embeddings.shape[1] % _ALIGNMENT == 0 if by_shape else _loads_wide(embeddings))
     )
 
 

@@ -42,3 +42,32 @@ def test_sides_left_by_the_forward_pass_give_the_same_bits_as_prepared_again(
     assert prepared == [sides, 2 * sides]
     for left, again in zip(*results, strict=True):
         torch.testing.assert_close(left, again, rtol=0, atol=0)
+
+
+@pytest.mark.backends
+@pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
+@pytest.mark.parametrize("layout", ["sliced", "wide rows", "offset"])
+@pytest.mark.parametrize("references", [True, False])
+def test_side_that_is_copied_for_the_backward_pass_may_get_other_strides(
+    layout: str, references: bool
+) -> None:
+    """A side without a gradient is copied, of a slice the numbers alone."""
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.randn(70, 32, generator=generator)
+    if layout == "offset":
+        fixed = torch.cat([torch.zeros(8), numbers.flatten()])[8:].view(70, 32)
+    else:
+        wide = numbers.new_zeros(70, 48 if layout == "sliced" else 33)
+        first = 8 if layout == "sliced" else 0
+        fixed = wide[:, first : first + 32]
+        fixed.copy_(numbers)
+    trained = torch.randn(40, 32, generator=generator).requires_grad_()
+    formula, results = Case("random").formula, []
+    for given in (fixed, numbers):
+        sides = [trained, torch.arange(40) // 4, given, torch.arange(70) // 7]
+        if not references:
+            sides = sides[2:] + sides[:2]
+        lse_pos, lse_neg = pair_logsumexp(*sides, formula=formula, backend="triton")
+        total = lse_pos[lse_pos.isfinite()].sum() + lse_neg.sum()
+        results.append(torch.autograd.grad(total, trained)[0])
+    torch.testing.assert_close(*results, rtol=0, atol=0)

@@ -33,7 +33,7 @@ from circle_kernels.backends.triton.plan import Layout, plan_layout, shape_of
 from circle_kernels.backends.triton.saved import aligned, view_saved
 from circle_kernels.backends.triton.settings import dot_precision
 from circle_kernels.backends.triton.settings_table import Settings
-from circle_kernels.backends.triton.sides import Side, pair_arguments
+from circle_kernels.backends.triton.sides import Side, laid_out, pair_arguments
 from circle_kernels.backends.triton.small_batch.backward import small_backward
 
 
@@ -48,6 +48,8 @@ def backward(
         if layout.small:
             saved = aligned(saved, problem, layout)
             return small_backward(problem, saved, grad_lse_pos, grad_lse_neg), None
+        if layout.keeps_sides:
+            problem = laid_out(problem)
         pieces = view_saved(saved, problem, layout)
         sides = pieces.sides or prepare_sides(problem, pieces.row_order, pieces.column_order)
         rows, columns = sides

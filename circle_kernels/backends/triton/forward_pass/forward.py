@@ -23,7 +23,7 @@ from circle_kernels.backends.triton.operands import fill_sides, prepare_sides, s
 from circle_kernels.backends.triton.plan import Band, Walk, plan_layout, plan_walk, shape_of
 from circle_kernels.backends.triton.saved import new_saved, view_saved
 from circle_kernels.backends.triton.settings import dot_precision
-from circle_kernels.backends.triton.sides import Side, ceil_div, pair_arguments
+from circle_kernels.backends.triton.sides import Side, ceil_div, laid_out, pair_arguments
 from circle_kernels.backends.triton.small_batch.forward import small_forward
 
 
@@ -38,6 +38,8 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
         if layout.small:
             return *small_forward(problem, saved), saved
         walk = plan_walk(shape, conditions)
+        if layout.keeps_sides:
+            problem = laid_out(problem)
         pieces = view_saved(saved, problem, walk)
         sort_by_label(problem, pieces.row_order, pieces.column_order)
         if pieces.sides is None:
