@@ -231,6 +231,20 @@ class TestInterpreted:
         scale = results[1].abs().max().item()
         torch.testing.assert_close(*results, rtol=0, atol=2e-5 * scale)
 
+    @pytest.mark.parametrize("limits", [SORTED, UNSORTED, Limits()])
+    @pytest.mark.parametrize("optimum", [1.0, 1.5])
+    def test_float16_gradients_of_pairs_without_slopes_are_finite(
+        self, optimum: float, limits: Limits
+    ) -> None:
+        """No slope bounds their weights; rounded similarities of duplicates may exceed 1."""
+        formula = CircleFormula(gamma=64.0, optimum_pos=-optimum, optimum_neg=optimum)
+        embeddings, labels, *_ = Case("duplicates_and_antipodes").tensors(torch.float16)
+        with assuming(limits=limits):
+            statistics = pair_logsumexp(embeddings, labels, formula=formula, backend="triton")
+            upstream = [torch.full((len(labels),), 65536.0) for _ in statistics]
+            (found,) = torch.autograd.grad(statistics, embeddings, upstream)
+        assert found.abs().max() < 1e-2
+
 
 H100 = Conditions(Hardware("sm_90", 132), Limits(), load_table())
 SIZES = [1, 100, 1000, 5000, 20_000, 65_536, 1_000_000]

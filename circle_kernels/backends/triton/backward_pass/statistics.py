@@ -21,6 +21,9 @@ from circle_kernels.backends.triton.primitives import LN_2, STATISTICS_BLOCK
 from circle_kernels.backends.triton.sides import ROW_PADDING, Side
 from circle_kernels.formula import PairFormula
 
+# A slope over gamma that formulas whose similarities stay out of reach are taken to have.
+_ROUNDED = 2.0**-10
+
 
 @triton.jit
 def largest_gradient(
@@ -103,8 +106,13 @@ def prepare_statistics_kernel(
 
 
 def weight_bound(formula: PairFormula) -> float:
-    """A float16 weight's bound, for gradients of 1, over half of what float16 holds."""
-    return 2 * formula.max_slope() / (torch.finfo(torch.float16).max / 2)
+    """A float16 weight's bound, for gradients of 1, over half of what float16 holds.
+
+    Not of slopes alone: where none is above 0, gradients over their unit would not be finite, and
+    similarities rounded to more than 1 have slopes all the same.
+    """
+    most = max(formula.max_slope(), formula.gamma * _ROUNDED)
+    return 2 * most / (torch.finfo(torch.float16).max / 2)
 
 
 def gradient_unit(
