@@ -25,7 +25,7 @@ from circle_kernels.backends import triton as triton_backend
 from circle_kernels.backends.problem import Needs, PairProblem, Passed
 from circle_kernels.backends.triton.conditions import assuming
 from circle_kernels.backends.triton.launch import Launch, observe_launches
-from circle_kernels.backends.triton.settings import Settings, fit_depth
+from circle_kernels.backends.triton.settings import Settings, fit_depth, fit_tile
 from circle_kernels.backends.triton.settings_table import Table, load_table
 from circle_kernels.backends.triton.sides import aligned_depth
 from circle_kernels.formula import PairFormula
@@ -119,7 +119,12 @@ class Pass:
         with observe_launches(record):
             results = self.run(settings)
         wanted = fit_depth(settings, self.aligned_depth)
-        compiled = [found for launched, found in launches if launched == wanted]
+        cut = self.job.kernel.startswith("exact")  # to the tiles that are left
+        compiled = [
+            found
+            for launched, found in launches
+            if launched == (fit_tile(wanted, launched) if cut else wanted)
+        ]
         if not compiled:
             others = [launched for launched, _ in launches]
             raise NotLaunchedError(f"{self.job}: wanted launches with {wanted}, got {others}")

@@ -12,6 +12,7 @@ import torch
 from circle_kernels.backends.problem import PairProblem
 from circle_kernels.backends.triton.conditions import Conditions
 from circle_kernels.backends.triton.formula import has_fixed_shift
+from circle_kernels.backends.triton.settings import fit_tile
 from circle_kernels.backends.triton.settings_table import Settings
 from circle_kernels.backends.triton.sides import ceil_div, operand_layout
 
@@ -200,7 +201,7 @@ def plan_walk(shape: Shape, conditions: Conditions) -> Walk:
     triangle = shape.self_mode and layout.by_label
     exact = conditions.settings("exact_sums", shape.dtype, shape.depth)
     settings, runs, band_blocks = None, Runs(0, 0), 0
-    exact_blocks, columns = ceil_div(num_rows, exact.block_rows), exact.block_columns
+    columns = exact.block_columns
     if shape.has_fixed_shift:
         kernel = "triangle" if triangle else "rectangle"
         if layout.kinds == 2:
@@ -209,7 +210,7 @@ def plan_walk(shape: Shape, conditions: Conditions) -> Walk:
             few = few or layout.labels == "listed"
             kernel = "small_rectangle" if few else "rectangle_in_any_order"
         settings = conditions.settings(kernel, shape.dtype, shape.depth)
-        columns = settings.block_columns
+        exact, columns = fit_tile(exact, settings), settings.block_columns
         blocks, tiles = ceil_div(num_rows, settings.block_rows), ceil_div(num_columns, columns)
         if triangle:
             # Eight programs or more for each multiprocessor, since they end at different times.
@@ -220,6 +221,7 @@ def plan_walk(shape: Shape, conditions: Conditions) -> Walk:
         entries = layout.kinds * runs.number * settings.block_rows  # of a block
         entries += num_rows if triangle else 0
         band_blocks = min(blocks, max(limits.smallest_band, limits.partial_bytes // (4 * entries)))
+    exact_blocks = ceil_div(num_rows, exact.block_rows)
     return Walk(
         labels=layout.labels,
         small=layout.small,

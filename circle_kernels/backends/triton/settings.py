@@ -29,6 +29,7 @@ __all__ = [
     "dot_precision",
     "find_settings",
     "fit_depth",
+    "fit_tile",
     "is_amd",
     "listed_depths",
     "listed_settings",
@@ -118,6 +119,19 @@ def fit_depth(settings: Settings, depth: int) -> Settings:
     """No chunk larger than the depth needs."""
     needed = max(_MIN_BLOCK_DEPTH, 1 << (depth - 1).bit_length())
     return replace(settings, block_depth=min(settings.block_depth, needed))
+
+
+def fit_tile(settings: Settings, tile: Settings) -> Settings:
+    """No block larger than a tile: tiles are left one by one to kernels that pass them in blocks.
+
+    Entries are chosen kernel by kernel, those of a user's file too, so nothing else holds them to
+    each other.
+    """
+    return replace(
+        settings,
+        block_rows=min(settings.block_rows, tile.block_rows),
+        block_columns=min(settings.block_columns, tile.block_columns),
+    )
 
 
 def find_settings(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ pytest.importorskip("triton", minversion="3.3")
 
 from circle_kernels.backends.triton.conditions import Conditions, Hardware, Limits, assuming
 from circle_kernels.backends.triton.plan import Shape, plan_runs, plan_walk
-from circle_kernels.backends.triton.settings_table import load_table
+from circle_kernels.backends.triton.settings_table import INTERPRETER, load_table
 from circle_kernels.formula import PairFormula
 
 interpreted = [
@@ -230,6 +231,38 @@ class TestInterpreted:
             results.append(found.double())
         scale = results[1].abs().max().item()
         torch.testing.assert_close(*results, rtol=0, atol=2e-5 * scale)
+
+    # What a user's file may have for some kernels and not for others.
+    @pytest.mark.parametrize("limits", [SORTED, UNSORTED])
+    @pytest.mark.parametrize("m", [None, 200])
+    @pytest.mark.parametrize(
+        "blocks",
+        [
+            {"exact_sums": (128, 128), "exact_weights": (128, 128)},
+            {"triangle": (32, 32), "rectangle": (32, 64), "small_rectangle": (64, 16)},
+            {"weights": (32, 16), "weights_in_any_order": (32, 16)},
+        ],
+        ids=lambda blocks: "-".join(blocks),
+    )
+    def test_blocks_larger_than_the_tiles_that_are_left_are_cut(
+        self, blocks: dict[str, tuple[int, int]], m: int | None, limits: Limits
+    ) -> None:
+        table = dict(load_table())
+        for kernel, (rows, columns) in blocks.items():
+            key = (kernel, INTERPRETER, 4)
+            table[key] = tuple(
+                (depth, replace(settings, block_rows=rows, block_columns=columns))
+                for depth, settings in table[key]
+            )
+        # Some tiles are left, and some are not.
+        case = Case("clusters", n=270, m=m, formula=CircleFormula(m=0.25, gamma=128.0))
+        inputs = case.tensors(torch.float32)
+        with assuming(limits=limits, table=table):
+            statistics = pair_logsumexp(*inputs, formula=case.formula, backend="triton")
+            results = [*statistics, *gradients(*statistics, inputs)]
+        expected = [yardstick for kind in yardsticks(case, torch.float32) for yardstick in kind]
+        for ours, yardstick in zip(results, expected, strict=True):
+            yardstick.assert_close(ours, torch.finfo(torch.float32).eps, case.formula.gamma)
 
     @pytest.mark.parametrize("limits", [SORTED, UNSORTED, Limits()])
     @pytest.mark.parametrize("optimum", [1.0, 1.5])

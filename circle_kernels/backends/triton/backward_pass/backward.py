@@ -31,7 +31,7 @@ from circle_kernels.backends.triton.normalization import finish_gradient
 from circle_kernels.backends.triton.operands import prepare_sides
 from circle_kernels.backends.triton.plan import Layout, plan_layout, shape_of
 from circle_kernels.backends.triton.saved import aligned, view_saved
-from circle_kernels.backends.triton.settings import dot_precision
+from circle_kernels.backends.triton.settings import dot_precision, fit_tile
 from circle_kernels.backends.triton.settings_table import Settings
 from circle_kernels.backends.triton.sides import Side, laid_out, pair_arguments
 from circle_kernels.backends.triton.small_batch.backward import small_backward
@@ -112,7 +112,8 @@ def _weights_settings(
     if layout.labels == "listed":  # what lists say of pairs takes registers
         return exact, exact
     kernel = "weights" if layout.kinds == 1 else "weights_in_any_order"
-    return conditions.settings(kernel, dtype, depth), exact
+    served = conditions.settings(kernel, dtype, depth)
+    return served, fit_tile(exact, served)
 
 
 class _SideGradient:
