@@ -27,6 +27,11 @@ class Figures:
     loss: LossData
     graphs: dict[Key, dict[str, dict[str, Any]]]
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether there is any."""
+        return bool(self.loss.timed or self.loss.gauged or self.graphs)
+
     def entry(self, case: Key) -> Entry | None:
         """Our times on a case."""
         return next((e for e in self.loss.timed.get(case, []) if e.variant == OURS), None)

@@ -1,39 +1,40 @@
-"""``python -m bench gpu``: tests and measurements on a CUDA device, in under nine minutes.
+"""``python -m bench gpu``: everything that a CUDA device can say, in stages of under nine minutes.
 
-First the tests that need a device, then the measurements, most important first. What no time is
-left for is listed as such.
+``smoke`` puts every path of the kernels beside float64; ``tests`` runs what needs a device, and
+compute-sanitizer; ``measure`` times and gauges beside peers, and lists launches; ``compare``
+times every limit that plans go by at half and at double; ``tune`` looks for launch settings. Each
+writes a file after every step, stops by itself, and goes on where the last call of it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.gpu.device_tests import BAD_OUTCOMES, run_tests
-from bench.gpu.measurements import run_tasks
+from bench.gpu.device_tests import BAD_OUTCOMES
+from bench.gpu.record import combined
+from bench.gpu.stages import STAGES
 from bench.gpu.tables import gpu_tables, summary
-from bench.gpu.tasks import Task, all_tasks, quick_tasks
-from bench.measuring.data import describe_data
-from bench.measuring.variants import GAMMA, M
+from bench.gpu.tasks import NO_TIME_LEFT
+from bench.measuring.errors import first_line
 from bench.reporting.errors import UserError
 from bench.reporting.publish import Presentation
-from bench.reporting.results import Results, destination, is_whole, save, slug, start_results
-from bench.reporting.tables import environment, print_table
+from bench.reporting.results import Results, destination, is_whole, load, slug
+from bench.reporting.tables import Table, environment, print_table
 
-HELP = "test and measure on a CUDA device (under nine minutes)"
+HELP = (
+    "test, measure, compare and tune on a CUDA device (five stages of under nine minutes each; "
+    "--stage: one, smoke in a minute)"
+)
 
 PRESENTATION = Presentation(gpu_tables)
 
 # Under nine minutes with what comes before and after.
-DEFAULT_SECONDS = 510.0
-# Of that at most, for the tests; what they leave goes to the measurements.
-_SHARE_OF_TESTS = 0.45
+DEFAULT_SECONDS = 500.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,26 +42,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        help="folder for gpu.json and gpu.md (default bench/results/gpu-DEVICE, "
-        "gpu-DEVICE-partial if any other option is given)",
+        help="folder for STAGE.json and gpu.md; what is there of the same code and device is kept "
+        "(default bench/results/gpu-DEVICE, gpu-DEVICE-partial if any other option is given)",
     )
+    parser.add_argument("--stage", choices=STAGES, help="one of them (default all, in this order)")
     parser.add_argument(
         "--seconds",
         type=float,
         default=DEFAULT_SECONDS,
-        help="for everything; what no time is left for is listed (default %(default)s)",
+        help="for a stage; what no time is left for is for the next call (default %(default)s)",
     )
-    parser.add_argument("--no-tests", action="store_true", help="measure only")
     parser.add_argument(
         "--quick", action="store_true", help="measure only a few small sizes, to see that all runs"
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Test and measure; the files are written as results come.
+    """Run stages; their files are written as results come.
 
     Raises:
-        UserError: no CUDA device, or a test failed.
+        UserError: no CUDA device, or a test or a path failed.
     """
     if arguments.seconds <= 0:
         raise UserError(f"--seconds must be greater than 0, got {arguments.seconds}")
@@ -69,7 +70,6 @@ def run(arguments: argparse.Namespace) -> None:
             "python -m bench gpu needs a CUDA device, and a PyTorch built for it: "
             f"PyTorch {torch.__version__} sees none here"
         )
-    device = "cuda"
     where = destination(
         f"gpu-{slug(torch.cuda.get_device_name())}",
         arguments.out,
@@ -77,78 +77,66 @@ def run(arguments: argparse.Namespace) -> None:
     )
     # Not at the end only: a run that somebody interrupts lists what it did not come to.
     folder = where.replaces or where.path
-    tasks = quick_tasks(device) if arguments.quick else all_tasks(device)
-    selection = None if arguments.no_tests else ("-m", "gpu", "tests")
-    test_and_measure(folder, arguments.seconds, tasks, selection, device)
+    names = [arguments.stage] if arguments.stage else list(STAGES)
+    stages = {name: lambda name=name: STAGES[name]("cuda", arguments.quick) for name in names}
+    run_stages(folder, stages, arguments.seconds)
 
 
-def test_and_measure(
-    folder: Path,
-    seconds: float,
-    tasks: Sequence[Task],
-    selection: Sequence[str] | None,
-    device: str,
-) -> None:
-    """Everything, into ``gpu.json`` and ``gpu.md`` in a folder.
+def run_stages(folder: Path, stages: Mapping[str, Callable[[], Any]], seconds: float) -> None:
+    """Stages one after the other, each into its file, and all files of the folder on one page.
 
     Args:
         folder: made where it is not there.
-        seconds: for everything.
-        tasks: what to measure, in this order.
-        selection: pytest's arguments; None runs no tests.
-        device: ``"cuda"``.
+        stages: makes each of them, by name; one that cannot be made or run keeps none from running.
+        seconds: for each.
 
     Raises:
-        UserError: a test failed, or none passed.
+        UserError: a test or a path failed, none passed, or a stage did not run.
     """
-    begin = time.monotonic()
-    results = start_results("gpu", device, _settings(seconds, tasks))
-    spent = results.settings["seconds_spent"] = {}
-    data_path, page_path = folder / "gpu.json", folder / "gpu.md"
-    try:
-        for part, rows in _parts(begin + seconds, seconds, tasks, selection):
-            results.rows.extend(rows)
-            spent[part] = round(time.monotonic() - begin - sum(spent.values()) + spent.get(part, 0))
-            save(results, data_path)
-    finally:
-        # Also where somebody interrupts.
-        save(results, data_path)
-        page_path.write_text(summary(results), encoding="utf-8")
-    for table in gpu_tables(results)[:2]:
-        if table.rows:
-            print_table(table)
-    print(environment(results))
-    print(f"wrote {data_path} and {page_path}")
-    if selection is not None:
-        _require_passed(results, page_path)
+    page = folder / "gpu.md"
+    problems = []
+    for name, make in stages.items():
+        try:
+            found = make().run(folder / f"{name}.json", seconds)
+            problems += [f"{name}: {what}" for what in _problems(found, page)]
+        except Exception as error:
+            problems.append(f"{name}: {first_line(error)}")
+        finally:
+            # Also where somebody interrupts.
+            _write_page(folder, page)
+    results = combined(folder, STAGES)
+    if results is not None:
+        for table in gpu_tables(results)[:3]:
+            if table.rows:
+                print_table(table)
+        print(environment(results))
+        print(f"wrote {page}, and {', '.join(f'{name}.json' for name in stages)} beside it")
+    if problems:
+        raise UserError("; ".join(problems))
 
 
-def _parts(
-    deadline: float, seconds: float, tasks: Sequence[Task], selection: Sequence[str] | None
-) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Rows, and which part of the run they come from."""
-    if selection is not None:
-        yield "tests", run_tests(_SHARE_OF_TESTS * seconds, selection)
-    for rows in run_tasks(tasks, deadline):
-        yield "measurements", rows
+def _write_page(folder: Path, page: Path) -> None:
+    results = combined(folder, STAGES)
+    tuned: list[Table] = []
+    if (folder / "tune.json").exists():
+        from bench.tune.command import tune_table
+
+        tuned.append(tune_table(load(folder / "tune.json", within="measured")))
+    if results is not None:
+        page.write_text(summary(results, tuned), encoding="utf-8")
 
 
-def _require_passed(results: Results, page: Path) -> None:
-    outcomes = [row["outcome"] for row in results.rows if row["kind"] == "test"]
+def _problems(results: Results, page: Path) -> list[str]:
+    """What has failed, of tests and of paths."""
+    found = []
+    outcomes = [row["outcome"] for row in results.rows if row.get("kind") == "test"]
     bad = sum(outcome in BAD_OUTCOMES for outcome in outcomes)
     if bad:
-        raise UserError(f"{bad} of {len(outcomes)} tests failed; {page} lists them")
-    if "passed" not in outcomes:
-        raise UserError(f"none of {len(outcomes)} tests was run; {page} says why")
-
-
-def _settings(seconds: float, tasks: Sequence[Task]) -> dict[str, Any]:
-    return {
-        "m": M,
-        "gamma": GAMMA,
-        "reduction": "mean",
-        **describe_data(),
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "seconds": seconds,
-        "tasks": [asdict(task) for task in tasks],
-    }
+        found.append(f"{bad} of {len(outcomes)} tests failed; {page} lists them")
+    elif outcomes and "passed" not in outcomes:
+        found.append(f"none of {len(outcomes)} tests was run; {page} says why")
+    paths = [row["status"] for row in results.rows if row.get("kind") == "smoke"]
+    wrong = sum(status not in ("ok", NO_TIME_LEFT) for status in paths)
+    if wrong:
+        found.append(f"{wrong} of {len(paths)} paths are wrong; {page} lists them")
+    return found

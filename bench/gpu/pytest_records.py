@@ -2,17 +2,21 @@
 
 It writes what happens as lines of JSON while it happens, so that what was known is kept where a
 test hangs or takes its process with it; it shares the tests between processes, which pytest alone
-does not; and it stops in time.
+does not; it stops in time, and where a test has left the device unusable for the process.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from bench.gpu.device_tests import UNUSABLE
 
 # What is new with every change to a kernel, and takes a device: first, while there is time.
 _FIRST = "test_gpu.py"
@@ -23,6 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("circle_kernels")
     group.addoption("--records", type=Path, required=True, help="file for lines of JSON")
     group.addoption("--share", default="0/1", help="INDEX/COUNT: every COUNTth test from INDEX on")
+    group.addoption("--choice", type=Path, help="JSON: tests that are done, or all that are left")
     group.addoption("--until", type=float, default=float("inf"), help="start no test after time()")
 
 
@@ -38,6 +43,8 @@ class Recorder:
         self.file = options.records.open("w", encoding="utf-8", buffering=1)
         self.index, self.count = map(int, options.share.split("/"))
         self.until = options.until
+        choice = json.loads(options.choice.read_text("utf-8")) if options.choice else {}
+        self.done, self.only = set(choice.get("done", ())), choice.get("only")
 
     def write(self, **event: Any) -> None:
         self.file.write(json.dumps(event) + "\n")
@@ -48,7 +55,10 @@ class Recorder:
     ) -> None:
         """Keep this process's share."""
         items.sort(key=lambda item: item.path.name != _FIRST)
-        own = items[self.index :: self.count]
+        if self.only is None:
+            own = [item for item in items if item.nodeid not in self.done][self.index :: self.count]
+        else:
+            own = [item for item in items if item.nodeid in self.only]
         config.hook.pytest_deselected(items=[item for item in items if item not in own])
         items[:] = own
         self.write(collected=[item.nodeid for item in own])
@@ -59,7 +69,7 @@ class Recorder:
             self._write_outcome(report)
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        self.write(started=nodeid)
+        self.write(started=nodeid, time=time.time())
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """The call, and before and after it what did not pass."""
@@ -68,6 +78,9 @@ class Recorder:
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         self.write(finished=nodeid)
+        if not _is_usable():
+            # In another process the tests after this one may still pass.
+            os._exit(UNUSABLE)
 
     def pytest_runtest_protocol(self, item: pytest.Item) -> None:
         """Before each test: whether there is time for it."""
@@ -82,6 +95,18 @@ class Recorder:
             seconds=round(getattr(report, "duration", 0.0), 3),
             message=_reason(report),
         )
+
+
+def _is_usable() -> bool:
+    """Whether what this process has of a device still works: some errors stay until it ends."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return True
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:

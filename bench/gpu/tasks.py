@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch.autograd import DeviceType
+
 from bench.measuring.cases import Case
 from bench.measuring.memory import default_limit
 from bench.measuring.sweep import BuiltFunctions, Method, gauge_case, time_case
@@ -14,6 +17,7 @@ from bench.measuring.variants import VARIANTS
 EVERY = ("triton", "eager", "compile", "pml", "mm")
 NOT_COMPILED = ("triton", "eager", "pml", "mm")
 CAPTURED = ("triton", "eager", "mm")
+PROFILED = ("triton",)
 
 # The size that bounds are stated for, that of small batches, and that of large ones.
 MAIN = (16_384, 512)
@@ -27,16 +31,21 @@ _OVERHEAD_SECONDS = {"time": 8.0, "graph": 8.0, "memory": 4.0}
 _COMPILE_SECONDS = 30.0
 # A task that takes this many times as long is stopped.
 _PATIENCE = 3.0
+_PROFILED_STEPS = 10
 
 NO_TIME_LEFT = "not measured: no time left"
+
+Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Task:
     """Variants on one case: times, times of steps replayed from CUDA graphs, or peak memory.
 
+    Other stages' tasks are subclasses: they run what they will, in as many rows as variants.
+
     Args:
-        kind: ``"time"``, ``"graph"`` or ``"memory"``, which is also the kind of its rows.
+        kind: ``"time"``, ``"graph"``, ``"memory"`` or a subclass's, which its rows have too.
         case: the input.
         variants: names, as in :data:`bench.measuring.variants.VARIANTS`.
         seconds: how long to add rounds; memory has none.
@@ -55,7 +64,7 @@ class Task:
         """How long the task is likely to take."""
         compiling = _COMPILE_SECONDS if "compile" in self.variants else 0.0
         rounds = 0.0 if self.kind == "memory" else self.seconds
-        return rounds + _OVERHEAD_SECONDS[self.kind] + compiling
+        return rounds + _OVERHEAD_SECONDS.get(self.kind, 0.0) + compiling
 
     @property
     def longest_seconds(self) -> float:
@@ -84,6 +93,50 @@ class Task:
         ]
 
 
+@dataclass(frozen=True)
+class ProfileTask(Task):
+    """What a step launches, how often and for how long, as the profiler sees it on the device."""
+
+    @property
+    def expected_seconds(self) -> float:
+        return _OVERHEAD_SECONDS["time"]
+
+    def run(self, built: BuiltFunctions) -> Rows:
+        """One row per variant, with a list of launches, the longest first."""
+        rows = self.rows_without_result("ok")
+        for row in rows:
+            row["launches"] = _profile(row["variant"], self.case)
+        return rows
+
+
+def _profile(variant: str, case: Case) -> list[dict[str, Any]]:
+    work = VARIANTS[variant].work(case)
+    on_device = torch.device(case.device).type == "cuda"
+    kind = DeviceType.CUDA if on_device else DeviceType.CPU
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if on_device:
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    for _ in range(3):
+        work.step()
+    with torch.profiler.profile(activities=activities) as profile:
+        for _ in range(_PROFILED_STEPS):
+            work.step()
+        if on_device:
+            torch.cuda.synchronize()
+    launches = [
+        {
+            "name": event.key,
+            "count": event.count / _PROFILED_STEPS,
+            "microseconds": round(event.self_device_time_total / _PROFILED_STEPS, 2)
+            if on_device
+            else round(event.self_cpu_time_total / _PROFILED_STEPS, 2),
+        }
+        for event in profile.key_averages()
+        if event.device_type == kind
+    ]
+    return sorted(launches, key=lambda launch: -launch["microseconds"])
+
+
 def all_tasks(device: str) -> list[Task]:
     """The whole list; what stands first is measured whatever happens."""
 
@@ -100,6 +153,7 @@ def all_tasks(device: str) -> list[Task]:
         Task("time", case(MAIN, "trained"), EVERY, seconds=4.0),
         Task("graph", case(SMALL), CAPTURED, seconds=2.0),
         Task("graph", case(SMALL, dtype="float32"), CAPTURED, seconds=2.0),
+        *(ProfileTask("profile", case(size), PROFILED) for size in (MAIN, (512, 256))),
         Task("memory", case(LARGE), NOT_COMPILED),
         Task("time", case(LARGE), NOT_COMPILED, seconds=4.0),
         Task("memory", case(MAIN), EVERY),
@@ -125,6 +179,7 @@ def quick_tasks(device: str) -> list[Task]:
     return [
         Task("time", Case(2_048, 512, "random", "bfloat16", device), NOT_COMPILED, seconds=0.5),
         Task("graph", Case(*SMALL, "random", "bfloat16", device), CAPTURED, seconds=0.5),
+        ProfileTask("profile", Case(512, 256, "random", "bfloat16", device), PROFILED),
         Task("memory", Case(2_048, 512, "random", "bfloat16", device), NOT_COMPILED),
     ]
 

@@ -87,7 +87,7 @@ def time_case(method: Method, case: Case, functions: dict[str, Function]) -> lis
             **case.as_dict(),
             "variant": name,
             "status": status[name],
-            **(_rounded(asdict(samples[name])) if name in samples else {}),
+            **(rounded(asdict(samples[name])) if name in samples else {}),
         }
         for name in method.variants
     ]
@@ -107,7 +107,7 @@ def gauge_case(method: Method, case: Case, name: str) -> dict[str, Any]:
     return {**row, "status": status or "ok"}
 
 
-def _rounded(samples: dict[str, Any]) -> dict[str, Any]:
+def rounded(samples: dict[str, Any]) -> dict[str, Any]:
     """Four digits say all that a stopwatch knows."""
     return {
         key: [float(f"{value:.4g}") for value in values] if isinstance(values, list) else values

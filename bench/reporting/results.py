@@ -184,8 +184,19 @@ def save(results: Results, path: Path) -> None:
     path.write_text(f'{head},\n "rows": [\n{lines}\n ]\n}}\n', encoding="utf-8")
 
 
-def load(path: Path) -> Results:
-    """Read a results file.
+def same_source(one: Results, other: Results) -> bool:
+    """Whether two runs are of the same code, versions, device and settings, but for time spent."""
+
+    def source(results: Results) -> tuple[Any, ...]:
+        settings = {**results.settings, "seconds_spent": None}
+        as_read = json.loads(json.dumps(settings))
+        return results.device, results.machine["gpu"], results.versions, results.git, as_read
+
+    return source(one) == source(other)
+
+
+def load(path: Path, within: str | None = None) -> Results:
+    """Read a results file, or what stands under a name in another one.
 
     Raises:
         UserError: there is no such file, or it is not one of ours or of another schema.
@@ -196,6 +207,8 @@ def load(path: Path) -> Results:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
+    if within is not None and isinstance(content, dict):
+        content = content.get(within)
     schema = content.get("schema") if isinstance(content, dict) else None
     if schema != SCHEMA:
         raise UserError(f"{path} is not a results file of schema {SCHEMA} (it has {schema!r})")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from bench.measuring.timing import Effort
 from bench.tune.grid import Gpu, candidates, problem_sizes
 from bench.tune.passes import Job, Measure, Pass, other_passes, time_ratios, why_unusable
+from bench.tune.search import EVERYTHING, Extent
 from circle_kernels.backends.triton.settings import Settings, listed_settings
 
 # Of the time with the current settings, what others must stay below to replace them.
@@ -17,12 +19,25 @@ _EFFORT = Effort(seconds=0.7, min_rounds=7, max_rounds=40, sample_seconds=0.004)
 _QUICK_EFFORT = Effort(seconds=0.3, min_rounds=5, max_rounds=20, sample_seconds=0.004)
 
 
-def to_try(job: Job, gpu: Gpu, quick: bool) -> list[Settings]:
+def to_try(job: Job, gpu: Gpu, extent: Extent) -> list[Settings]:
     """Different settings, the current ones first."""
     itemsize = job.dtype.itemsize
     current = listed_settings(job.kernel, job.architecture, itemsize, job.depth)
-    grid = candidates(job.kernel, itemsize, job.depth, gpu, current if quick else None)
-    return list(dict.fromkeys([current, *grid]))
+    tile_of = current if extent.same_tile else None
+    grid = candidates(job.kernel, itemsize, job.depth, gpu, tile_of)
+    if extent.most is not None:
+        # Sorting is stable: of those as near as one another the grid's first.
+        grid = sorted(grid, key=lambda settings: _distance(settings, current))
+    return list(dict.fromkeys([current, *grid]))[: extent.most]
+
+
+def _distance(settings: Settings, other: Settings) -> float:
+    """By how many doublings and stages they differ."""
+    sides = ("block_rows", "block_columns", "block_depth", "num_warps")
+    doublings = sum(
+        abs(math.log2(getattr(settings, name) / getattr(other, name))) for name in sides
+    )
+    return doublings + abs(settings.num_stages - other.num_stages)
 
 
 def new_row(job: Job, current: Settings) -> dict[str, Any]:
@@ -40,7 +55,7 @@ def new_row(job: Job, current: Settings) -> dict[str, Any]:
 def choose_settings(
     job: Job,
     gpu: Gpu,
-    quick: bool,
+    extent: Extent,
     broken: Mapping[Settings, str],
     trying: Callable[[Settings | None], None],
     measure: Measure,
@@ -50,12 +65,12 @@ def choose_settings(
     Args:
         job: the kernel, dtype and depth.
         gpu: the device.
-        quick: try only the current tile.
+        extent: how many are tried, and with it how much effort each is worth.
         broken: settings not to be tried, and why.
         trying: told which settings come next, and None before others are timed.
         measure: times steps in turn.
     """
-    current, *grid = to_try(job, gpu, quick)
+    current, *grid = to_try(job, gpu, extent)
     sizes = problem_sizes(job.kernel, gpu.multiprocessors)
     passes = [Pass(job, size) for size in sizes]
     usable: list[Settings] = []
@@ -78,7 +93,7 @@ def choose_settings(
         return None, row
     trying(None)
     baseline, *others = usable
-    effort = _QUICK_EFFORT if quick else _EFFORT
+    effort = _EFFORT if extent == EVERYTHING else _QUICK_EFFORT
     ratios, seconds = time_ratios(passes, baseline, others, measure, effort)
 
     def fails_elsewhere(settings: Settings) -> bool:
@@ -92,6 +107,8 @@ def choose_settings(
 
     chosen = choose(baseline, ratios, fails_elsewhere, keeps_baseline=baseline == current)
     row["chosen"] = text_of(chosen)
+    # Allowed, but not in the package's table.
+    row["spills"] = max(one.inspect(chosen)[1] for one in passes)
     row["ratio"] = 1.0 if chosen == baseline else float(f"{ratios[chosen]:.4g}")
     row["seconds"] = [float(f"{value:.4g}") for value in seconds]
     row["ratios"] = {text_of(settings): float(f"{found:.4g}") for settings, found in ratios.items()}

@@ -1,7 +1,7 @@
 """``python -m bench tune``: launch settings for the GPU at hand, found by trying.
 
-For each Triton kernel, dtype and depth: settings that spill, do not fit or give other results are
-left out, the others are timed, and the current ones stay unless others are faster by more than 3%.
+For each Triton kernel, dtype and depth: settings that spill much, do not fit or give other results
+are left out, the others are timed, and the current ones stay unless others are faster by over 3%.
 The file that it writes is taken by CIRCLE_KERNELS_TRITON_SETTINGS, and its entries can go into
 circle_kernels/backends/triton/settings_table/settings.json.
 """
@@ -13,7 +13,6 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from bench.reporting.errors import UserError
 from bench.reporting.progress import progress_bar
 from bench.reporting.results import Results, destination, is_whole, slug, start_results
 from bench.reporting.tables import MISSING, Table, environment, number, print_table
+from bench.tune.search import EVERYTHING, QUICK, Search
 
 if TYPE_CHECKING:
     from bench.tune.grid import Gpu
@@ -40,17 +40,6 @@ HELP = (
 )
 
 DTYPES = ("bfloat16", "float16", "float32")
-
-
-@dataclass(frozen=True)
-class Search:
-    """What one run tries."""
-
-    kernels: Sequence[str]
-    dtypes: Sequence[str]
-    depths: Sequence[int]  # ascending
-    device: str
-    quick: bool = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -112,7 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
         whole=is_whole(arguments, add_arguments),
     )
     gpu = find_gpu(search)
-    with Chooser(gpu, search.quick) as chooser:
+    with Chooser(gpu, search.extent) as chooser:
         tune(search, gpu, where.replaces or where.path, chooser.choose)
 
 
@@ -146,7 +135,8 @@ def make_search(arguments: argparse.Namespace, device: str) -> Search:
         if reason is not None:
             raise UserError(reason)
     depths = arguments.depths or ([512] if arguments.quick else [128, 512, 1024])
-    return Search(kernels, arguments.dtypes, depths, device, arguments.quick)
+    extent = QUICK if arguments.quick else EVERYTHING
+    return Search(kernels, arguments.dtypes, depths, device, extent)
 
 
 def find_gpu(search: Search) -> Gpu:
@@ -168,48 +158,65 @@ def tune(search: Search, gpu: Gpu, path: Path, choose: Choose) -> None:
     Args:
         search: what to try.
         gpu: the device.
-        path: what to write; whole after each kernel and dtype.
+        path: what to write; whole after each job.
         choose: finds the settings of a job, and calls back for each that it tries.
 
     Raises:
         UserError: for some jobs nothing could be found; the file has the others.
     """
-    from bench.tune.choice import to_try
-    from bench.tune.passes import Job
-    from circle_kernels.backends.triton.settings_table import Entry
-
-    results = start_results("tune", search.device, _settings(search, gpu))
-    entries: list[Entry] = []
-    architecture = gpu.architecture
-    groups = [
-        [
-            Job(kernel, architecture, getattr(torch, dtype), depth, search.device)
-            for depth in _depths(search, kernel, architecture, getattr(torch, dtype).itemsize)
-        ]
-        for kernel in search.kernels
-        for dtype in search.dtypes
-    ]
-    total = sum(len(to_try(job, gpu, search.quick)) for jobs in groups for job in jobs)
+    results = start_results("tune", search.device, describe_search(search, gpu))
     try:
-        with progress_bar(total, "settings") as progress:
-            for jobs in groups:
-                chosen: dict[int, Settings] = {}
-                for job in jobs:
-                    progress.set_description(str(job))
-                    settings, row = choose(job, progress.update)
-                    results.rows.append(row)
-                    if settings is not None:
-                        chosen[job.depth] = settings
-                entries += [
-                    Entry(job.kernel, architecture, job.dtype.itemsize, depth, settings)
-                    for depth, settings in by_smallest_depth(chosen)
-                ]
-                write_settings(path, entries, results)
+        tune_jobs(jobs_of(search, gpu), gpu, path, results, choose)
     finally:
         if results.rows:
             print_table(tune_table(results))
             print(environment(results))
     print(f"wrote {path}; CIRCLE_KERNELS_TRITON_SETTINGS={path.resolve()} uses it")
+    require_settings(results)
+
+
+def jobs_of(search: Search, gpu: Gpu) -> list[Job]:
+    """All that a search tries, in its order."""
+    from bench.tune.passes import Job
+
+    dtypes = [getattr(torch, name) for name in search.dtypes]
+    return [
+        Job(kernel, gpu.architecture, dtype, depth, search.device)
+        for dtype in dtypes
+        for kernel in search.kernels
+        for depth in _depths(search, kernel, gpu.architecture, dtype.itemsize)
+    ]
+
+
+def tune_jobs(jobs: Sequence[Job], gpu: Gpu, path: Path, results: Results, choose: Choose) -> None:
+    """Add a row for each job, and write the file after each."""
+    with progress_bar(0, "settings") as progress:
+        for job in jobs:
+            progress.set_description(str(job))
+            settings, row = choose(job, progress.update)
+            row["settings"] = None if settings is None else dataclasses.asdict(settings)
+            results.rows.append(row)
+            write_settings(path, entries_of(results, gpu.architecture), results)
+
+
+def entries_of(results: Results, architecture: str) -> list[Entry]:
+    """What rows have chosen, as the package reads it."""
+    from circle_kernels.backends.triton.settings_table import Entry, Settings
+
+    chosen: dict[tuple[str, str], dict[int, Settings]] = {}
+    for row in results.rows:
+        if row["settings"] is not None:
+            of_kernel = chosen.setdefault((row["kernel"], row["dtype"]), {})
+            of_kernel[row["depth"]] = Settings(**row["settings"])
+    return [
+        Entry(kernel, architecture, getattr(torch, dtype).itemsize, depth, settings)
+        for (kernel, dtype), depths in chosen.items()
+        for depth, settings in by_smallest_depth(depths)
+    ]
+
+
+def require_settings(results: Results) -> None:
+    """Raise UserError where nothing was found for a job."""
     without = [row for row in results.rows if row["chosen"] is None]
     if without:
         raise UserError(
@@ -280,7 +287,7 @@ def tune_table(results: Results) -> Table:
     return table
 
 
-def _settings(search: Search, gpu: Gpu) -> dict[str, Any]:
+def describe_search(search: Search, gpu: Gpu) -> dict[str, Any]:
     return {
         **dataclasses.asdict(search),
         **dataclasses.asdict(gpu),

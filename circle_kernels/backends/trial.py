@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,13 +11,14 @@ from torch import Tensor
 
 from circle_kernels.backends import reference
 from circle_kernels.backends.problem import Needs, PairProblem, Passed
+from circle_kernels.backends.saved_bytes import with_padding
 from circle_kernels.formula import CircleFormula
 
 # Errors allowed of log-sum-exps and, by dtype, of gradients, beside the largest entry: several
 # times what rounding costs, in float32 with the tf32 products of gradients that PyTorch may be set
 # to.
-_OF_SUMS = 1e-4
-_OF_GRADIENTS = {torch.float16: 5e-3, torch.bfloat16: 3e-2, torch.float32: 2e-3}
+OF_SUMS = 1e-4
+OF_GRADIENTS = {torch.float16: 5e-3, torch.bfloat16: 3e-2, torch.float32: 2e-3}
 _RESULTS = ("lse_pos", "lse_neg", "the embeddings' gradient", "the references' gradient")
 
 
@@ -26,15 +28,36 @@ def fault(backend: Any, device: torch.device, dtype: torch.dtype) -> str:
     Raises:
         Exception: whatever the backend does.
     """
-    allowed = (_OF_SUMS, _OF_SUMS, _OF_GRADIENTS[dtype], _OF_GRADIENTS[dtype])
     for name, problem in _problems(dtype):
-        truths = _results(reference, problem)
-        results = _results(backend, _moved(problem, device, dtype))
-        for what, value, truth, most in zip(_RESULTS, results, truths, allowed, strict=False):
-            error = ((value - truth).abs().max() / truth.abs().max()).item()
-            if not error <= most:  # or it is NaN
+        for what, error in errors(backend, problem, device, dtype).items():
+            most = OF_SUMS if what.startswith("lse") else OF_GRADIENTS[dtype]
+            if not error <= most:
                 return f"{what} of {name} is wrong by {error:.2g}, where {most:g} is allowed"
     return ""
+
+
+def errors(
+    backend: Any, problem: PairProblem, device: torch.device, dtype: torch.dtype
+) -> dict[str, float]:
+    """How far each result of a problem in float64 is from the truth, beside its largest entry.
+
+    Infinity where something is NaN, or infinite and should not be, or the other way round.
+
+    Raises:
+        Exception: whatever the backend does.
+    """
+    truths = _results(reference, problem)
+    results = _results(backend, _moved(problem, device, dtype))
+    pairs = zip(_RESULTS, results, truths, strict=False)
+    return {what: _error(value, truth) for what, value, truth in pairs}
+
+
+def _error(value: Tensor, truth: Tensor) -> float:
+    finite = truth.isfinite()
+    if not torch.equal(finite, value.isfinite()) or not torch.equal(value[~finite], truth[~finite]):
+        return math.inf
+    error, scale = (value - truth)[finite].abs(), truth[finite].abs()
+    return (error.max() / scale.max()).nan_to_num(0.0).item() if len(error) else 0.0
 
 
 def _problems(dtype: torch.dtype) -> Iterator[tuple[str, PairProblem]]:
@@ -52,12 +75,13 @@ def _problems(dtype: torch.dtype) -> Iterator[tuple[str, PairProblem]]:
 
 
 def _moved(problem: PairProblem, device: torch.device, dtype: torch.dtype) -> PairProblem:
-    embeddings, labels, ref_emb, ref_labels, _ = problem.tensors
+    embeddings, labels, ref_emb, ref_labels, listed = problem.tensors
     return problem._replace(
         embeddings=embeddings.to(device, dtype),
         labels=labels.to(device),
         ref_emb=None if ref_emb is None else ref_emb.to(device, dtype),
         ref_labels=None if ref_labels is None else ref_labels.to(device),
+        listed=None if listed is None else with_padding(listed.to(device)),
     )
 
 

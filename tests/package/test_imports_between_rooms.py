@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "backends.rows": ("backends.problem",),
     "backends.saved_bytes": ("backends.problem",),
     "backends.remembered": (),
-    "backends.trial": ("formula", "backends.problem", "backends.reference"),
+    "backends.trial": ("formula", "backends.problem", "backends.reference", "backends.saved_bytes"),
     # No backend imports another.
     "backends.reference": ("backends.problem", "formula", "reference"),
     "backends.tiled": (*OF_BACKENDS, "logsumexp"),

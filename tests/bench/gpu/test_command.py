@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,12 +11,13 @@ import torch
 from bench import __main__ as cli
 from bench.gpu import command as gpu
 from bench.gpu.bounds import bounds, read_figures
+from bench.gpu.stages import TaskStage, TestStage
 from bench.gpu.tables import gpu_tables, summary
 from bench.gpu.tasks import CAPTURED, EVERY, LARGE, MAIN, NO_TIME_LEFT, SMALL, Task
 from bench.measuring.cases import Case
 from bench.reporting.errors import UserError
 from bench.reporting.results import Results, load, slug, start_results
-from tests.bench.gpu.gpu_tasks import TINY, statuses
+from tests.bench.gpu.gpu_tasks import FAR_AWAY, TINY, PatientTask, statuses
 
 
 def time_row(case: tuple, variant: str, forward: float, whole: float | None = None) -> dict:
@@ -28,7 +29,7 @@ def time_row(case: tuple, variant: str, forward: float, whole: float | None = No
 
 def synthetic() -> Results:
     """A run in which two bounds are not held, and one case was not reached."""
-    results = start_results("gpu", "cuda", {"seconds_spent": {"tests": 100, "measurements": 200}})
+    results = start_results("gpu", "cuda", {"seconds_spent": {"tests": 100, "measure": 200}})
     results.machine["gpu"] = "Pretended GPU"
     main = (*MAIN, "random", "bfloat16")
     results.rows = [
@@ -84,7 +85,7 @@ def test_summary_shows_failures_rates_and_what_was_not_measured() -> None:
     assert text.count(NO_TIME_LEFT) == 1
     rate = 2 * MAIN[0] ** 2 * MAIN[1] / 0.0005 / 1e12
     assert f"| {rate:.0f} |" in text
-    assert "tests 100 s, measurements 200 s" in text
+    assert "tests 100 s, measure 200 s" in text
 
 
 def test_report_writes_every_table_of_a_gpu_run(tmp_path: Path) -> None:
@@ -99,44 +100,53 @@ def test_figures_of_an_empty_run_are_not_measured() -> None:
     assert {bound.cells(figures)[-1] for bound in bounds()} == {"not measured"}
 
 
-def tiny_tasks() -> list[Task]:
-    return [
-        Task("time", TINY, ("tiled", "eager", "mm"), seconds=0.1),
-        Task("time", TINY, ("compile",), seconds=1000.0),
-        Task("graph", TINY, CAPTURED, seconds=0.1),
+def tiny_stages(tmp_path: Path, test: str = "def test_good(): pass") -> dict:
+    """Stages on the CPU, with nothing to compile."""
+    (tmp_path / "test_small.py").write_text(test + "\n")
+    tasks = [
+        PatientTask("time", TINY, ("tiled", "eager", "mm"), seconds=0.1),
+        Task("time", TINY, ("compile",), seconds=FAR_AWAY),
+        PatientTask("graph", TINY, CAPTURED, seconds=0.1),
     ]
+    return {
+        "tests": lambda: TestStage([str(tmp_path / "test_small.py")], "cpu", "tiled", 1),
+        "measure": lambda: TaskStage(tasks, "cpu"),
+    }
 
 
 def test_whole_run_writes_data_and_summary(tmp_path: Path) -> None:
-    (tmp_path / "test_small.py").write_text("def test_good(): pass\n")
-    gpu.test_and_measure(tmp_path / "new", 90, tiny_tasks(), [str(tmp_path)], "cpu")
-    results = load(tmp_path / "new" / "gpu.json")
-    assert [row["kind"] for row in results.rows] == ["test"] + ["time"] * 4 + ["graph"] * 3
-    assert set(results.settings["seconds_spent"]) == {"tests", "measurements"}
-    text = (tmp_path / "new" / "gpu.md").read_text()
+    folder = tmp_path / "new"
+    gpu.run_stages(folder, tiny_stages(tmp_path), FAR_AWAY / 2)
+    tests = load(folder / "tests.json").rows
+    assert [(row["kind"], row["outcome"]) for row in tests] == [
+        ("test", "passed"),
+        *[("test", "skipped")] * 2,  # compute-sanitizer
+    ]
+    measured = load(folder / "measure.json").rows
+    assert [row["kind"] for row in measured] == ["time"] * 4 + ["graph"] * 3
+    text = (folder / "gpu.md").read_text()
     assert NO_TIME_LEFT in text
     assert "| passed | 1 |" in text
+    assert re.search(r"Time taken: tests [\d.]+ s, measure [\d.]+ s\.", text)
 
 
 def test_failed_tests_do_not_stop_measurements_and_fail_the_run(tmp_path: Path) -> None:
-    (tmp_path / "test_small.py").write_text("def test_bad(): assert False\n")
-    with pytest.raises(UserError, match="1 of 1 tests failed"):
-        gpu.test_and_measure(tmp_path, 90, tiny_tasks()[:1], [str(tmp_path)], "cpu")
-    content = json.loads((tmp_path / "gpu.json").read_text())
-    assert statuses(content["rows"][1:]) == {"tiled": "ok", "eager": "ok", "mm": "ok"}
+    with pytest.raises(UserError, match="tests: 1 of 3 tests failed"):
+        gpu.run_stages(
+            tmp_path, tiny_stages(tmp_path, "def test_bad(): assert False"), FAR_AWAY / 2
+        )
+    assert statuses(load(tmp_path / "measure.json").rows)["tiled"] == "ok"
     assert "failed: `" in (tmp_path / "gpu.md").read_text()
 
 
-def test_interrupted_run_keeps_what_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(tasks: list[Task], deadline: float):
-        yield tasks[0].rows_without_result("ok")
-        raise KeyboardInterrupt
+def test_stage_that_cannot_be_made_stops_no_other(tmp_path: Path) -> None:
+    def broken() -> TaskStage:
+        raise ValueError("not so\nand more")
 
-    monkeypatch.setattr(gpu, "run_tasks", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        gpu.test_and_measure(tmp_path, 60, tiny_tasks(), None, "cpu")
-    assert len(load(tmp_path / "gpu.json").rows) == 3
-    assert (tmp_path / "gpu.md").exists()
+    stages = {"smoke": broken, "measure": tiny_stages(tmp_path)["measure"]}
+    with pytest.raises(UserError, match=r"^smoke: ValueError: not so$"):
+        gpu.run_stages(tmp_path, stages, FAR_AWAY / 2)
+    assert statuses(load(tmp_path / "measure.json").rows)["tiled"] == "ok"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")

@@ -16,7 +16,7 @@ from tests.bench.gpu.gpu_tasks import FAR_AWAY
 def run_file(folder: Path, content: str, processes: int = 1) -> dict:
     path = folder / "test_something.py"
     path.write_text("import os, time\nimport pytest\n" + content)
-    rows = gpu_tests.run_tests(FAR_AWAY, [str(path)], processes)
+    *_, rows = gpu_tests.run_tests(FAR_AWAY, [str(path)], processes)
     assert all(row["kind"] == "test" for row in rows)
     return {row["test"].rpartition("::")[2]: row for row in rows}
 
@@ -44,7 +44,8 @@ def test_after(): pass
     assert found["test_left_out"] == ("skipped", "one device")
     assert found["test_with_fixture"] == ("failed", "RuntimeError: in a fixture")
     assert found["test_takes_the_process"] == ("error", "pytest ended with code 3 during this test")
-    assert found["test_after"] == ("not run", "pytest ended with code 3")
+    # In a process of its own.
+    assert found["test_after"] == ("passed", "")
 
 
 def test_tests_end_in_time_and_what_was_not_run_is_listed(
@@ -96,3 +97,80 @@ def test_file_that_cannot_be_imported_is_an_error(tmp_path: Path) -> None:
 def test_less_than_nine_minutes() -> None:
     """Also where tests use all their time and a test hangs."""
     assert gpu.DEFAULT_SECONDS + gpu_tests._GRACE < 9 * 60 - 20
+
+
+def test_what_was_known_comes_while_tests_run_and_is_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = tmp_path / "begun"
+    path = tmp_path / "test_something.py"
+    path.write_text(
+        "import time\ndef test_a(): pass\n"
+        f"def test_b():\n    if not open({str(begun)!r}, 'a').tell():\n"
+        f"        open({str(begun)!r}, 'w').write('once')\n        time.sleep({FAR_AWAY})\n"
+        "def test_c(): pass\n"
+    )
+    monkeypatch.setattr(gpu_tests, "_SAVED_EVERY", 0.0)
+    for rows in gpu_tests.run_tests(FAR_AWAY, [str(path)], 1):
+        known = {row["test"]: row["outcome"] for row in rows}
+        if begun.exists() and "passed" in known.values():
+            break  # as a call that is cut
+    assert sorted(known.values()) == ["not run", "not run", "passed"]
+    done = [name for name, outcome in known.items() if outcome == "passed"]
+    *_, rows = gpu_tests.run_tests(FAR_AWAY, [str(path)], 1, done)
+    assert [row["test"].rpartition("::")[2] for row in rows] == ["test_b", "test_c"]
+    assert {row["outcome"] for row in rows} == {"passed"}
+
+
+def test_test_that_hangs_is_ended_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time is up once it has begun, and until it is ended."""
+    begun = tmp_path / "begun"
+
+    def clock() -> float:
+        return time.time() + 10 * gpu_tests._LONGEST_TEST * begun.exists()
+
+    end = gpu_tests._Share.end
+
+    def end_and_go_on(share: gpu_tests._Share, reason: str, outcome: str) -> None:
+        begun.unlink(missing_ok=True)
+        end(share, reason, outcome)
+
+    monkeypatch.setattr(gpu_tests._Share, "end", end_and_go_on)
+    monkeypatch.setattr(gpu_tests, "time", SimpleNamespace(time=clock, sleep=time.sleep))
+    rows = run_file(
+        tmp_path,
+        f"def test_hangs():\n    open({str(begun)!r}, 'w').close()\n    time.sleep({FAR_AWAY})\n"
+        "def test_after(): pass\n",
+    )
+    assert (rows["test_hangs"]["outcome"], rows["test_hangs"]["message"]) == (
+        "error",
+        "took longer than 200 s",
+    )
+    assert rows["test_after"]["outcome"] == "passed"
+
+
+def test_device_that_a_test_has_broken_is_left_to_another_process(tmp_path: Path) -> None:
+    rows = run_file(
+        tmp_path,
+        """
+import torch
+def test_breaks(monkeypatch):
+    def synchronize():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    torch.cuda.is_initialized = lambda: True
+    torch.cuda.synchronize = synchronize
+    assert False, "CUDA error"
+def test_after(): assert not torch.cuda.is_initialized()
+""",
+    )
+    found = {name: row["outcome"] for name, row in rows.items()}
+    assert found == {"test_breaks": "failed", "test_after": "passed"}
+
+
+def test_process_that_cannot_begin_is_an_error(tmp_path: Path) -> None:
+    *_, rows = gpu_tests.run_tests(FAR_AWAY, ["--no-such-option", str(tmp_path)], 1)
+    (row,) = rows
+    assert (row["test"], row["outcome"]) == ("process 1 of 1", "error")
+    assert row["message"].startswith("pytest ended with code 4: ")

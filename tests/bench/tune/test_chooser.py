@@ -14,13 +14,14 @@ pytest.importorskip("triton", minversion="3.3")
 from bench.tune.chooser import Choice, Chooser
 from bench.tune.grid import Gpu
 from bench.tune.passes import Job
+from bench.tune.search import QUICK, Extent
 from circle_kernels.backends.triton.settings import Settings
 from tests.bench.gpu.gpu_tasks import FAR_AWAY
 from tests.bench.tune.tuning import BASE, FAST, FASTER, H100
 
 
 def breaks_at_some(
-    job: Job, gpu: Gpu, quick: bool, broken: dict, trying: Any, measure: Any
+    job: Job, gpu: Gpu, extent: Extent, broken: dict, trying: Any, measure: Any
 ) -> Choice:
     """Ends its process with one of the settings and hangs with another."""
     for settings in (BASE, FAST, FASTER):
@@ -45,7 +46,7 @@ def test_settings_that_end_the_process_are_left_out() -> None:
 
     jobs = [Job("triangle", "sm_90", torch.float32, depth, "cpu") for depth in (64, 128, 1)]
     tried = []
-    with Chooser(H100, True, breaks_at_some, patience) as chooser:
+    with Chooser(H100, QUICK, breaks_at_some, patience) as chooser:
         settings, row = chooser.choose(jobs[0], lambda: tried.append(1))
         assert settings == FASTER
         assert row["broken"] == {

@@ -29,6 +29,7 @@ from bench.tune import passes as tune_passes
 from bench.tune.chooser import Choice
 from bench.tune.grid import Gpu
 from bench.tune.passes import Job, TimedPass
+from bench.tune.search import QUICK, Extent
 from circle_kernels.backends.triton.conditions import conditions_on
 from circle_kernels.backends.triton.launch import Launch, observe_launches
 from circle_kernels.backends.triton.settings import Settings, find_settings, fit_depth
@@ -56,8 +57,8 @@ def made_up(fastest: Mapping[str, Settings]) -> tune_passes.Measure:
 class _Here:
     """A chooser in this process."""
 
-    def __init__(self, measure: tune_passes.Measure, gpu: Gpu, quick: bool) -> None:
-        self.measure, self.gpu, self.quick = measure, gpu, quick
+    def __init__(self, measure: tune_passes.Measure, gpu: Gpu, extent: Extent) -> None:
+        self.measure, self.gpu, self.extent = measure, gpu, extent
 
     def __enter__(self) -> _Here:
         return self
@@ -67,7 +68,7 @@ class _Here:
 
     def choose(self, job: Job, tried: Callable[[], None]) -> Choice:
         return tune_choice.choose_settings(
-            job, self.gpu, self.quick, {}, lambda settings: tried(), self.measure
+            job, self.gpu, self.extent, {}, lambda settings: tried(), self.measure
         )
 
 
@@ -96,7 +97,7 @@ def test_whole_command_on_a_pretended_device(
         proceed(launch)
         # Only where the depth needs masking do these spill.
         masked = not launch.constants.get("EVEN_DEPTH", True)
-        spills = 8 * (launch.num_stages == 4 and masked)
+        spills = 80 * (launch.num_stages == 4 and masked)
         return SimpleNamespace(n_spills=spills * (launch.kernel.__name__ == "sum_rows_kernel"))
 
     with pretend_device(DEVICES["sm_90"]), observe_launches(compile_nothing):
@@ -124,7 +125,7 @@ def test_whole_command_on_a_pretended_device(
     (left_out,) = rows["small_rectangle", 512]["left_out"].items()
     assert left_out == (
         "64x64x64, 4 warps, 4 stages",
-        "for another formula, depth or dtype: 8 spills",
+        "for another formula, depth or dtype: 80 spills",
     )
     shown = capsys.readouterr()
     assert "128x128x64, 8 warps, 4 stages" in shown.out
@@ -136,11 +137,11 @@ def test_whole_command_on_a_pretended_device(
 def test_what_is_chosen_by_running_kernels_is_used_from_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_table: None
 ) -> None:
-    search = tune.Search(["small_rectangle"], ["float16"], [16], "cpu", quick=True)
+    search = tune.Search(["small_rectangle"], ["float16"], [16], "cpu", QUICK)
     gpu = tune.find_gpu(search)
     assert gpu == Gpu(*conditions_on(torch.device("cpu")).hardware, 32)
     job = Job("small_rectangle", "interpreter", torch.float16, 16, "cpu")
-    current, *others = tune_choice.to_try(job, gpu, quick=True)
+    current, *others = tune_choice.to_try(job, gpu, QUICK)
     chosen = others[-1]
     path = tmp_path / "tuned.json"
 
@@ -149,7 +150,7 @@ def test_what_is_chosen_by_running_kernels_is_used_from_the_file(
             assert step.forward().isfinite().all()
         return made_up({"small_rectangle": chosen})(steps, effort)
 
-    tune.tune(search, gpu, path, _Here(measure, gpu, quick=True).choose)
+    tune.tune(search, gpu, path, _Here(measure, gpu, QUICK).choose)
     (row,) = json.loads(path.read_text())["measured"]["rows"]
     assert row["left_out"] == {}
     assert len(row["ratios"]) == len(others)
@@ -186,13 +187,13 @@ def test_depths_at_which_the_table_changes_are_tried_too(
     monkeypatch.setenv(SETTINGS_VARIABLE, str(tmp_path / "family.json"))
 
     def keep(job: Job, tried: Callable[[], None]) -> Choice:
-        current = tune_choice.to_try(job, gpu, quick=True)[0]
+        current = tune_choice.to_try(job, gpu, QUICK)[0]
         text = tune_choice.text_of(current)
         return current, {**tune_choice.new_row(job, current), "chosen": text}
 
     gpu = Gpu("sm_89", 128, 32)
     path = tmp_path / "tuned.json"
-    tune.tune(tune.Search(["triangle"], ["float32"], [128], "cpu", True), gpu, path, keep)
+    tune.tune(tune.Search(["triangle"], ["float32"], [128], "cpu", QUICK), gpu, path, keep)
     # Entries of sm_89 go before those of its family at every depth.
     depths = {entry.depth: entry.settings.num_stages for entry in read_entries(path)}
     assert depths == {1: 2, 700: 5}
