@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import signal
 from collections.abc import Callable
@@ -80,11 +81,13 @@ class Worker:
 
     def stop(self) -> None:
         """End the process, whatever it does."""
-        if self._connection is not None:
+        # Taken first: the thread that waits for an answer stops the worker, too, when it dies.
+        connection, self._connection = self._connection, None
+        if connection is not None:
             self._process.kill()
             self._process.join()
-            self._connection.close()
-            self._connection = None
+            with contextlib.suppress(OSError):
+                connection.close()
 
     def _connected(self) -> Connection:
         if self._connection is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -63,8 +64,8 @@ def test_stage_that_is_cut_goes_on_where_it_stopped(
     whole = gpu_stages.run_tasks
 
     def cut_short(tasks, deadline, processes):
-        for rows in whole(tasks, deadline, processes):
-            yield rows
+        with contextlib.closing(whole(tasks, deadline, processes)) as running:
+            yield next(running)
             raise KeyboardInterrupt
 
     monkeypatch.setattr(gpu_stages, "run_tasks", cut_short)
