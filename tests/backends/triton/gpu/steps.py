@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -42,6 +43,27 @@ def batch(
 
 def loss_and_gradients(inputs: list[Tensor], **options) -> list[Tensor]:
     return batches.value_and_gradients(circle_loss(*inputs, **options), inputs[::2])
+
+
+def captured(step: Callable[[], list[Tensor]]) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
+    """A CUDA graph of a step, and what it writes to when it is replayed."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # where kernels compile, which a capture does not allow
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = step()
+    return graph, results
+
+
+def refill(static: list[Tensor], new: list[Tensor]) -> None:
+    """Put other numbers where a graph reads."""
+    with torch.no_grad():
+        for into, value in zip(static, new, strict=True):
+            into.copy_(value)
 
 
 def assert_bitwise_equal(results: list[Tensor], expected: list[Tensor]) -> None:

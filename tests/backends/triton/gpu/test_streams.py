@@ -11,9 +11,11 @@ from tests.backends.triton.gpu.steps import (
     MANY,
     assert_bitwise_equal,
     batch,
+    captured,
     for_every_dtype,
     for_every_size,
     loss_and_gradients,
+    refill,
 )
 from tests.support.targets import ON_GPU
 
@@ -26,22 +28,12 @@ def test_step_in_a_cuda_graph_gives_the_same_for_new_data(
     n: int, m: int | None, d: int, dtype: torch.dtype
 ) -> None:
     static = batch(n, m, d, dtype)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # where kernels compile, which a capture does not allow
-        for _ in range(3):
-            loss_and_gradients(static)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = loss_and_gradients(static)
+    graph, results = captured(lambda: loss_and_gradients(static))
     for seed in (1, 2):
         new = batch(n, m, d, dtype, seed=seed)
-        with torch.no_grad():
-            for into, value in zip(static, new, strict=True):
-                into.copy_(value)
+        refill(static, new)
         graph.replay()
-        assert_bitwise_equal(captured, loss_and_gradients(new))
+        assert_bitwise_equal(results, loss_and_gradients(new))
 
 
 class _LayerAndLoss(nn.Module):
@@ -142,6 +134,27 @@ def test_kernels_run_on_the_current_stream(n: int, m: int | None, d: int) -> Non
         results = loss_and_gradients(inputs)
     stream.synchronize()
     assert_bitwise_equal(results, expected)
+
+
+@for_every_dtype
+@for_every_size
+def test_steps_on_two_streams_at_once_do_not_mix(
+    n: int, m: int | None, d: int, dtype: torch.dtype
+) -> None:
+    """Nothing that one stream's programs count or leave is read by the other's."""
+    inputs = [batch(n, m, d, dtype, seed=seed) for seed in (1, 2)]
+    expected = [loss_and_gradients(each) for each in inputs]
+    streams = [torch.cuda.Stream() for _ in inputs]
+    torch.cuda.synchronize()
+    results: list[list[list[Tensor]]] = [[], []]
+    for _ in range(5 if n > 1_000 else 20):
+        for stream, own, found in zip(streams, inputs, results, strict=True):
+            with torch.cuda.stream(stream):
+                found.append(loss_and_gradients(own))
+    torch.cuda.synchronize()
+    for found, wanted in zip(results, expected, strict=True):
+        for each in found:
+            assert_bitwise_equal(each, wanted)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices")
