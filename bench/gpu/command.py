@@ -28,7 +28,7 @@ from bench.reporting.tables import Table, environment, print_table
 
 HELP = (
     "test, measure, compare and tune on a CUDA device (five stages of under nine minutes each; "
-    "--stage: one, smoke in a minute)"
+    "--stage: one; smoke a minute or two)"
 )
 
 PRESENTATION = Presentation(gpu_tables)

@@ -104,7 +104,12 @@ class CompareTask(Task):
     @property
     def expected_seconds(self) -> float:
         """Compiling, and rounds."""
-        return 6.0 + self.effort.seconds
+        return 10.0 + self.effort.seconds
+
+    @property
+    def longest_seconds(self) -> float:
+        """Where every kernel of every value has yet to compile, after a process has started."""
+        return 120.0
 
     def run(self, built: BuiltFunctions) -> Rows:
         """A row per value, with samples of rounds in which all took their turn."""

@@ -64,7 +64,7 @@ def run_tasks(tasks: Sequence[Task], deadline: float, processes: int = 1) -> Ite
             worker.stop()
 
 
-def most_processes(memory_share: int = 8) -> int:
+def most_processes(memory_share: int) -> int:
     """How many run at once: one for each core, as long as so many share the device's memory."""
     return max(1, min(memory_share, os.cpu_count() or 1))
 

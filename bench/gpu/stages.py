@@ -85,7 +85,7 @@ def smoke_stage(device: str, quick: bool) -> TaskStage:
     """Every path beside float64."""
     from bench.gpu.smoke import kernel_names, smoke_tasks
 
-    return TaskStage(smoke_tasks(device), device, most_processes(), {"kernels": kernel_names()})
+    return TaskStage(smoke_tasks(device), device, most_processes(16), {"kernels": kernel_names()})
 
 
 def tests_stage(device: str, quick: bool) -> TestStage:

@@ -85,6 +85,11 @@ class CompileTask(Task):
     def expected_seconds(self) -> float:
         return 5.0
 
+    @property
+    def longest_seconds(self) -> float:
+        """Of large tiles, beside others, after a process has started."""
+        return 120.0
+
     def run(self, built: BuiltFunctions) -> Rows:
         """A row without more than its status."""
         for one in _passes(self.job, self.multiprocessors):

@@ -181,7 +181,14 @@ def save(results: Results, path: Path) -> None:
     # One row per line: a file that a person can read and a diff can show.
     head = json.dumps(content, indent=1, allow_nan=False).removesuffix("\n}")
     lines = ",\n".join("  " + json.dumps(row, allow_nan=False) for row in rows)
-    path.write_text(f'{head},\n "rows": [\n{lines}\n ]\n}}\n', encoding="utf-8")
+    write_whole(path, f'{head},\n "rows": [\n{lines}\n ]\n}}\n')
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is there as a whole, as it was or as it is to be, wherever this is cut."""
+    beside = path.with_name(f"{path.name}.new")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
 
 
 def same_source(one: Results, other: Results) -> bool:

@@ -22,7 +22,7 @@ import circle_kernels
 from bench.measuring.cases import parse_choices
 from bench.reporting.errors import UserError
 from bench.reporting.progress import progress_bar
-from bench.reporting.results import Results, destination, is_whole, slug, start_results
+from bench.reporting.results import Results, destination, is_whole, slug, start_results, write_whole
 from bench.reporting.tables import MISSING, Table, environment, number, print_table
 from bench.tune.search import EVERYTHING, QUICK, Search
 
@@ -253,9 +253,8 @@ def write_settings(path: Path, entries: Iterable[Entry], results: Results) -> No
         lines.append("  " + json.dumps({**key, "depth": entry.depth, **settings}))
     measured = json.dumps(dataclasses.asdict(results), indent=1, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        '{\n "entries": [\n' + ",\n".join(lines) + f'\n ],\n "measured": {measured}\n}}\n',
-        encoding="utf-8",
+    write_whole(
+        path, '{\n "entries": [\n' + ",\n".join(lines) + f'\n ],\n "measured": {measured}\n}}\n'
     )
 
 
