@@ -60,8 +60,12 @@ def run_tasks(tasks: Sequence[Task], deadline: float, processes: int = 1) -> Ite
         # Also where somebody interrupts, or wants no more rows.
         while not waiting.empty():
             waiting.get()
-        for worker in workers:
+        for worker, thread in zip(workers, threads, strict=True):
             worker.stop()
+            while thread.is_alive():
+                # It may have been about to begin a task, and with it another process.
+                thread.join(0.2)
+                worker.stop()
 
 
 def most_processes(memory_share: int) -> int:

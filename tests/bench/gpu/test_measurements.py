@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import time
 
@@ -115,3 +116,15 @@ def test_worker_that_dies_or_hangs_is_replaced() -> None:
 def test_deadline_stops_a_task_that_hangs() -> None:
     (rows,) = run_tasks([_HangsForEver("time", TINY, ("mm",))], time.monotonic() + 1)
     assert statuses(rows) == {"mm": NO_TIME_LEFT}
+
+
+def test_whoever_wants_no_more_rows_leaves_no_process_behind() -> None:
+    tasks = [
+        PatientTask("time", TINY, ("mm",), seconds=0.1),
+        *(_HangsForEver("time", TINY, ("mm",)) for _ in range(3)),
+    ]
+    before = set(multiprocessing.active_children())
+    rows = run_tasks(tasks, time.monotonic() + FAR_AWAY, processes=2)
+    assert statuses(next(rows)) == {"mm": "ok"}
+    rows.close()
+    assert set(multiprocessing.active_children()) <= before
