@@ -9,11 +9,11 @@ import pytest
 
 pytest.importorskip("triton", minversion="3.3")
 
-from bench.gpu.compare import SIZES, CompareTask, Size, compare_tasks
-from bench.gpu.stages import TaskStage
+from bench.gpu.compare import CompareTask, Size, compare_tasks
+from bench.gpu.stages import STAGES, TaskStage
 from bench.gpu.tables import gpu_tables
 from bench.measuring.timing import Effort
-from circle_kernels.backends.triton.conditions import Hardware, Limits
+from circle_kernels.backends.triton.conditions import Hardware, Limits, assuming
 from tests.bench.gpu.gpu_tasks import FAR_AWAY
 from tests.support.targets import INTERPRETED
 
@@ -28,7 +28,9 @@ def small_tasks(hardware: Hardware) -> list[CompareTask]:
 
 
 def test_every_limit_has_a_problem_that_it_matters_for_or_is_named() -> None:
-    tasks, without = compare_tasks("cuda", Hardware("sm_90", 132), SIZES)
+    with assuming(hardware=Hardware("sm_90", 132)):
+        stage = STAGES["compare"]("cuda", False)
+    tasks, without = stage.tasks, stage.notes["not_compared"]
     names = {field.name for field in dataclasses.fields(Limits)}
     assert {task.limit for task in tasks} | set(without) == names
     assert len(without) <= 1

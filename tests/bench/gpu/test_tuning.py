@@ -96,14 +96,14 @@ def tasks_that_fail(jobs: Sequence[Job], gpu: Gpu, extent: Extent) -> list[Task]
     return [Compiles(**vars(task)) for task in compile_tasks(jobs, gpu, extent)]
 
 
-class _Chooser:
+class StandInChooser:
     """Takes the last of a job's settings, or has no time for some kernels."""
 
     def __init__(self, late: Sequence[str] = ()) -> None:
         self.late = late
         self.asked: list[tuple[str, Mapping[Settings, str]]] = []
 
-    def __enter__(self) -> _Chooser:
+    def __enter__(self) -> StandInChooser:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -126,7 +126,7 @@ def test_cut_stage_goes_on_and_its_file_is_one_that_the_package_reads(
     tmp_path: Path, own_table: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "tune.json"
-    first = _Chooser(late=["weights"])
+    first = StandInChooser(late=["weights"])
     tune(path, first)
     assert [kernel for kernel, _ in first.asked] == ["triangle", "weights"]
     assert [entry.kernel for entry in read_entries(path)] == ["triangle"]
@@ -136,17 +136,17 @@ def test_cut_stage_goes_on_and_its_file_is_one_that_the_package_reads(
         "failed: RuntimeError: out of resource: shared memory"
     }
     assert any(known for _, known in first.asked)
-    then = _Chooser()
+    then = StandInChooser()
     tune(path, then)
     assert [kernel for kernel, _ in then.asked] == ["weights"]
     assert [entry.kernel for entry in read_entries(path)] == ["triangle", "weights"]
     assert len(json.loads(path.read_text())["measured"]["rows"]) == 2
-    last = _Chooser()
+    last = StandInChooser()
     tune(path, last)
     assert last.asked == []
 
 
 def test_without_time_nothing_is_begun(tmp_path: Path, own_table: None) -> None:
-    chooser = _Chooser()
+    chooser = StandInChooser()
     tune(tmp_path / "tune.json", chooser, seconds=1.0)
     assert chooser.asked == []
