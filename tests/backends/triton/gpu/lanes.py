@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from tests.backends.triton.gpu.steps import DTYPES, MANY
+from tests.backends.triton.gpu.steps import DTYPES, MANY, SOME
 from tests.support.targets import INTERPRETED, ON_GPU
 
 IN_INTERPRETER = [
@@ -30,9 +30,11 @@ class Lane:
     device: str
     rows: int
     every_limit_1: bool = False
+    never_small: bool = False  # as more rows would be
 
     def __str__(self) -> str:
-        return f"{self.device}-{self.rows}{'-every-limit-1' * self.every_limit_1}"
+        limits = "-every-limit-1" * self.every_limit_1 + "-never-small" * self.never_small
+        return f"{self.device}-{self.rows}{limits}"
 
     @contextlib.contextmanager
     def limits(self) -> Iterator[None]:
@@ -40,18 +42,25 @@ class Lane:
         pytest.importorskip("triton", minversion="3.3")
         from circle_kernels.backends.triton.conditions import Limits, assuming
 
-        ones = {field.name: 1 for field in dataclasses.fields(Limits)}
-        with assuming(limits=Limits(**ones) if self.every_limit_1 else Limits()):
+        changed = {"small_rows": 0} if self.never_small else {}
+        if self.every_limit_1:
+            changed = {field.name: 1 for field in dataclasses.fields(Limits)}
+        with assuming(limits=Limits(**changed)):
             yield
 
 
-_ON_DEVICE = [Lane("cuda", 300), Lane("cuda", MANY), Lane("cuda", MANY, every_limit_1=True)]
+ON_DEVICE = [
+    Lane("cuda", 300),
+    Lane("cuda", SOME),
+    Lane("cuda", MANY),
+    Lane("cuda", MANY, every_limit_1=True),
+]
 BY_LABEL = Lane("cpu", 270, every_limit_1=True)
-_INTERPRETED = [Lane("cpu", 150), BY_LABEL]
+_INTERPRETED = [Lane("cpu", 150), Lane("cpu", 150, never_small=True), BY_LABEL]
 for_every_lane = pytest.mark.parametrize(
     "lane",
     [
-        *(pytest.param(lane, marks=ON_GPU, id=str(lane)) for lane in _ON_DEVICE),
+        *(pytest.param(lane, marks=ON_GPU, id=str(lane)) for lane in ON_DEVICE),
         *(pytest.param(lane, marks=IN_INTERPRETER, id=str(lane)) for lane in _INTERPRETED),
     ],
 )

@@ -16,17 +16,22 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 for_every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
-def _rows_in_label_order() -> int:
-    """Just enough rows for the kernels in label order, and no multiple of a tile."""
-    if not torch.cuda.is_available():
-        return 8_001
-    multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
-    return 128 * math.ceil(math.sqrt(24 * multiprocessors)) + 1
+# An H100's where there is no device.
+MULTIPROCESSORS = 132
+if torch.cuda.is_available():
+    MULTIPROCESSORS = torch.cuda.get_device_properties(0).multi_processor_count
 
 
+def _rows_of_tiles(each: int) -> int:
+    """Rows of so many tiles for each multiprocessor, and one more: no multiple of a tile."""
+    return 128 * math.ceil(math.sqrt(each * MULTIPROCESSORS)) + 1
+
+
+# Too many for a launch a pass, too few to be put in label order.
+SOME = max(1_025, _rows_of_tiles(1))
 # Rows, references and depth. The large ones take the kernels in label order, in self mode over the
 # triangle; depths are a multiple of a tile's and not.
-MANY = _rows_in_label_order()
+MANY = _rows_of_tiles(24)
 SMALL = [(300, None, 64), (300, 200, 64), (300, None, 600), (300, 200, 600)]
 LARGE = [(MANY, None, 64), (MANY - 500, MANY + 1_000, 64), (MANY, None, 600)]
 for_every_size = pytest.mark.parametrize(("n", "m", "d"), [*SMALL, *LARGE])
