@@ -2,7 +2,7 @@
 
 ``smoke`` puts every path of the kernels beside float64; ``tests`` runs what needs a device, and
 compute-sanitizer; ``measure`` times and gauges beside peers, and lists launches; ``compare``
-times every limit that plans go by at half and at double; ``tune`` looks for launch settings. Each
+times every limit that plans go by at other values; ``tune`` looks for launch settings. Each
 writes a file after every step, stops by itself, and goes on where the last call of it stopped.
 """
 

@@ -1,4 +1,4 @@
-"""What plans call an estimate, each at half and at double, timed in turn with what it is.
+"""What plans call an estimate at half, at double and at 0, timed in turn with what it is.
 
 Problems are chosen by the plans themselves: those whose launches become others.
 """
@@ -49,6 +49,9 @@ class Size(NamedTuple):
         """Multiply-adds of its product."""
         return self.rows * (self.references or self.rows) * self.depth
 
+
+# Limits that 0 turns a way of working off by, or on for every size; others would be no plan at all.
+AT_0 = ("sides_bytes", "sorted_tiles", "small_rows", "class_columns")
 
 _ROWS = [part * 2**exponent for exponent in range(7, 14) for part in (2, 3)]  # 256 to 24,576
 SIZES = [
@@ -168,7 +171,7 @@ def compare_tasks(
     backend: str = "triton",
     effort: Effort = _EFFORT,
 ) -> tuple[list[Task], list[str]]:
-    """For each limit the problems for which half or double of it is another plan; and limits for
+    """For each limit the problems for which another value of it is another plan; and limits for
     which there is none."""
     from circle_kernels.backends.triton.conditions import Limits
 
@@ -179,7 +182,7 @@ def compare_tasks(
     without = []
     for name, value in dataclasses.asdict(usual).items():
         mattering: dict[Size, list[int]] = {}
-        for other in (value // 2, 2 * value):
+        for other in (value // 2, 2 * value, *((0,) if name in AT_0 else ())):
             limits = dataclasses.replace(usual, **{name: other})
             others = [
                 size for size in ordered if _plan(size, limits, hardware, dtype) != plans[size]

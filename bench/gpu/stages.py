@@ -99,7 +99,7 @@ def measure_stage(device: str, quick: bool) -> TaskStage:
 
 
 def compare_stage(device: str, quick: bool) -> TaskStage:
-    """Every limit of plans, at half and at double."""
+    """Every limit of plans, at other values."""
     from bench.gpu.compare import compare_tasks
     from circle_kernels.backends.triton.conditions import conditions_on
 

@@ -1,4 +1,4 @@
-"""The compare stage: limits at half and double, where plans become others."""
+"""The compare stage: limits at half, double and 0, where plans become others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("triton", minversion="3.3")
 
-from bench.gpu.compare import CompareTask, Size, compare_tasks
+from bench.gpu.compare import AT_0, CompareTask, Size, compare_tasks
 from bench.gpu.stages import STAGES, TaskStage
 from bench.gpu.tables import gpu_tables
 from bench.measuring.timing import Effort
@@ -41,7 +41,8 @@ def test_every_limit_has_a_problem_that_it_matters_for_or_is_named() -> None:
         value, *others = task.values
         assert value == usual[task.limit]
         assert others
-        assert {*others} <= {value // 2, 2 * value}
+        assert {*others} <= {value // 2, 2 * value, *([0] if task.limit in AT_0 else [])}
+    assert {task.limit for task in tasks if 0 in task.values} == set(AT_0)
     # The first tasks show each limit once.
     assert len({task.limit for task in tasks[: len(names) - len(without)]}) == len(names) - len(
         without
@@ -58,7 +59,7 @@ def test_values_take_turns_and_ratios_are_shown(tmp_path: Path) -> None:
     assert len(table.rows) == sum(len(task.values) - 1 for task in tasks)
     for row in table.rows:
         limit, usual, *_, value, forward, step = row
-        assert int(value) in (int(usual) // 2, 2 * int(usual))
+        assert int(value) in (int(usual) // 2, 2 * int(usual), 0)
         assert limit in {field.name for field in dataclasses.fields(Limits)}
         assert "(" in forward
         assert "(" in step
