@@ -191,12 +191,4 @@ def _bodies(
         in_order = constants.get("LABELS", "ascending") in ("ascending", "classes")
         name = "only negatives" if in_order else "both kinds"
         return {name: (paths[0].instructions, paths[0].exponentials)}
-    # A tile is as many parts as its columns make; what is around them is shared.
-    parts = constants.get("TILE_COLUMNS", constants["BLOCK_COLUMNS"]) // constants["BLOCK_COLUMNS"]
-    path = next((path for path in paths if path.part_exponentials > 0), paths[0])
-    return {
-        "exact": (
-            path.part_instructions + path.instructions / parts,
-            path.part_exponentials + path.exponentials / parts,
-        )
-    }
+    return {"exact": (paths[0].instructions, paths[0].exponentials)}

@@ -108,24 +108,20 @@ def _visited(
     if name == "sum_triangle_kernel":
         blocks = arguments["num_column_blocks"]
         own = first_column // columns + program % blocks
-        for tile in _run(program // blocks, arguments, own + 1):
+        diagonal = own * columns // rows
+        for tile in range(program // blocks, diagonal + 1, arguments["num_runs"]):
             yield Tile(tile * rows, rows, own * columns, columns)
         return
     blocks = arguments["num_row_blocks"]
     row = program % blocks * constants["BLOCK_ROWS"] // rows * rows
-    first = 0
+    # Programs that share a tile have a part of its columns each.
+    first = program // blocks // (columns // constants["BLOCK_COLUMNS"])
     if name in ("sum_rows_kernel", "sum_exactly_kernel"):
         last = math.ceil(arguments["num_columns"] / columns)
     elif name == "write_weights_kernel":
         last = arguments.get("num_column_tiles", arguments.get("num_column_blocks"))
-        first = row // columns if constants["MIRROR"] else 0
+        first += row // columns if constants["MIRROR"] else 0
     else:
         raise UserError(f"bench/kernels/geometry.py does not say which tiles {name} visits")
-    for tile in _run(program // blocks, arguments, last):
-        if tile >= first:
-            yield Tile(first_row + row, rows, first_column + tile * columns, columns)
-
-
-def _run(run: int, arguments: dict[str, Any], last: int) -> range:
-    each = arguments["tiles_per_run"]
-    return range(run * each, min((run + 1) * each, last))
+    for tile in range(first, last, arguments["num_runs"]):
+        yield Tile(first_row + row, rows, first_column + tile * columns, columns)

@@ -172,9 +172,7 @@ def compiled_kernel(launch: Any) -> Counted:
 def _tile_kernel(launch: Any, rate: float, exceptions: Exceptions, counted: Counted) -> Launch:
     name, constants, arguments = launch.kernel.__name__, launch.constants, launch.arguments
     block_rows, block_columns = constants["BLOCK_ROWS"], constants["BLOCK_COLUMNS"]
-    # A tile in parts: what lies beside its loads is that of all of it.
-    columns = constants.get("TILE_COLUMNS", block_columns)
-    pairs = block_rows * columns
+    pairs = block_rows * block_columns
     rows_ptr = arguments["rows_ptr"]
     depth, itemsize = rows_ptr.shape[1], rows_ptr.element_size()
     stores = _stored_per_tile(launch, pairs)
@@ -182,7 +180,7 @@ def _tile_kernel(launch: Any, rate: float, exceptions: Exceptions, counted: Coun
         Body(
             matrix=pairs * depth / rate,
             issue=per_pair * pairs / 128,  # instructions that are issued in a cycle
-            loads=columns // block_columns * (block_rows + block_columns) * depth * itemsize,
+            loads=(block_rows + block_columns) * depth * itemsize,
             others=stores,
             looks=1,
         )

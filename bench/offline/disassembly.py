@@ -1,9 +1,8 @@
 """What a kernel's machine code executes per tile: loops and paths of NVIDIA disassembly.
 
 A kernel's tile loop is its outermost loop with exponentials. A path through the body is one way
-that a tile can go. Loops without exponentials in it (over the depth) are left out: their work is
-the matrix product's. Loops with exponentials (over the parts of a tile) count apart, one iteration
-of them. Every number is a count of instructions per thread.
+that a tile can go. Loops in it (over the depth) are left out: their work is the matrix product's.
+Every number is a count of instructions per thread.
 """
 
 from __future__ import annotations
@@ -54,8 +53,6 @@ class TilePath:
 
     instructions: int  # outside of inner loops
     exponentials: int
-    part_instructions: int  # in one iteration of inner loops with exponentials
-    part_exponentials: int
 
     def __add__(self, other: TilePath) -> TilePath:
         return TilePath(*(sum(pair) for pair in zip(astuple(self), astuple(other), strict=True)))
@@ -172,21 +169,9 @@ def _paths(
             ends.add(node)
 
     def cost(node: int) -> TilePath:
-        if node not in inner:
-            return TilePath(blocks[node].instructions, blocks[node].exponentials, 0, 0)
-        part = inner[node]
-        exponentials = sum(blocks[index].exponentials for index in part)
-        if exponentials == 0:
-            return TilePath(0, 0, 0, 0)
-        over_depth = set().union(
-            *(
-                loop
-                for loop in inner.values()
-                if loop < part and not any(blocks[index].exponentials for index in loop)
-            )
-        )
-        instructions = sum(blocks[index].instructions for index in part - over_depth)
-        return TilePath(0, 0, instructions, exponentials)
+        if node in inner:
+            return TilePath(0, 0)
+        return TilePath(blocks[node].instructions, blocks[node].exponentials)
 
     # Cheapest ways to the end, for each set of nodes with exponentials passed on them.
     known: dict[int, dict[frozenset[int], TilePath]] = {}
@@ -194,8 +179,8 @@ def _paths(
     def cheapest(node: int) -> dict[frozenset[int], TilePath]:
         if node not in known:
             own = cost(node)
-            mark = frozenset({node} if own.exponentials or own.part_exponentials else ())
-            ways = [(frozenset[int](), TilePath(0, 0, 0, 0))] if node in ends else []
+            mark = frozenset({node} if own.exponentials else ())
+            ways = [(frozenset[int](), TilePath(0, 0))] if node in ends else []
             for successor in sorted(successors[node]):
                 ways.extend(cheapest(successor).items())
             found: dict[frozenset[int], TilePath] = {}

@@ -142,4 +142,6 @@ def text_of(settings: Settings) -> str:
     """``128x128x64, 8 warps, 3 stages``."""
     tile = f"{settings.block_rows}x{settings.block_columns}x{settings.block_depth}"
     limit = f", {settings.max_registers} registers" if settings.max_registers else ""
+    if settings.column_slices > 1:
+        limit += f", {settings.column_slices} slices"
     return f"{tile}, {settings.num_warps} warps, {settings.num_stages} stages{limit}"

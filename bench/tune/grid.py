@@ -19,24 +19,33 @@ _SORTED_TILES = _LIMITS.sorted_tiles
 _SIDES = {
     "small_batch": ((16, 32, 64), (16, 32, 64)),
     "rectangle": ((64, 128), (64, 128, 256)),
-    "rectangle_in_any_order": ((64, 128), (32, 64, 128)),
+    "rectangle_in_any_order": ((64, 128), (32, 64, 128, 256)),
     "small_rectangle": ((32, 64, 128), (32, 64)),
-    "triangle": ((32, 64, 128), (32, 64, 128)),
+    "triangle": ((32, 64, 128, 256), (32, 64, 128)),
     "exact_sums": ((64, 128), (32, 64, 128)),
-    "weights": ((64, 128), (32, 64, 128)),
+    "weights": ((64, 128, 256), (32, 64, 128)),
     "weights_in_any_order": ((64, 128), (32, 64, 128)),
     "exact_weights": ((64, 128), (32, 64, 128)),
 }
 _DEPTHS = {2: (32, 64), 4: (FLOAT32_DEPTH,)}  # by bytes per element
-_WARPS = (4, 8)
+_WARPS = (4, 8, 16)
 _STAGES = (2, 3, 4)
 _AMD_STAGES = (1, 2)
-# Of NVIDIA's devices: without it their compiler may spill a few to fit one more block.
-_MAX_REGISTERS = 255
+# Of NVIDIA's devices: without a number their compiler may spill a few to fit one more block.
+_MAX_REGISTERS = 255  # of a thread
+_ALL_REGISTERS = 65_536  # of a multiprocessor
 # Products of a tile that a thread holds in registers: more spill, and fewer leave it too little to
 # do between one load and the next. Small batches are small to have programs enough.
 _PRODUCTS = range(16, 65)
-_PRODUCTS_OF = {"rectangle": range(16, 129), "small_batch": range(1, 33)}
+_PRODUCTS_OF = {
+    "rectangle": range(16, 129),
+    "rectangle_in_any_order": range(16, 129),
+    "triangle": range(16, 129),
+    "small_batch": range(1, 33),
+}
+# Weights of so many go on slice by slice, too.
+_MANY_PRODUCTS = 64
+_COLUMN_SLICES = 4
 
 
 @dataclass(frozen=True)
@@ -100,16 +109,21 @@ def candidates(
     chunks = [size for size in _DEPTHS[itemsize] if size <= max(depth, _DEPTHS[itemsize][0])]
     is_amd = gpu.architecture.startswith("gfx")
     shapes = itertools.product(*_SIDES[kernel], chunks)
-    max_registers = None if is_amd else _MAX_REGISTERS
     if tile_of is not None:
         shapes = iter([(tile_of.block_rows, tile_of.block_columns, tile_of.block_depth)])
-        max_registers = tile_of.max_registers
     stages = _AMD_STAGES if is_amd else _STAGES
     found = []
     for (rows, columns, chunk), warps, stage in itertools.product(shapes, _WARPS, stages):
-        settings = Settings(rows, columns, chunk, warps, stage, max_registers)
-        products = rows * columns // (warps * gpu.warp_size)
-        fits = products in _PRODUCTS_OF.get(kernel, _PRODUCTS)
-        if fits and unusable_shape(kernel, settings) is None:
-            found.append(settings)
+        threads = warps * gpu.warp_size
+        max_registers = None if is_amd else min(_MAX_REGISTERS, _ALL_REGISTERS // threads)
+        if tile_of is not None:
+            max_registers = tile_of.max_registers
+        products = rows * columns // threads
+        if products not in _PRODUCTS_OF.get(kernel, _PRODUCTS):
+            continue
+        choices = [1, _COLUMN_SLICES] if products >= _MANY_PRODUCTS else [1]
+        for slices in choices if tile_of is None else [tile_of.column_slices]:
+            settings = Settings(rows, columns, chunk, warps, stage, max_registers, slices)
+            if unusable_shape(kernel, settings) is None:
+                found.append(settings)
     return found

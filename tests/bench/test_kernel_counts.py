@@ -49,16 +49,6 @@ TILE_LOOP = """
         /*0110*/                   BRA `(.L_x_5);
 """
 
-# The second way goes over parts of the tile, each with a loop over the depth.
-PARTS = TILE_LOOP.replace(
-    "        /*00c0*/                   FADD R5, R5, R3 ;\n",
-    """.L_x_6:
-        /*00c0*/                   HMMA.16816.F32.BF16 R24, R8, R24, R4 ;
-        /*00c1*/              @!P4 BRA `(.L_x_6) ;
-        /*00c2*/               @P5 BRA `(.L_x_2) ;
-""",
-)
-
 
 def test_blocks_end_at_branches_and_labels() -> None:
     blocks = parse_blocks(TILE_LOOP)
@@ -82,8 +72,8 @@ def test_blocks_end_at_branches_and_labels() -> None:
 def test_paths_leave_out_the_loop_over_the_depth() -> None:
     plain, other = tile_paths(TILE_LOOP)
     # IADD3, BRA.U, FMUL, MUFU, BRA, CALL, BRA; on the other way NOP is no instruction.
-    assert (plain.instructions, plain.exponentials, plain.part_instructions) == (7, 1, 0)
-    assert (other.instructions, other.exponentials, other.part_instructions) == (8, 2, 0)
+    assert (plain.instructions, plain.exponentials) == (7, 1)
+    assert (other.instructions, other.exponentials) == (8, 2)
 
 
 def test_loop_that_is_entered_in_two_places_counts_once() -> None:
@@ -117,16 +107,6 @@ def test_calls_of_subroutines_come_back() -> None:
 def test_branches_of_threads_that_have_diverged_are_conditional() -> None:
     diverging = TILE_LOOP.replace("BRA.U UP0,", "BRA.DIV UR4,")
     assert tile_paths(diverging) == tile_paths(TILE_LOOP)
-
-
-def test_parts_of_a_tile_count_apart_without_their_loop_over_the_depth() -> None:
-    paths = tile_paths(PARTS)
-    in_parts = [path for path in paths if path.part_exponentials]
-    assert len(in_parts) == 1
-    # FFMA, MUFU and the branch back; HMMA and its branch are the loop over the depth. The second
-    # exponential comes after the parts.
-    assert (in_parts[0].part_instructions, in_parts[0].part_exponentials) == (3, 1)
-    assert in_parts[0].exponentials == 1
 
 
 def _row(**changes: Any) -> dict[str, Any]:

@@ -100,6 +100,7 @@ class Launch(NamedTuple):
             self.num_warps,
             self.num_stages,
             self.max_registers,
+            self.constants.get("COLUMN_SLICES", 1),
         )
 
 

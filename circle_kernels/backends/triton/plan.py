@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -70,10 +70,10 @@ class Layout:
 
 
 class Runs(NamedTuple):
-    """How the column tiles of each block of rows are shared among programs."""
+    """How the column tiles of each block of rows are shared among programs: each takes the next."""
 
     number: int
-    tiles: int  # of each but the last
+    tiles: int  # of the longest
 
     def efficiency(self, blocks: int, tiles: int, multiprocessors: int) -> float:
         """Share of the multiprocessors' time that has a tile to work on, all tiles alike."""
@@ -120,6 +120,12 @@ class Walk(Layout):
         return self.settings or self.exact_settings
 
     @property
+    def exact_slots(self) -> int:
+        """Exact sums of a row: for each run, one of each part that its tiles are cut into."""
+        parts = self.tile.block_columns // self.exact_settings.block_columns
+        return self.exact_runs.number * parts
+
+    @property
     def tiles(self) -> tuple[int, int]:
         """Of rows and of columns."""
         return (
@@ -131,7 +137,7 @@ class Walk(Layout):
         """The bands in order; the first is the largest. None without a fixed shift."""
         if self.settings is None:
             return
-        block = self.settings.block_rows
+        block = self.settings.block_columns if self.triangle else self.settings.block_rows
         step = self.band_blocks * block
         for first in range(0, self.num_rows, step):
             size = min(step, self.num_rows - first)
@@ -210,18 +216,26 @@ def plan_walk(shape: Shape, conditions: Conditions) -> Walk:
             few = few or layout.labels == "listed"
             kernel = "small_rectangle" if few else "rectangle_in_any_order"
         settings = conditions.settings(kernel, shape.dtype, shape.depth)
-        exact, columns = fit_tile(exact, settings), settings.block_columns
-        blocks, tiles = ceil_div(num_rows, settings.block_rows), ceil_div(num_columns, columns)
+        columns = settings.block_columns
+        block = columns if triangle else settings.block_rows  # that a program stays with
+        # In a triangle rows are those of a tile or the columns of its mirror image.
+        exact = fit_tile(exact, replace(settings, block_rows=block))
+        blocks, tiles = ceil_div(num_rows, block), ceil_div(num_columns, columns)
         if triangle:
+            tiles = ceil_div(num_rows, settings.block_rows)
             # Eight programs or more for each multiprocessor, since they end at different times.
-            each = max(1, min(limits.triangle_run, blocks * blocks // (16 * multiprocessors)))
-            runs = Runs(ceil_div(blocks, each), each)
+            each = max(1, min(limits.triangle_run, blocks * tiles // (16 * multiprocessors)))
+            runs = Runs(ceil_div(tiles, each), each)
         else:
             runs = plan_runs(blocks, tiles, multiprocessors)
-        entries = layout.kinds * runs.number * settings.block_rows  # of a block
+        entries = layout.kinds * runs.number * block
         entries += num_rows if triangle else 0
         band_blocks = min(blocks, max(limits.smallest_band, limits.partial_bytes // (4 * entries)))
-    exact_blocks = ceil_div(num_rows, exact.block_rows)
+    parts = columns // exact.block_columns
+    exact_blocks = parts * ceil_div(num_rows, exact.block_rows)
+    # Most blocks have few tiles for it, and each run leaves four numbers for every row.
+    most = ceil_div(4 * multiprocessors, exact_blocks)
+    exact_runs = plan_runs(exact_blocks, ceil_div(num_columns, columns), multiprocessors, most)
     return Walk(
         labels=layout.labels,
         small=layout.small,
@@ -233,11 +247,5 @@ def plan_walk(shape: Shape, conditions: Conditions) -> Walk:
         runs=runs,
         band_blocks=band_blocks,
         exact_settings=exact,
-        # Most blocks have few tiles for it, and each run leaves four numbers for every row.
-        exact_runs=plan_runs(
-            exact_blocks,
-            ceil_div(num_columns, columns),
-            multiprocessors,
-            most=ceil_div(4 * multiprocessors, exact_blocks),
-        ),
+        exact_runs=exact_runs,
     )

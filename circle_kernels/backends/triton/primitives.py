@@ -227,6 +227,26 @@ def tile_products(
 
 
 @triton.jit
+def column_slice(
+    tile,  # (R, C)
+    SLICE: tl.constexpr,
+    SLICES: tl.constexpr,  # a power of 2
+):
+    """Take one of the equal slices of a tile's columns.
+
+    With Hopper's matrix instructions threads hold the same columns of each slice, so that nothing
+    moves; what goes on slice by slice takes fewer registers.
+    """
+    tl.static_assert(SLICES <= 8)
+    for level in tl.static_range(3):  # halves, halves of them, and theirs
+        if SLICES >> level > 1:
+            halves = tl.reshape(tile, (tile.shape[0], 2, tile.shape[1] // 2))
+            first, second = tl.split(tl.permute(halves, (0, 2, 1)))
+            tile = second if (SLICE << level) % SLICES >= SLICES // 2 else first
+    return tile
+
+
+@triton.jit
 def pair_scales(pairs, row, column, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
     """Load what turns inner products of operands into coordinates, for (i, j) as for (j, i).
 

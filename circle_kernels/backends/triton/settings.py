@@ -41,7 +41,10 @@ __all__ = [
 _NVIDIA_FAMILY = "sm_86"
 _AMD_FAMILY = "gfx942"
 
-_INTERPRETS_FLOAT64_DOT = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 6)
+_TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
+_INTERPRETS_FLOAT64_DOT = _TRITON >= (3, 6)
+# Before, slices of a tile went through shared memory, more of it than there is.
+_SLICES_IN_REGISTERS = _TRITON >= (3, 4)
 
 # The smallest chunk of the depth that a matrix instruction takes, whatever the dtype.
 _MIN_BLOCK_DEPTH = 16
@@ -138,4 +141,7 @@ def find_settings(
     kernel: str, architecture: str, dtype: torch.dtype, depth: int, table: Table | None = None
 ) -> Settings:
     """The settings of one of ``settings_table.KERNELS``."""
-    return fit_depth(listed_settings(kernel, architecture, dtype.itemsize, depth, table), depth)
+    settings = listed_settings(kernel, architecture, dtype.itemsize, depth, table)
+    if not _SLICES_IN_REGISTERS:
+        settings = replace(settings, column_slices=1)
+    return fit_depth(settings, depth)

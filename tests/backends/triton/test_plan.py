@@ -24,18 +24,19 @@ def test_bands_cover_every_block_once_within_the_bound(num_rows: int, dtype: tor
     for num_columns, self_mode in ((num_rows, True), (4096, False)):
         walk = plan_walk(Shape(num_rows, num_columns, self_mode, dtype, 512), H100)
         bands = list(walk.bands())
+        block = walk.tile.block_columns if walk.triangle else walk.tile.block_rows
         assert [band.is_first for band in bands] == [True] + [False] * (len(bands) - 1)
         assert bands[0].first == 0
         for band, following in itertools.pairwise(bands):
             assert band.first + band.size == following.first
-            assert band.size == band.blocks * walk.tile.block_rows
+            assert band.size == band.blocks * block
         assert bands[-1].first + bands[-1].size == num_rows
-        _, tiles = walk.tiles
-        for runs in (walk.runs, walk.exact_runs):
+        passed = walk.tiles[0] if walk.triangle else walk.tiles[1]
+        for runs, tiles in ((walk.runs, passed), (walk.exact_runs, walk.tiles[1])):
             assert runs.number * runs.tiles >= tiles > (runs.number - 1) * runs.tiles
         entries = math.prod(bands[0].run_sums) + math.prod(bands[0].tile_sums)
         smallest = H100.limits.smallest_band * (
-            walk.tile.block_rows * walk.runs.number * walk.kinds + num_rows * walk.triangle
+            block * walk.runs.number * walk.kinds + num_rows * walk.triangle
         )
         assert 4 * entries <= max(H100.limits.partial_bytes, 4 * smallest)
 

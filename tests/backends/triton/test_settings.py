@@ -14,6 +14,7 @@ import torch
 
 pytest.importorskip("triton", minversion="3.3")
 
+from circle_kernels.backends.triton import settings as settings_module
 from circle_kernels.backends.triton import settings_table
 from circle_kernels.backends.triton.settings import (
     Settings,
@@ -143,6 +144,17 @@ def test_no_chunk_is_larger_than_the_depth_needs() -> None:
         assert find_settings("rectangle", "sm_90", torch.float16, depth).block_depth == chunk
 
 
+def test_tiles_stay_whole_where_slices_would_leave_the_registers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sliced = find_settings("weights", "sm_90", torch.bfloat16, 512)
+    assert sliced.column_slices > 1
+    monkeypatch.setattr(settings_module, "_SLICES_IN_REGISTERS", False)
+    assert find_settings("weights", "sm_90", torch.bfloat16, 512) == replace(
+        sliced, column_slices=1
+    )
+
+
 def test_files_are_read_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(SETTINGS_VARIABLE, str(write(tmp_path / "tuned.json", ENTRY)))
     find_settings("triangle", "sm_89", torch.bfloat16, 512)
@@ -167,11 +179,16 @@ def test_files_are_read_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         ({"depth": "512"}, "depth must be a whole number of at least 1, got '512'"),
         (
             {"warps": 4},
-            "warps unknown: wanted kernel, family, bytes, .* if need be depth, max_registers, note",
+            "warps unknown: wanted kernel, .* if need be depth, max_registers, column_slices, note",
         ),
         ({"bytes": 4}, "block_depth of 4 bytes must be 32, .* same bits of a similarity, got 16"),
-        ({"block_rows": 64}, "block_rows and block_columns of triangle must be equal, got 64 and"),
+        (
+            {"block_columns": 64},
+            "block_rows of triangle must be at least block_columns",
+        ),
         ({"kernel": "weights", "block_columns": 64}, "must be at least block_columns, got 32 and"),
+        ({"kernel": "weights", "column_slices": 3}, "column_slices must be one of 1, 2, 4, got 3"),
+        ({"column_slices": 2}, "column_slices are those of rectangles and weights, not of tri"),
     ],
 )
 def test_wrong_entry_is_named_with_what_is_wanted(

@@ -15,6 +15,7 @@ from tests.support.yardstick import gradients
 
 pytest.importorskip("triton", minversion="3.3")
 
+from circle_kernels.backends.triton.backward_pass.backward import adds_onto_float32
 from circle_kernels.backends.triton.backward_pass.chunks import Chunks, plan_chunks
 from circle_kernels.backends.triton.conditions import Limits, assuming
 from circle_kernels.backends.triton.plan import Shape
@@ -88,3 +89,21 @@ def test_chunks_of_the_workspace_change_nothing(m: int | None, sorted_tiles: int
     for whole, chunked in zip(*results, strict=True):
         scale = whole.abs().max().item()
         torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, TypeError])
+def test_products_are_added_apart_where_pytorch_refuses(
+    failure: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some versions want sums of a half type, others have no such argument."""
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise failure("no sums in float32")
+
+    adds_onto_float32.cache_clear()
+    monkeypatch.setattr(torch, "addmm", refuse)
+    assert not adds_onto_float32(torch.device("cpu"), torch.bfloat16)
+    monkeypatch.setattr(torch, "addmm", lambda sums, *factors, **options: sums)
+    adds_onto_float32.cache_clear()
+    assert adds_onto_float32(torch.device("cpu"), torch.bfloat16)
+    adds_onto_float32.cache_clear()

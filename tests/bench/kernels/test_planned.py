@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 
 for _module in ("matplotlib", "psutil", "rich", "tqdm"):
@@ -100,11 +98,10 @@ def test_figures_of_a_tile_are_those_of_its_block() -> None:
     (forward,) = (launch for launch in tiled(plan(CLASSES)) if launch.name == "sum_rows")
     plain, exact = forward.bodies[:2]
     tile = plain.matrix * 2048 / CLASSES.depth
-    side = math.isqrt(round(tile))
-    assert side * side == tile
+    assert tile == 128 * 256
     assert plain.issue == 8 * tile / 128
     assert exact.issue == 32 * tile / 128
-    assert plain.loads == 2 * side * CLASSES.depth * 2
+    assert plain.loads == (128 + 256) * CLASSES.depth * 2
     assert forward.blocks == 2
     weights = [launch for launch in tiled(plan(CLASSES)) if launch.name == "write_weights"]
     for launch in weights:
@@ -155,7 +152,7 @@ def test_tiles_that_a_kernel_leaves_over_are_passed_over(
         "num_columns": 256,
         "num_row_blocks": 2,
         "num_column_blocks": 2,
-        "tiles_per_run": 2,
+        "num_runs": 1,
     }
     blocks = {"BLOCK_ROWS": 128, "BLOCK_COLUMNS": 128}
     programs = tiles_of_programs(
@@ -166,7 +163,7 @@ def test_tiles_that_a_kernel_leaves_over_are_passed_over(
 
 
 def test_unknown_kernel_is_named() -> None:
-    arguments = {"num_row_blocks": 1, "tiles_per_run": 1}
+    arguments = {"num_row_blocks": 1, "num_runs": 1}
     blocks = {"BLOCK_ROWS": 128, "BLOCK_COLUMNS": 128}
     with pytest.raises(UserError, match="new_kernel"):
         tiles_of_programs("new_kernel", 1, arguments, blocks, Exceptions(SELF))

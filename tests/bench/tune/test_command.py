@@ -81,7 +81,7 @@ def test_whole_command_on_a_pretended_device(
 ) -> None:
     from bench.offline.pretended import DEVICES, pretend_device
 
-    faster = Settings(128, 128, 64, 8, 4)
+    faster = Settings(256, 128, 64, 8, 4, 255)
     spilling = Settings(64, 64, 64, 4, 4)
     times = made_up({"triangle": faster, "small_rectangle": spilling})
     monkeypatch.setattr(tune_chooser, "Chooser", functools.partial(_Here, times))
@@ -128,7 +128,7 @@ def test_whole_command_on_a_pretended_device(
         "for another formula, depth or dtype: 80 spills",
     )
     shown = capsys.readouterr()
-    assert "128x128x64, 8 warps, 4 stages" in shown.out
+    assert "256x128x64, 8 warps, 4 stages" in shown.out
     assert f"{SETTINGS_VARIABLE}={path} uses it" in shown.out
 
 

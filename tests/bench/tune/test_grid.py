@@ -24,10 +24,14 @@ def test_candidates_differ_and_suit_their_kernel(kernel: str, itemsize: int, gpu
     assert len(found) == len(set(found)) >= 6
     assert all(unusable_shape(kernel, settings) is None for settings in found)
     threads = gpu.warp_size
-    least, most = {"small_batch": (1, 32), "rectangle": (16, 128)}.get(kernel, (16, 64))
+    wide = ("rectangle", "rectangle_in_any_order", "triangle")
+    least, most = (1, 32) if kernel == "small_batch" else (16, 128 if kernel in wide else 64)
     for each in found:
         assert least <= each.block_rows * each.block_columns / (each.num_warps * threads) <= most
-    assert max(each.block_rows for each in found) == (64 if kernel == "small_batch" else 128)
+    most_rows = {"small_batch": 64, "triangle": 256, "weights": 256}.get(kernel, 128)
+    assert max(each.block_rows for each in found) == most_rows
+    sliced = kernel in ("rectangle", "rectangle_in_any_order", "weights")
+    assert ({1, 4} if sliced else {1}) <= {each.column_slices for each in found} <= {1, 4}
     assert {each.num_stages for each in found} == ({1, 2} if threads == 64 else {2, 3, 4})
     assert {each.block_depth for each in found} == ({32, 64} if itemsize == 2 else {32})
     shallow = candidates(kernel, itemsize, 16, gpu)
@@ -40,7 +44,9 @@ def test_quick_candidates_have_the_current_tile() -> None:
     assert {(each.block_rows, each.block_columns, each.block_depth) for each in found} == {
         (128, 128, 128)
     }
-    assert {(each.num_warps, each.num_stages) for each in found} == {(8, 2), (8, 3), (8, 4)}
+    assert {(each.num_warps, each.num_stages) for each in found} == {
+        (warps, stages) for warps in (4, 8, 16) for stages in (2, 3, 4)
+    }
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter launches nothing")

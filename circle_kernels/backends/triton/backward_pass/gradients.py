@@ -21,7 +21,7 @@ from circle_kernels.backends.triton.formula import (
     shifted_exponentials,
     shifted_exponents,
 )
-from circle_kernels.backends.triton.primitives import STATISTICS_BLOCK
+from circle_kernels.backends.triton.primitives import STATISTICS_BLOCK, pair_kinds, pair_scales
 
 # Rows of each block of the table of statistics: what each kind has, and one number for the block.
 LSE = tl.constexpr(0)  # log-sum-exps of exponents
@@ -90,22 +90,6 @@ def along_columns(numbers):
 
 
 @triton.jit
-def load_anchors(table_ptr, row, column, SELF_MODE: tl.constexpr, tile):
-    """Load the anchors of a tile (R, C) along its rows and, in self mode, along its columns."""
-    rows = Anchors(
-        along_rows(load_statistic(table_ptr, row, LSE, tile.shape[0])),
-        along_rows(load_statistic(table_ptr, row, UPSTREAM, tile.shape[0])),
-    )
-    columns = rows
-    if SELF_MODE:
-        columns = Anchors(
-            along_columns(load_statistic(table_ptr, column, LSE, tile.shape[1])),
-            along_columns(load_statistic(table_ptr, column, UPSTREAM, tile.shape[1])),
-        )
-    return rows, columns
-
-
-@triton.jit
 def plain_weights(
     products,  # (R, C)
     scales,  # (R, C)
@@ -114,12 +98,13 @@ def plain_weights(
     row,
     column,
     formula,  # Formula
-    SELF_MODE: tl.constexpr,
-    LABELS: tl.constexpr,  # plan.Labels
-    FORMULA: tl.constexpr,
-    DETACH_WEIGHTS: tl.constexpr,
+    CONSTANTS: tl.constexpr,  # (SELF_MODE, LABELS, FORMULA, DETACH_WEIGHTS) of the kernel
 ):
     """Compute weights where the fixed shift serves all anchors, from one exponential per pair."""
+    SELF_MODE: tl.constexpr = CONSTANTS[0]
+    LABELS: tl.constexpr = CONSTANTS[1]
+    FORMULA: tl.constexpr = CONSTANTS[2]
+    DETACH_WEIGHTS: tl.constexpr = CONSTANTS[3]
     BOTH_KINDS: tl.constexpr = LABELS == "any order" or LABELS == "listed"
     positive, for_row, for_column = kinds
     rows = along_rows(load_statistic(table_ptr, row, FACTOR, products.shape[0]))
@@ -179,3 +164,44 @@ def exact_weights(
     floors = pair_floors(positive, formula, FORMULA)
     slopes = pair_slopes(distances, floors, FORMULA, DETACH_WEIGHTS)
     return tl.where(counts, weights * slopes * scales, 0.0)
+
+
+@triton.jit
+def pair_weights(
+    products,  # (R, C)
+    pairs,
+    row,
+    column,
+    listed_ptr,  # if LABELS is "listed"
+    listed_stride,
+    table_ptr,
+    formula,  # Formula
+    SERVED: tl.constexpr,  # whether the fixed shift serves all anchors
+    CONSTANTS: tl.constexpr,  # (SELF_MODE, LABELS, FORMULA, DETACH_WEIGHTS) of the kernel
+):
+    """Compute the weights of a block, or of a slice of it."""
+    SELF_MODE: tl.constexpr = CONSTANTS[0]
+    ROWS: tl.constexpr = products.shape[0]
+    COLUMNS: tl.constexpr = products.shape[1]
+    scales = pair_scales(pairs, row, column, ROWS, COLUMNS)
+    kinds = pair_kinds(
+        pairs, row, column, listed_ptr, listed_stride, SELF_MODE, CONSTANTS[1], ROWS, COLUMNS
+    )
+    if SERVED:
+        weights = plain_weights(products, scales, kinds, table_ptr, row, column, formula, CONSTANTS)
+    else:
+        # Put together here: in Triton 3.3 functions return no tuples of tuples.
+        rows = Anchors(
+            along_rows(load_statistic(table_ptr, row, LSE, ROWS)),
+            along_rows(load_statistic(table_ptr, row, UPSTREAM, ROWS)),
+        )
+        columns = rows
+        if SELF_MODE:
+            columns = Anchors(
+                along_columns(load_statistic(table_ptr, column, LSE, COLUMNS)),
+                along_columns(load_statistic(table_ptr, column, UPSTREAM, COLUMNS)),
+            )
+        weights = exact_weights(
+            products, scales, kinds, rows, columns, formula, SELF_MODE, CONSTANTS[2], CONSTANTS[3]
+        )
+    return weights

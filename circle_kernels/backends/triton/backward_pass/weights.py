@@ -13,10 +13,8 @@ from torch import Tensor
 
 from circle_kernels.backends.triton.backward_pass.chunks import Chunk
 from circle_kernels.backends.triton.backward_pass.gradients import (
-    exact_weights,
     fixed_shift_serves,
-    load_anchors,
-    plain_weights,
+    pair_weights,
 )
 from circle_kernels.backends.triton.formula import Formula, Kind
 from circle_kernels.backends.triton.launch import launch_tiles
@@ -24,17 +22,13 @@ from circle_kernels.backends.triton.plan import Runs, plan_runs
 from circle_kernels.backends.triton.primitives import (
     Pairs,
     Points,
+    column_slice,
     is_plain,
-    pair_kinds,
-    pair_scales,
     store_tile,
     tile_products,
 )
 from circle_kernels.backends.triton.settings import Settings
 from circle_kernels.backends.triton.sides import ceil_div
-
-# Column tiles that a program passes at most.
-_LONGEST_RUN = 4
 
 
 @triton.jit
@@ -84,7 +78,7 @@ def store_weights(
         "first_column",
         "num_row_blocks",
         "num_column_tiles",
-        "tiles_per_run",
+        "num_runs",
     ]
 )
 def write_weights_kernel(
@@ -108,7 +102,7 @@ def write_weights_kernel(
     first_column,
     num_row_blocks,
     num_column_tiles,
-    tiles_per_run,
+    num_runs,
     vertex_pos,
     floor_pos,
     vertex_neg,
@@ -125,11 +119,12 @@ def write_weights_kernel(
     EVEN_DEPTH: tl.constexpr,
     TILE_ROWS: tl.constexpr,  # that are served or not
     TILE_COLUMNS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,  # of them at a time
+    BLOCK_ROWS: tl.constexpr,  # of them that a program multiplies at a time
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
+    COLUMN_SLICES: tl.constexpr,  # of a block, from products to weights one after the other
 ):
-    """Write the weights of one block of rows, of some tiles in a run."""
+    """Write the weights of one block of rows, of one part of some tiles in a run."""
     rows = Points(rows_ptr, row_labels_ptr, row_scales_ptr, num_rows, row_stride)
     columns = Points(columns_ptr, column_labels_ptr, column_scales_ptr, num_columns, column_stride)
     pairs = Pairs(rows, columns, depth)
@@ -137,12 +132,17 @@ def write_weights_kernel(
     chunk_row = tl.multiple_of(tl.program_id(0) % num_row_blocks * BLOCK_ROWS, BLOCK_ROWS)
     row = tl.multiple_of(first_row + chunk_row, BLOCK_ROWS)
     tile_row = chunk_row // TILE_ROWS * TILE_ROWS
-    first_tile = tl.program_id(0) // num_row_blocks * tiles_per_run
-    last_tile = tl.minimum(first_tile + tiles_per_run, num_column_tiles)
+    PARTS: tl.constexpr = TILE_COLUMNS // BLOCK_COLUMNS
+    # Mirroring takes registers, too.
+    TWICE: tl.constexpr = (MIRROR and COLUMN_SLICES > 1) and TILES == "served"
+    SLICES: tl.constexpr = 2 * COLUMN_SLICES if TWICE else COLUMN_SLICES
+    SLICE_COLUMNS: tl.constexpr = BLOCK_COLUMNS // SLICES
+    part = tl.program_id(0) // num_row_blocks % PARTS * BLOCK_COLUMNS
+    first_tile = tl.program_id(0) // (num_row_blocks * PARTS)
     if MIRROR:
         tl.static_assert(TILE_ROWS % TILE_COLUMNS == 0)
-        first_tile = tl.maximum(first_tile, tile_row // TILE_COLUMNS)
-    for tile in range(first_tile, last_tile):
+        first_tile += tile_row // TILE_COLUMNS
+    for tile in range(first_tile, num_column_tiles, num_runs):
         tile_column = tile * TILE_COLUMNS
         wanted = True
         if TILES != "every":
@@ -160,60 +160,40 @@ def write_weights_kernel(
             if TILES == "others":
                 wanted = wanted ^ True
         if wanted:
+            chunk_column = tl.multiple_of(tile_column + part, BLOCK_COLUMNS)
+            column = tl.multiple_of(first_column + chunk_column, BLOCK_COLUMNS)
+            products = tile_products(
+                pairs,
+                row,
+                column,
+                (INPUT_PRECISION, EVEN_DEPTH, NORMALIZED, BLOCK_DEPTH),
+                BLOCK_ROWS,
+                BLOCK_COLUMNS,
+            )
             mirror = False
             if MIRROR:
                 mirror = tile_column >= tile_row + TILE_ROWS
-            for part in range(0, TILE_COLUMNS, BLOCK_COLUMNS):
-                chunk_column = tl.multiple_of(tile_column + part, BLOCK_COLUMNS)
-                column = tl.multiple_of(first_column + chunk_column, BLOCK_COLUMNS)
-                products = tile_products(
+            for slice in tl.static_range(SLICES):
+                weights = pair_weights(
+                    column_slice(products, slice, SLICES),
                     pairs,
                     row,
-                    column,
-                    (INPUT_PRECISION, EVEN_DEPTH, NORMALIZED, BLOCK_DEPTH),
-                    BLOCK_ROWS,
-                    BLOCK_COLUMNS,
-                )
-                scales = pair_scales(pairs, row, column, BLOCK_ROWS, BLOCK_COLUMNS)
-                kinds = pair_kinds(
-                    pairs,
-                    row,
-                    column,
+                    column + slice * SLICE_COLUMNS,
                     listed_ptr,
                     listed_stride,
-                    SELF_MODE,
-                    LABELS,
-                    BLOCK_ROWS,
-                    BLOCK_COLUMNS,
+                    table_ptr,
+                    formula,
+                    TILES == "served",
+                    (SELF_MODE, LABELS, FORMULA, DETACH_WEIGHTS),
                 )
-                if TILES == "served":
-                    weights = plain_weights(
-                        products,
-                        scales,
-                        kinds,
-                        table_ptr,
-                        row,
-                        column,
-                        formula,
-                        SELF_MODE,
-                        LABELS,
-                        FORMULA,
-                        DETACH_WEIGHTS,
-                    )
-                else:
-                    anchors = load_anchors(table_ptr, row, column, SELF_MODE, products)
-                    weights = exact_weights(
-                        products,
-                        scales,
-                        kinds,
-                        anchors[0],
-                        anchors[1],
-                        formula,
-                        SELF_MODE,
-                        FORMULA,
-                        DETACH_WEIGHTS,
-                    )
-                store_weights(weights_ptr, weights_stride, chunk_row, chunk_column, weights, mirror)
+                store_weights(
+                    weights_ptr,
+                    weights_stride,
+                    chunk_row,
+                    chunk_column + slice * SLICE_COLUMNS,
+                    weights,
+                    mirror,
+                )
 
 
 def write_weights(
@@ -231,13 +211,17 @@ def write_weights(
     launches = [("every", exact)] if served is None else [("served", served), ("others", exact)]
     for tiles, block in launches:
         row_blocks = ceil_div(chunk.num_rows, block.block_rows)
-        # On the diagonal, where half of the tiles are left out, one after the other spreads best.
-        runs = Runs(column_tiles, 1)
-        if not chunk.on_diagonal:
-            runs = plan_runs(row_blocks, column_tiles, multiprocessors)
+        parts = tile.block_columns // block.block_columns
+        most = None
+        if tiles == "others":
+            most = ceil_div(4 * multiprocessors, row_blocks * parts)  # there are few of them
+        runs = plan_runs(row_blocks * parts, column_tiles, multiprocessors, most)
+        if tiles != "others" and chunk.on_diagonal:
+            # Half of the tiles are left out: one after the other they spread best.
+            runs = Runs(column_tiles, 1)
         launch_tiles(
             write_weights_kernel,
-            row_blocks * runs.number,
+            row_blocks * parts * runs.number,
             {
                 **arguments,
                 "weights_ptr": workspace,
@@ -246,7 +230,7 @@ def write_weights(
                 "first_column": chunk.first_column,
                 "num_row_blocks": row_blocks,
                 "num_column_tiles": column_tiles,
-                "tiles_per_run": runs.tiles,
+                "num_runs": runs.number,
             },
             {
                 **constants,
@@ -255,6 +239,7 @@ def write_weights(
                 "EVEN_DEPTH": arguments["depth"] % block.block_depth == 0,
                 "TILE_ROWS": tile.block_rows,
                 "TILE_COLUMNS": tile.block_columns,
+                "COLUMN_SLICES": block.column_slices,
             },
             block,
         )

@@ -70,22 +70,23 @@ def add_pairs(
 
 @triton.jit
 def is_left_over(
-    left_over_ptr,  # (row tiles, column tiles) int8; of a triangle below its diagonal as well
-    row_tile,
-    column_tile,
+    left_over_ptr,  # (row tiles, column tiles) int8; in a triangle those on and above its diagonal
+    row,
+    column,
     num_tiles,  # of columns
     TRIANGLE: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    TILE_COLUMNS: tl.constexpr,
 ):
-    """Say whether the other kernels have left a tile."""
-    first, second = row_tile, column_tile
+    """Say whether the other kernels have left the tile of a pair, or of its mirror image."""
     if TRIANGLE:
-        first, second = tl.maximum(row_tile, column_tile), tl.minimum(row_tile, column_tile)
-    return tl.load(left_over_ptr + first.to(tl.int64) * num_tiles + second) != 0
+        below = row // TILE_ROWS > column // TILE_ROWS
+        row, column = tl.where(below, column, row), tl.where(below, row, column)
+    tile = (row // TILE_ROWS).to(tl.int64) * num_tiles + column // TILE_COLUMNS
+    return tl.load(left_over_ptr + tile) != 0
 
 
-@triton.jit(
-    do_not_specialize=["num_rows", "num_columns", "num_row_blocks", "num_runs", "tiles_per_run"]
-)
+@triton.jit(do_not_specialize=["num_rows", "num_columns", "num_row_blocks", "num_runs"])
 def sum_exactly_kernel(
     rows_ptr,  # (N, D)
     row_labels_ptr,  # (padded N,) int64
@@ -95,7 +96,7 @@ def sum_exactly_kernel(
     column_scales_ptr,  # (padded M,) float32
     listed_ptr,  # (padded N, padded M) uint8, or None
     left_over_ptr,  # (row tiles, column tiles) int8: not 0 where a tile is wanted; None: every one
-    exact_sums_ptr,  # (4, runs, N) float32: shifts and totals of positives, then of negatives
+    exact_sums_ptr,  # (4, slots, N) float32: shifts and totals of positives, then of negatives
     num_rows,
     num_columns,
     depth,
@@ -104,7 +105,6 @@ def sum_exactly_kernel(
     listed_stride,
     num_row_blocks,
     num_runs,
-    tiles_per_run,
     vertex_pos,
     floor_pos,
     vertex_neg,
@@ -123,61 +123,64 @@ def sum_exactly_kernel(
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
 ):
-    """Sum the exponentials of one block of rows over what is wanted of a run of column tiles."""
+    """Sum the exponentials of one block of rows over one part of the wanted tiles of a run."""
     rows = Points(rows_ptr, row_labels_ptr, row_scales_ptr, num_rows, row_stride)
     columns = Points(columns_ptr, column_labels_ptr, column_scales_ptr, num_columns, column_stride)
     pairs = Pairs(rows, columns, depth)
     formula = Formula(Kind(vertex_pos, floor_pos), Kind(vertex_neg, floor_neg), fixed_shift)
-    run = tl.program_id(0) // num_row_blocks
+    tl.static_assert((TILE_COLUMNS if TRIANGLE else TILE_ROWS) % BLOCK_ROWS == 0)
+    PARTS: tl.constexpr = TILE_COLUMNS // BLOCK_COLUMNS
     row = tl.multiple_of(tl.program_id(0) % num_row_blocks * BLOCK_ROWS, BLOCK_ROWS)
+    slot = tl.program_id(0) // num_row_blocks
     num_tiles = tl.cdiv(num_columns, TILE_COLUMNS)
-    last_tile = tl.minimum((run + 1) * tiles_per_run, num_tiles)
     positives = no_sum(BLOCK_ROWS)
     negatives = no_sum(BLOCK_ROWS)
-    for tile in range(run * tiles_per_run, last_tile):
+    for tile in range(slot // PARTS, num_tiles, num_runs):
+        tile_column = tile * TILE_COLUMNS
         wanted = True
         if left_over_ptr is not None:
-            wanted = is_left_over(left_over_ptr, row // TILE_ROWS, tile, num_tiles, TRIANGLE)
+            wanted = is_left_over(
+                left_over_ptr, row, tile_column, num_tiles, TRIANGLE, TILE_ROWS, TILE_COLUMNS
+            )
         if wanted:
-            for part in range(0, TILE_COLUMNS, BLOCK_COLUMNS):
-                column = tl.multiple_of(tile * TILE_COLUMNS + part, BLOCK_COLUMNS)
-                products = tile_products(
-                    pairs,
-                    row,
-                    column,
-                    (INPUT_PRECISION, EVEN_DEPTH, NORMALIZED, BLOCK_DEPTH),
-                    BLOCK_ROWS,
-                    BLOCK_COLUMNS,
-                )
-                scales = pair_scales(pairs, row, column, BLOCK_ROWS, BLOCK_COLUMNS)
-                positive, counts, _ = pair_kinds(
-                    pairs,
-                    row,
-                    column,
-                    listed_ptr,
-                    listed_stride,
-                    SELF_MODE,
-                    LABELS,
-                    BLOCK_ROWS,
-                    BLOCK_COLUMNS,
-                )
-                # One kind after the other: together they would take twice the registers.
-                positives = add_pairs(
-                    positives, products, scales, positive & counts, formula.positive, True, FORMULA
-                )
-                negatives = add_pairs(
-                    negatives,
-                    products,
-                    scales,
-                    (positive ^ True) & counts,
-                    formula.negative,
-                    False,
-                    FORMULA,
-                )
+            column = tl.multiple_of(tile_column + slot % PARTS * BLOCK_COLUMNS, BLOCK_COLUMNS)
+            products = tile_products(
+                pairs,
+                row,
+                column,
+                (INPUT_PRECISION, EVEN_DEPTH, NORMALIZED, BLOCK_DEPTH),
+                BLOCK_ROWS,
+                BLOCK_COLUMNS,
+            )
+            scales = pair_scales(pairs, row, column, BLOCK_ROWS, BLOCK_COLUMNS)
+            positive, counts, _ = pair_kinds(
+                pairs,
+                row,
+                column,
+                listed_ptr,
+                listed_stride,
+                SELF_MODE,
+                LABELS,
+                BLOCK_ROWS,
+                BLOCK_COLUMNS,
+            )
+            # One kind after the other: together they would take twice the registers.
+            positives = add_pairs(
+                positives, products, scales, positive & counts, formula.positive, True, FORMULA
+            )
+            negatives = add_pairs(
+                negatives,
+                products,
+                scales,
+                (positive ^ True) & counts,
+                formula.negative,
+                False,
+                FORMULA,
+            )
     indices = row + tl.arange(0, BLOCK_ROWS)
     inside = indices < num_rows
-    plane = num_runs.to(tl.int64) * num_rows
-    sums_ptr = exact_sums_ptr + run.to(tl.int64) * num_rows + indices
+    plane = num_runs.to(tl.int64) * PARTS * num_rows
+    sums_ptr = exact_sums_ptr + slot.to(tl.int64) * num_rows + indices
     tl.store(sums_ptr, positives.shift, mask=inside)
     tl.store(sums_ptr + plane, positives.total, mask=inside)
     tl.store(sums_ptr + 2 * plane, negatives.shift, mask=inside)

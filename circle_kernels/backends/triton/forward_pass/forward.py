@@ -95,7 +95,7 @@ class _Sums:
         self._run_sums = self._new(*self._bands[0].run_sums) if self._bands else None
         self._tile_sums = self._new(*self._bands[0].tile_sums) if walk.triangle else None
         self._running = self._new(walk.kinds, walk.num_rows) if len(self._bands) > 1 else None
-        self._exact_sums = self._new(4, walk.exact_runs.number, walk.num_rows)
+        self._exact_sums = self._new(4, walk.exact_slots, walk.num_rows)
 
     def _new(self, *shape: int) -> Tensor:
         return self._rows.scales.new_empty(shape)
@@ -117,7 +117,6 @@ class _Sums:
             "left_over_ptr": self._left_over,
             "run_sums_ptr": self._run_sums,
             "num_runs": walk.runs.number,
-            "tiles_per_run": walk.runs.tiles,
         }
         constants = {**self._constants, "EVEN_DEPTH": self._even(walk.settings.block_depth)}
         programs = band.blocks * walk.runs.number
@@ -140,24 +139,27 @@ class _Sums:
             "band_rows": band.size,
             "num_row_blocks": band.blocks,
         }
-        constants |= {"SELF_MODE": self._self_mode, "LABELS": walk.labels}
+        constants |= {
+            "SELF_MODE": self._self_mode,
+            "LABELS": walk.labels,
+            "COLUMN_SLICES": walk.settings.column_slices,
+        }
         launch_tiles(sum_rows_kernel, programs, arguments, constants, walk.settings)
 
     def _sum_exactly(self) -> None:
         walk = self._walk
-        settings, runs = walk.exact_settings, walk.exact_runs
+        settings = walk.exact_settings
         row_blocks = ceil_div(walk.num_rows, settings.block_rows)
         launch_tiles(
             sum_exactly_kernel,
-            row_blocks * runs.number,
+            row_blocks * walk.exact_slots,
             {
                 **self._arguments,
                 **self._listed,
                 "left_over_ptr": self._left_over,
                 "exact_sums_ptr": self._exact_sums,
                 "num_row_blocks": row_blocks,
-                "num_runs": runs.number,
-                "tiles_per_run": runs.tiles,
+                "num_runs": walk.exact_runs.number,
             },
             {
                 **self._constants,
@@ -192,8 +194,9 @@ class _Sums:
                 "band_size": 0 if band is None else band.size,
                 "band_blocks": 0 if band is None else band.blocks,
                 "num_runs": walk.runs.number,
-                "block": walk.tile.block_rows,
-                "exact_runs": walk.exact_runs.number,
+                "tile_rows": walk.tile.block_rows,
+                "tile_columns": walk.tile.block_columns,
+                "exact_slots": walk.exact_slots,
                 **{
                     name: self._arguments[name]
                     for name in ("floor_pos", "floor_neg", "fixed_shift")

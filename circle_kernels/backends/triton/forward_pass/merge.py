@@ -89,15 +89,16 @@ def finish_logsumexp(sums):
         "band_size",
         "band_blocks",
         "num_runs",
-        "block",
-        "exact_runs",
+        "tile_rows",
+        "tile_columns",
+        "exact_slots",
     ]
 )
 def merge_sums_kernel(
     run_sums_ptr,  # (kinds, runs, band_size) float32, or None
-    tile_sums_ptr,  # (band_blocks, N) float32, or None: of rows above the band's blocks
+    tile_sums_ptr,  # (band_blocks, N) float32, or None: of tiles above the diagonal
     running_ptr,  # (kinds, N) float32: what earlier bands left, or None
-    exact_sums_ptr,  # (4, exact_runs, N) float32, or None before the last band
+    exact_sums_ptr,  # (4, exact_slots, N) float32, or None before the last band
     order_ptr,  # (N,) int64: where the caller has each row, or None: in the same place
     saved_ptr,  # (2, N) float32: log-sum-exps of exponents, in the caller's order
     lse_pos_ptr,  # (N,) float32
@@ -107,8 +108,9 @@ def merge_sums_kernel(
     band_size,
     band_blocks,
     num_runs,
-    block,  # rows or columns of a block
-    exact_runs,
+    tile_rows,
+    tile_columns,
+    exact_slots,
     floor_pos,
     floor_neg,
     fixed_shift,
@@ -148,8 +150,9 @@ def merge_sums_kernel(
                     BLOCK_SLOTS,
                 )
             if tile_sums_ptr is not None:
-                # Of a row's tiles above the diagonal, those of the column blocks after its own.
-                blocks = tl.where(rows < first, 0, (rows - first) // block + 1)
+                # Those of the column blocks beyond the tile that is on the diagonal.
+                beyond = (rows // tile_rows + 1) * tile_rows
+                blocks = tl.maximum(beyond - first, 0) // tile_columns
                 blocks = tl.where(inside, blocks, band_blocks)
                 total = add_slots(
                     total, tile_sums_ptr, rows, band_blocks, num_rows, blocks, BLOCK_SLOTS
@@ -161,8 +164,8 @@ def merge_sums_kernel(
             sums = no_sum(BLOCK_ROWS)
             if run_sums_ptr is not None:
                 sums = Sum(tl.zeros((BLOCK_ROWS,), tl.float32) + fixed_shift, total)
-            exact_ptr = exact_sums_ptr + 2 * kind * exact_runs.to(tl.int64) * num_rows
-            sums = merge_slots(sums, exact_ptr, rows, exact_runs, num_rows, BLOCK_SLOTS)
+            exact_ptr = exact_sums_ptr + 2 * kind * exact_slots.to(tl.int64) * num_rows
+            sums = merge_slots(sums, exact_ptr, rows, exact_slots, num_rows, BLOCK_SLOTS)
             exponents = finish_logsumexp(sums)
             tl.store(saved_ptr + kind * num_rows.to(tl.int64) + order, exponents, mask=inside)
             constant = logit_constant(floor_neg if kind else floor_pos, FORMULA)

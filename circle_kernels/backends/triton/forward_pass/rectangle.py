@@ -15,6 +15,7 @@ from circle_kernels.backends.triton.formula import (
 from circle_kernels.backends.triton.primitives import (
     Pairs,
     Points,
+    column_slice,
     is_plain,
     listed_kinds,
     pair_scales,
@@ -34,7 +35,6 @@ LARGEST_SUM = tl.constexpr(2.0**107)  # 2^100 from each of 128 pairs
         "band_rows",
         "num_row_blocks",
         "num_runs",
-        "tiles_per_run",
     ]
 )
 def sum_rows_kernel(
@@ -57,7 +57,6 @@ def sum_rows_kernel(
     band_rows,
     num_row_blocks,  # in the band
     num_runs,
-    tiles_per_run,
     vertex_pos,
     floor_pos,
     vertex_neg,
@@ -72,8 +71,10 @@ def sum_rows_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
+    COLUMN_SLICES: tl.constexpr,  # of a tile, from products to sums one after the other
 ):
     """Sum the exponentials of one block of rows over one run of column tiles."""
+    SLICE_COLUMNS: tl.constexpr = BLOCK_COLUMNS // COLUMN_SLICES
     BOTH_KINDS: tl.constexpr = LABELS == "any order" or LABELS == "listed"
     rows = Points(rows_ptr, row_labels_ptr, row_scales_ptr, num_rows, row_stride)
     columns = Points(columns_ptr, column_labels_ptr, column_scales_ptr, num_columns, column_stride)
@@ -87,7 +88,7 @@ def sum_rows_kernel(
 
     positives = tl.zeros((BLOCK_ROWS,), tl.float32)
     negatives = tl.zeros((BLOCK_ROWS,), tl.float32)
-    for tile in range(run * tiles_per_run, tl.minimum((run + 1) * tiles_per_run, num_tiles)):
+    for tile in range(run, num_tiles, num_runs):
         column = tile * BLOCK_COLUMNS
         plain = is_plain(pairs, row, column, SELF_MODE, LABELS, BLOCK_ROWS, BLOCK_COLUMNS)
         if LABELS != "listed":
@@ -101,27 +102,31 @@ def sum_rows_kernel(
                 BLOCK_ROWS,
                 BLOCK_COLUMNS,
             )
-            scales = pair_scales(pairs, row, column, BLOCK_ROWS, BLOCK_COLUMNS)
-            if BOTH_KINDS:
-                if LABELS == "listed":
-                    positive, counts, _ = listed_kinds(
-                        pairs, row, column, listed_ptr, listed_stride, BLOCK_ROWS, BLOCK_COLUMNS
-                    )
+            tile_positives = tl.zeros((BLOCK_ROWS,), tl.float32)
+            tile_negatives = tl.zeros((BLOCK_ROWS,), tl.float32)
+            for slice in tl.static_range(COLUMN_SLICES):
+                part = column_slice(products, slice, COLUMN_SLICES)
+                first = column + slice * SLICE_COLUMNS
+                scales = pair_scales(pairs, row, first, BLOCK_ROWS, SLICE_COLUMNS)
+                if BOTH_KINDS:
+                    if LABELS == "listed":
+                        positive, counts, _ = listed_kinds(
+                            pairs, row, first, listed_ptr, listed_stride, BLOCK_ROWS, SLICE_COLUMNS
+                        )
+                    else:
+                        positive = same_labels(pairs, row, first, BLOCK_ROWS, SLICE_COLUMNS)
+                    distances = mixed_distances(part, scales, positive, formula, FORMULA)
+                    exponentials = shifted_exponentials(distances, fixed_shift, FORMULA)
+                    if LABELS == "listed":
+                        exponentials = tl.where(counts, exponentials, 0.0)
+                    tile_positives += tl.sum(tl.where(positive, exponentials, 0.0), axis=1)
+                    exponentials = tl.where(positive, 0.0, exponentials)
                 else:
-                    positive = same_labels(pairs, row, column, BLOCK_ROWS, BLOCK_COLUMNS)
-                distances = mixed_distances(products, scales, positive, formula, FORMULA)
-                exponentials = shifted_exponentials(distances, fixed_shift, FORMULA)
-                if LABELS == "listed":
-                    exponentials = tl.where(counts, exponentials, 0.0)
-                tile_positives = tl.sum(tl.where(positive, exponentials, 0.0), axis=1)
-                tile_negatives = tl.sum(tl.where(positive, 0.0, exponentials), axis=1)
-                plain = tl.max(tile_positives + tile_negatives, axis=0) <= LARGEST_SUM
-                positives += tl.where(plain, tile_positives, 0.0)
-            else:
-                distances = pair_distances(products, scales, formula.negative, False, FORMULA)
-                exponentials = shifted_exponentials(distances, fixed_shift, FORMULA)
-                tile_negatives = tl.sum(exponentials, axis=1)
-                plain = tl.max(tile_negatives, axis=0) <= LARGEST_SUM
+                    distances = pair_distances(part, scales, formula.negative, False, FORMULA)
+                    exponentials = shifted_exponentials(distances, fixed_shift, FORMULA)
+                tile_negatives += tl.sum(exponentials, axis=1)
+            plain = tl.max(tile_positives + tile_negatives, axis=0) <= LARGEST_SUM
+            positives += tl.where(plain, tile_positives, 0.0)
             negatives += tl.where(plain, tile_negatives, 0.0)
         tl.store(left_over_ptr + tile, (plain ^ True).to(tl.int8))
 

@@ -31,14 +31,13 @@ _THREAD_ROWS = tl.constexpr(8)
         "band_columns",
         "num_column_blocks",
         "num_runs",
-        "tiles_per_run",
     ]
 )
 def sum_triangle_kernel(
     rows_ptr,  # (N, D)
     row_labels_ptr,  # (padded N,) int64, ascending
     row_scales_ptr,  # (padded N,) float32
-    left_over_ptr,  # (column tiles, row tiles) int8: not 0 where a tile is left to sum_exactly
+    left_over_ptr,  # (row tiles, column tiles) int8: not 0 where a tile is left to sum_exactly
     run_sums_ptr,  # (1, runs, columns of the band) float32: of columns
     tile_sums_ptr,  # (column blocks of the band, N) float32: of rows
     num_rows,
@@ -48,7 +47,6 @@ def sum_triangle_kernel(
     band_columns,
     num_column_blocks,  # in the band
     num_runs,
-    tiles_per_run,
     vertex_neg,
     floor_neg,
     fixed_shift,
@@ -61,23 +59,23 @@ def sum_triangle_kernel(
     BLOCK_DEPTH: tl.constexpr,
 ):
     """Sum the exponentials of one block of columns, and of each row tile in one run of them."""
-    tl.static_assert(BLOCK_ROWS == BLOCK_COLUMNS)
+    tl.static_assert(BLOCK_ROWS % BLOCK_COLUMNS == 0)
     rows = Points(rows_ptr, row_labels_ptr, row_scales_ptr, num_rows, row_stride)
     pairs = Pairs(rows, rows, depth)
     column_block = tl.program_id(0) % num_column_blocks
     run = tl.program_id(0) // num_column_blocks
     # The hint joins loads of scales and labels and saves an address for each.
     column = tl.multiple_of(first_column + column_block * BLOCK_COLUMNS, BLOCK_COLUMNS)
-    column_tile = column // BLOCK_COLUMNS
-    left_over_ptr += column_tile.to(tl.int64) * tl.cdiv(num_rows, BLOCK_COLUMNS)
+    left_over_ptr += column // BLOCK_COLUMNS
+    num_tiles = tl.cdiv(num_rows, BLOCK_COLUMNS).to(tl.int64)
     tile_sums_ptr += column_block.to(tl.int64) * num_rows + tl.arange(0, BLOCK_ROWS)
 
     thread_sums = tl.zeros(
         (BLOCK_ROWS // (2 * _THREAD_ROWS), _THREAD_ROWS, BLOCK_COLUMNS), tl.float32
     )
     # The diagonal's is among them, if only to be left over.
-    last_tile = tl.minimum((run + 1) * tiles_per_run, column_tile + 1)
-    for tile in range(run * tiles_per_run, last_tile):
+    diagonal_tile = column // BLOCK_ROWS
+    for tile in range(run, diagonal_tile + 1, num_runs):
         row = tile * BLOCK_ROWS
         plain = is_plain(pairs, row, column, True, "ascending", BLOCK_ROWS, BLOCK_COLUMNS)
         plain = plain & (column + BLOCK_COLUMNS <= num_rows)
@@ -102,9 +100,9 @@ def sum_triangle_kernel(
                     exponentials, (BLOCK_ROWS // (2 * _THREAD_ROWS), 2, _THREAD_ROWS, BLOCK_COLUMNS)
                 )
                 thread_sums += tl.sum(by_thread, axis=1)
-        if column_tile > tile:  # rows on the diagonal have no slot
+        if tile < diagonal_tile:  # rows on the diagonal have no slot
             tl.store(tile_sums_ptr + row, tl.where(plain, row_sums, 0.0))
-        tl.store(left_over_ptr + tile, (plain ^ True).to(tl.int8))
+        tl.store(left_over_ptr + tile * num_tiles, (plain ^ True).to(tl.int8))
 
     block = tl.arange(0, BLOCK_COLUMNS)
     column_sums = tl.sum(tl.sum(thread_sums, axis=0), axis=0)

@@ -22,7 +22,7 @@ KERNELS = {
     "rectangle": "forward pass over every tile, with negatives only",
     "rectangle_in_any_order": "the same with both kinds of pairs, which take registers",
     "small_rectangle": "the same where so few large tiles would leave multiprocessors without one",
-    "triangle": "forward pass over the tiles on and above the diagonal, which are square",
+    "triangle": "forward pass over the tiles on and above the diagonal",
     "exact_sums": "forward pass over what these leave",
     "weights": "backward pass, of tiles with negatives only",
     "weights_in_any_order": "the same with both kinds of pairs",
@@ -44,7 +44,8 @@ _CHOICES = {
     "num_stages": (1, 2, 3, 4, 5, 6, 7, 8),
 }
 _REQUIRED = ("kernel", "family", *_CHOICES)
-_OPTIONAL = ("depth", "max_registers", "note")
+_OPTIONAL = ("depth", "max_registers", "column_slices", "note")
+_COLUMN_SLICES = (1, 2, 4)
 # What a thread of NVIDIA's devices can have.
 _MOST_REGISTERS = 255
 
@@ -66,6 +67,8 @@ class Settings:
     num_stages: int
     # Of a thread, where the compiler would rather spill a few to fit one more block (NVIDIA).
     max_registers: int | None = None
+    # Of a tile, from products on one after the other: all at once they may not fit the registers.
+    column_slices: int = 1
 
 
 @dataclass(frozen=True)
@@ -163,11 +166,12 @@ def _read_entry(row: Any) -> Entry:
         raise ValueError(f"family must be an architecture such as sm_89 or gfx942, got {family!r}")
     if type(depth) is not int or depth < 1:
         raise ValueError(f"depth must be a whole number of at least 1, got {depth!r}")
-    for name, choices in _CHOICES.items():
+    for name, choices in {**_CHOICES, "column_slices": _COLUMN_SLICES}.items():
+        value = row.get(name, 1)
         # True and 2.0 equal numbers that are wanted.
-        if type(row[name]) is not int or row[name] not in choices:
+        if type(value) is not int or value not in choices:
             wanted = ", ".join(str(choice) for choice in choices)
-            raise ValueError(f"{name} must be one of {wanted}, got {row[name]!r}")
+            raise ValueError(f"{name} must be one of {wanted}, got {value!r}")
     settings = Settings(
         row["block_rows"],
         row["block_columns"],
@@ -175,6 +179,7 @@ def _read_entry(row: Any) -> Entry:
         row["num_warps"],
         row["num_stages"],
         _read_max_registers(row.get("max_registers"), family),
+        row.get("column_slices", 1),
     )
     reason = unusable_shape(kernel, settings)
     if reason is not None:
@@ -202,8 +207,8 @@ def _read_max_registers(value: Any, family: str) -> int | None:
 def unusable_shape(kernel: str, settings: Settings) -> str | None:
     """What a kernel wants of its tiles' shape, where these settings have another; None if not."""
     rows, columns = settings.block_rows, settings.block_columns
-    if kernel == "triangle" and rows != columns:
-        return f"block_rows and block_columns of triangle must be equal, got {rows} and {columns}"
-    if "weights" in kernel and rows < columns:
+    if ("weights" in kernel or kernel == "triangle") and rows < columns:
         return f"block_rows of {kernel} must be at least block_columns, got {rows} and {columns}"
+    if settings.column_slices > 1 and "weights" not in kernel and "rectangle" not in kernel:
+        return f"column_slices are those of rectangles and weights, not of {kernel}"
     return None
