@@ -66,12 +66,13 @@ def _problems(dtype: torch.dtype) -> Iterator[tuple[str, PairProblem]]:
 
     def side(rows: int, depth: int) -> tuple[Tensor, Tensor]:
         values = torch.randn(rows, depth, generator=generator, dtype=torch.float64, device="cpu")
-        return values.to(dtype).double(), torch.arange(rows, device="cpu") * 7 % 11
+        return values.to(dtype).double(), torch.arange(rows, device="cpu") * 7 % 10
 
-    # A few tiles of 128, none of them whole at the end; a depth that is a multiple, and not.
+    # Tiles of up to 256 by 128 beside the diagonal, in label order some without positives, and none
+    # of them whole at the end; a depth that is a multiple, and not.
     formula = CircleFormula(gamma=16)
-    yield "a batch alone", PairProblem(*side(300, 64), None, None, formula, True)
-    yield "a batch with references", PairProblem(*side(200, 72), *side(300, 72), formula, True)
+    yield "a batch alone", PairProblem(*side(650, 64), None, None, formula, True)
+    yield "a batch with references", PairProblem(*side(650, 72), *side(700, 72), formula, True)
 
 
 def _moved(problem: PairProblem, device: torch.device, dtype: torch.dtype) -> PairProblem:
