@@ -21,8 +21,12 @@ def test_right_backend_has_no_fault(target: Target, order: str) -> None:
     limits = None
     if target.backend == "triton":
         from circle_kernels.backends.triton.conditions import Limits, assuming
+        from tests.support.interpreter.device_tables import interpreted_table
 
-        limits = assuming(limits=Limits(sorted_tiles=0) if order == "label" else Limits())
+        limits = assuming(
+            limits=Limits(small_rows=0, sorted_tiles=0 if order == "label" else 24),
+            table=interpreted_table("sm_90"),
+        )
     elif order == "label":
         pytest.skip("only Triton kernels have more than one order")
     with limits or contextlib.nullcontext():
