@@ -79,6 +79,8 @@ def options() -> list[Problem]:
     for formula in (undetached, UnifiedFormula(m=0.35)):
         chosen += [Problem(torch.bfloat16, depth, formula=formula) for depth in (64, 512)]
         chosen += [Problem(torch.float32, 512, formula=formula)]
+    for self_mode in (True, False):
+        chosen += [Problem(torch.bfloat16, 128, self_mode, 30_000, undetached)]
     # A depth that needs masking and has no aligned rows, and the smallest.
     chosen += [Problem(torch.bfloat16, depth) for depth in (1, 100, 515)]
     chosen += [Problem(torch.float16, 64, normalize=False)]

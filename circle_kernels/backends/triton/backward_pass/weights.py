@@ -133,9 +133,9 @@ def write_weights_kernel(
     row = tl.multiple_of(first_row + chunk_row, BLOCK_ROWS)
     tile_row = chunk_row // TILE_ROWS * TILE_ROWS
     PARTS: tl.constexpr = TILE_COLUMNS // BLOCK_COLUMNS
-    # Mirroring takes registers, too.
-    TWICE: tl.constexpr = (MIRROR and COLUMN_SLICES > 1) and TILES == "served"
-    SLICES: tl.constexpr = 2 * COLUMN_SLICES if TWICE else COLUMN_SLICES
+    # Mirroring takes registers, and so do slopes that are not detached.
+    MORE: tl.constexpr = (MIRROR or not DETACH_WEIGHTS) and TILES == "served"
+    SLICES: tl.constexpr = 2 * COLUMN_SLICES if MORE and COLUMN_SLICES > 1 else COLUMN_SLICES
     SLICE_COLUMNS: tl.constexpr = BLOCK_COLUMNS // SLICES
     part = tl.program_id(0) // num_row_blocks % PARTS * BLOCK_COLUMNS
     first_tile = tl.program_id(0) // (num_row_blocks * PARTS)
