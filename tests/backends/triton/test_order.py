@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -34,6 +34,7 @@ pytest.importorskip("numpy")  # the interpreter's
 from circle_kernels.backends.triton.conditions import Hardware, Limits, assuming
 from circle_kernels.backends.triton.launch import Launch, observe_launches
 from circle_kernels.backends.triton.settings import INTERPRETER
+from circle_kernels.backends.triton.settings_table import load_table
 from tests.support.interpreter.order import in_any_order
 
 pytestmark = [
@@ -139,6 +140,31 @@ PROBLEMS = [
 def test_any_order_over_any_memory_gives_the_same_bits(problem: Problem) -> None:
     with problem.assumed():
         assert in_any_order(problem.run).faults == {}
+
+
+# Tiles that are higher than wide, as a device's are, and parts of them that are no whole tiles.
+HIGHER = {
+    "triangle": (64, 16),
+    "weights": (64, 16),
+    "weights_in_any_order": (64, 32),
+    "exact_sums": (16, 16),
+    "exact_weights": (32, 16),
+}
+
+
+@pytest.mark.parametrize("limits", [LARGE, Limits(small_rows=0)], ids=["sorted", "unsorted"])
+def test_tiles_higher_than_wide_are_stored_once(limits: Limits) -> None:
+    """Of two tiles beside each other on the diagonal neither is the other's mirror image."""
+    table = {
+        (kernel, *key): tuple(
+            (depth, replace(each, block_rows=rows, block_columns=columns))
+            for depth, each in settings
+            for rows, columns in [HIGHER.get(kernel, (each.block_rows, each.block_columns))]
+        )
+        for (kernel, *key), settings in load_table().items()
+    }
+    with assuming(table=table, limits=limits):
+        assert in_any_order(Problem(SINGLE, FACES, 150).run).faults == {}
 
 
 @pytest.mark.parametrize("dtype", [SINGLE, HALF, BFLOAT], ids=str)
