@@ -41,6 +41,18 @@ def test_bands_cover_every_block_once_within_the_bound(num_rows: int, dtype: tor
         assert 4 * entries <= max(H100.limits.partial_bytes, 4 * smallest)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("num_columns", [None, 100, 512, 4096])
+def test_exact_sums_take_no_more_than_the_documents_say(
+    num_columns: int | None, dtype: torch.dtype
+) -> None:
+    """32 MB, or 64 bytes per row where that is more, whatever tiles are cut into."""
+    for num_rows in (200_000, 1_000_000, 4_000_000):
+        shape = Shape(num_rows, num_columns or num_rows, num_columns is None, dtype, 512)
+        walk = plan_walk(shape, H100)
+        assert 16 * walk.exact_slots * num_rows <= max(32 * 2**20, 64 * num_rows)
+
+
 @pytest.mark.parametrize("multiprocessors", range(64, 161, 8))
 def test_waves_are_as_full_as_whole_tiles_allow(multiprocessors: int) -> None:
     """Or 0.95 full; a little less where only many more runs would do it."""
