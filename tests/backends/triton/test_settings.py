@@ -188,7 +188,7 @@ def test_files_are_read_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         ),
         ({"kernel": "weights", "block_columns": 64}, "must be at least block_columns, got 32 and"),
         ({"kernel": "weights", "column_slices": 3}, "column_slices must be one of 1, 2, 4, got 3"),
-        ({"column_slices": 2}, "column_slices are those of rectangles and weights, not of tri"),
+        ({"column_slices": 2}, "column_slices of triangle must be 1, got 2"),
     ],
 )
 def test_wrong_entry_is_named_with_what_is_wanted(
@@ -216,6 +216,7 @@ def test_entries_without_a_field_of_the_wrong_kind_or_twice_are_named(use: Any) 
     [
         (None, r"none\.json cannot be read: No such file"),
         ("{", r"none\.json is not JSON: "),
+        ("[" * 100_000, r"none\.json is not JSON: "),
         ("[]", r"none\.json: wanted an object with a list of 'entries'"),
         ('{"entries": {}}', r"none\.json: wanted an object with a list of 'entries'"),
     ],

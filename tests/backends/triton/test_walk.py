@@ -265,25 +265,6 @@ class TestInterpreted:
         for ours, yardstick in zip(results, expected, strict=True):
             yardstick.assert_close(ours, torch.finfo(torch.float32).eps, case.formula.gamma)
 
-    @pytest.mark.parametrize("limits", [SORTED, UNSORTED])
-    def test_slices_of_tiles_change_no_bit_of_a_gradient(self, limits: Limits) -> None:
-        case = Case("clusters", n=270, formula=CircleFormula(m=0.25, gamma=128.0))
-        inputs = case.tensors(torch.float32)
-        found = []
-        for slices in (1, 2, 4):
-            table = {
-                (kernel, *key): tuple(
-                    (depth, replace(each, column_slices=slices if "weights" in kernel else 1))
-                    for depth, each in settings
-                )
-                for (kernel, *key), settings in load_table().items()
-            }
-            with assuming(limits=limits, table=table):
-                statistics = pair_logsumexp(*inputs, formula=case.formula, backend="triton")
-                found.append(gradients(*statistics, inputs)[0])
-        assert torch.equal(found[0], found[1])
-        assert torch.equal(found[0], found[2])
-
     @pytest.mark.parametrize("limits", [SORTED, UNSORTED, Limits()])
     @pytest.mark.parametrize("optimum", [1.0, 1.5])
     def test_float16_gradients_of_pairs_without_slopes_are_finite(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
-from circle_kernels import pair_logsumexp
+from circle_kernels import CircleFormula, pair_logsumexp
 from tests.support.cases import Case
 from tests.support.targets import INTERPRETED
 from tests.support.yardstick import gradients
@@ -18,9 +21,12 @@ pytest.importorskip("triton", minversion="3.3")
 from circle_kernels.backends.triton.backward_pass.backward import adds_onto_float32
 from circle_kernels.backends.triton.backward_pass.chunks import Chunks, plan_chunks
 from circle_kernels.backends.triton.conditions import Limits, assuming
+from circle_kernels.backends.triton.launch import Launch, observe_launches
 from circle_kernels.backends.triton.plan import Shape
+from circle_kernels.backends.triton.settings_table import load_table
 from circle_kernels.backends.triton.sides import ROW_PADDING
 
+SORTED, UNSORTED = Limits(sorted_tiles=0), Limits(small_rows=0)
 SMALL_WORKSPACE = Limits(workspace_bytes=4 * 256 * 256, small_rows=0)
 
 
@@ -79,7 +85,8 @@ def test_workspace_is_no_larger_than_the_problem() -> None:
 @pytest.mark.parametrize("m", [None, 300])
 @pytest.mark.parametrize("sorted_tiles", [0, 24])
 def test_chunks_of_the_workspace_change_nothing(m: int | None, sorted_tiles: int) -> None:
-    case = Case("random", n=400, m=m, d=40)
+    # A small gamma, or no tile with a positive would be left to one exponential.
+    case = Case("random", n=400, m=m, d=40, formula=CircleFormula(m=0.25, gamma=16.0))
     results = []
     for limits in (Limits(small_rows=0), SMALL_WORKSPACE):
         inputs = case.tensors(torch.float32)
@@ -89,6 +96,51 @@ def test_chunks_of_the_workspace_change_nothing(m: int | None, sorted_tiles: int
     for whole, chunked in zip(*results, strict=True):
         scale = whole.abs().max().item()
         torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.backends
+@pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
+@pytest.mark.parametrize("m", [None, 150])
+def test_far_positives_leave_negatives_to_one_exponential(m: int | None) -> None:
+    """At this gamma positives of random embeddings are beyond the fixed shift."""
+    case = Case("random", n=200, m=m, formula=CircleFormula(m=0.25, gamma=256.0))
+    inputs = case.tensors(torch.float32)
+    served = []
+
+    def watch(launch: Launch, proceed: Callable[[Launch], Any]) -> Any:
+        if launch.constants.get("TILES") != "served":
+            return proceed(launch)
+        weights = launch.arguments["weights_ptr"].fill_(math.nan)
+        result = proceed(launch)
+        served.append((~weights.isnan()).float().mean().item())
+        return result
+
+    with assuming(limits=SORTED), observe_launches(watch):
+        gradients(*pair_logsumexp(*inputs, formula=case.formula, backend="triton"), inputs)
+    assert len(served) == 1
+    assert served[0] > 0.25
+
+
+@pytest.mark.backends
+@pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
+@pytest.mark.parametrize("limits", [SORTED, UNSORTED])
+def test_slices_of_tiles_change_no_bit_of_a_gradient(limits: Limits) -> None:
+    case = Case("clusters", n=270, formula=CircleFormula(m=0.25, gamma=128.0))
+    inputs = case.tensors(torch.float32)
+    found = []
+    for slices in (1, 2, 4):
+        table = {
+            (kernel, *key): tuple(
+                (depth, replace(each, column_slices=slices if "weights" in kernel else 1))
+                for depth, each in settings
+            )
+            for (kernel, *key), settings in load_table().items()
+        }
+        with assuming(limits=limits, table=table):
+            statistics = pair_logsumexp(*inputs, formula=case.formula, backend="triton")
+            found.append(gradients(*statistics, inputs)[0])
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
 
 
 @pytest.mark.parametrize("failure", [RuntimeError, TypeError])

@@ -57,7 +57,13 @@ def backward(
         if rows.operand.dtype == torch.float16:
             unit = gradient_unit(grad_lse_pos, grad_lse_neg, problem.formula)
         table = prepare_statistics(
-            rows, pieces.logsumexps, grad_lse_pos, grad_lse_neg, unit, problem.formula
+            rows,
+            pieces.logsumexps,
+            grad_lse_pos,
+            grad_lse_neg,
+            unit,
+            problem.formula,
+            kinds=layout.kinds,
         )
         arguments = {
             **pair_arguments(rows, columns),

@@ -27,7 +27,7 @@ from circle_kernels.backends.triton.primitives import STATISTICS_BLOCK, pair_kin
 LSE = tl.constexpr(0)  # log-sum-exps of exponents
 UPSTREAM = tl.constexpr(2)  # gradients, times the sign of slopes and LN_2
 FACTOR = tl.constexpr(4)  # the same, of exponentials against the fixed shift
-HIGHEST = tl.constexpr(6)  # log-sum-exp, or infinity where no factor serves
+HIGHEST = tl.constexpr(6)  # log-sum-exp that exponentials have to hold, or infinity: no factor does
 TABLE_ROWS = tl.constexpr(7)
 
 

@@ -69,11 +69,12 @@ def prepare_statistics_kernel(
     table_ptr,  # (blocks, TABLE_ROWS, STATISTICS_BLOCK) float32
     num_anchors,
     fixed_shift,
+    KINDS: tl.constexpr,  # of pairs in tiles that the fixed shift serves: 1 if all are negative
 ):
     """Gather statistics, compute factors, and find what a block's exponents reach.
 
     A factor is 2^(fixed_shift - lse) times what is stored of the gradient. A block whose factors
-    leave float32's middle gets infinity, otherwise its largest log-sum-exp.
+    leave float32's middle gets infinity, otherwise its largest log-sum-exp, of these kinds.
     """
     entries = tl.arange(0, STATISTICS_BLOCK)
     start = tl.program_id(0) * STATISTICS_BLOCK
@@ -98,7 +99,8 @@ def prepare_statistics_kernel(
         size = tl.abs(factor)
         usable = none | ((size > 2.0**-100) & (size < 2.0**120))
         # Also without a gradient: 0 times an exponential beyond float32 is NaN.
-        highest = tl.maximum(highest, tl.where(usable, lse, float("inf")))
+        if kind >= 2 - KINDS:
+            highest = tl.maximum(highest, tl.where(usable, lse, float("inf")))
         tl.store(block_ptr + (LSE + kind) * STATISTICS_BLOCK + entries, lse)
         tl.store(block_ptr + (UPSTREAM + kind) * STATISTICS_BLOCK + entries, upstream)
         tl.store(block_ptr + (FACTOR + kind) * STATISTICS_BLOCK + entries, factor)
@@ -150,6 +152,8 @@ def prepare_statistics(
     grad_lse_neg: Tensor,  # (N,)
     unit: Tensor | None,  # (1,)
     formula: PairFormula,
+    *,
+    kinds: int,  # plan.Layout.kinds
 ) -> Tensor:  # (blocks, TABLE_ROWS, STATISTICS_BLOCK)
     """The table that the backward kernels take for a side of anchors, in the side's order."""
     blocks = len(side.scales) // ROW_PADDING
@@ -167,5 +171,6 @@ def prepare_statistics(
             "num_anchors": len(side),
             "fixed_shift": formula_arguments(formula)["fixed_shift"],
         },
+        {"KINDS": kinds},
     )
     return table

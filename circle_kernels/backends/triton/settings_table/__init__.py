@@ -124,7 +124,7 @@ def read_entries(path: Path) -> list[Entry]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"settings file {path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"settings file {path} is not JSON: {error}") from error
     rows = content.get("entries") if isinstance(content, dict) else None
     if not isinstance(rows, list):
@@ -210,5 +210,5 @@ def unusable_shape(kernel: str, settings: Settings) -> str | None:
     if ("weights" in kernel or kernel == "triangle") and rows < columns:
         return f"block_rows of {kernel} must be at least block_columns, got {rows} and {columns}"
     if settings.column_slices > 1 and "weights" not in kernel and "rectangle" not in kernel:
-        return f"column_slices are those of rectangles and weights, not of {kernel}"
+        return f"column_slices of {kernel} must be 1, got {settings.column_slices}"
     return None
