@@ -28,7 +28,8 @@ _SIDES = {
     "exact_weights": ((64, 128), (32, 64, 128)),
 }
 _DEPTHS = {2: (32, 64), 4: (FLOAT32_DEPTH,)}  # by bytes per element
-_WARPS = (4, 8, 16)
+_WARPS = (4, 8)
+_WARPS_OF = {"weights": (4, 8, 16)}
 _STAGES = (2, 3, 4)
 _AMD_STAGES = (1, 2)
 # Of NVIDIA's devices: without a number their compiler may spill a few to fit one more block.
@@ -113,7 +114,8 @@ def candidates(
         shapes = iter([(tile_of.block_rows, tile_of.block_columns, tile_of.block_depth)])
     stages = _AMD_STAGES if is_amd else _STAGES
     found = []
-    for (rows, columns, chunk), warps, stage in itertools.product(shapes, _WARPS, stages):
+    all_warps = _WARPS_OF.get(kernel, _WARPS)
+    for (rows, columns, chunk), warps, stage in itertools.product(shapes, all_warps, stages):
         threads = warps * gpu.warp_size
         max_registers = None if is_amd else min(_MAX_REGISTERS, _ALL_REGISTERS // threads)
         if tile_of is not None:

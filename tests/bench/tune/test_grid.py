@@ -45,7 +45,7 @@ def test_quick_candidates_have_the_current_tile() -> None:
         (128, 128, 128)
     }
     assert {(each.num_warps, each.num_stages) for each in found} == {
-        (warps, stages) for warps in (4, 8, 16) for stages in (2, 3, 4)
+        (warps, stages) for warps in (4, 8) for stages in (2, 3, 4)
     }
 
 
