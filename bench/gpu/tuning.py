@@ -29,7 +29,7 @@ from circle_kernels.backends.triton.settings import Settings
 from circle_kernels.backends.triton.settings_table import KERNELS, Table
 
 # Of a kernel, dtype and depth: with them a stage tries a few hundred.
-_NEAREST = Extent(most=24)
+_NEAREST = Extent(most=20)
 _DEPTHS = (512,)
 _DTYPES = ("bfloat16", "float32")
 # Of the time, at most, for compiling: what is not compiled by then is when it is tried.

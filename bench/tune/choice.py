@@ -11,7 +11,7 @@ from bench.measuring.timing import Effort
 from bench.tune.grid import Gpu, candidates, problem_sizes
 from bench.tune.passes import Job, Measure, Pass, other_passes, time_ratios, why_unusable
 from bench.tune.search import EVERYTHING, Extent
-from circle_kernels.backends.triton.settings import Settings, listed_settings
+from circle_kernels.backends.triton.settings import Settings, listed_settings, settings_family
 
 # Of the time with the current settings, what others must stay below to replace them.
 MOST_RATIO = 0.97
@@ -20,7 +20,7 @@ _QUICK_EFFORT = Effort(seconds=0.3, min_rounds=5, max_rounds=20, sample_seconds=
 
 
 def to_try(job: Job, gpu: Gpu, extent: Extent) -> list[Settings]:
-    """Different settings, the current ones first."""
+    """Different settings, the current ones first, then those of the architecture's family."""
     itemsize = job.dtype.itemsize
     current = listed_settings(job.kernel, job.architecture, itemsize, job.depth)
     tile_of = current if extent.same_tile else None
@@ -28,6 +28,9 @@ def to_try(job: Job, gpu: Gpu, extent: Extent) -> list[Settings]:
     if extent.most is not None:
         # Sorting is stable: of those as near as one another the grid's first.
         grid = sorted(grid, key=lambda settings: _distance(settings, current))
+    if tile_of is None:
+        family = settings_family(job.architecture)
+        grid = [listed_settings(job.kernel, family, itemsize, job.depth), *grid]
     return list(dict.fromkeys([current, *grid]))[: extent.most]
 
 

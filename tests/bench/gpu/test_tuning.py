@@ -25,7 +25,7 @@ from bench.tune.grid import Gpu, problem_sizes
 from bench.tune.passes import Job, Pass
 from bench.tune.search import Extent, Search
 from circle_kernels.backends.triton.conditions import Hardware
-from circle_kernels.backends.triton.settings import Settings
+from circle_kernels.backends.triton.settings import Settings, listed_settings
 from circle_kernels.backends.triton.settings_table import KERNELS, read_entries
 from tests.bench.gpu.gpu_tasks import FAR_AWAY
 from tests.bench.tune.tuning import H100, no_data
@@ -50,8 +50,9 @@ def test_a_few_hundred_settings_the_nearest_first() -> None:
     jobs = jobs_of(Search(list(KERNELS), ["bfloat16", "float32"], [512], "cuda"), H100)
     tasks = compile_tasks(jobs, H100)
     assert 100 < len(tasks) < 500
-    current, *others = tune_choice.to_try(jobs[0], H100, NEAR)
-    assert len(others) == 3
+    current, family, *others = tune_choice.to_try(jobs[0], H100, NEAR)
+    assert family == listed_settings(jobs[0].kernel, "sm_86", 2, 512) != current
+    assert len(others) == 2
     distances = [tune_choice._distance(each, current) for each in others]
     assert distances == sorted(distances)
     assert distances[-1] <= 1
