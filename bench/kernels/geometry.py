@@ -119,7 +119,7 @@ def _visited(
     if name in ("sum_rows_kernel", "sum_exactly_kernel"):
         last = math.ceil(arguments["num_columns"] / columns)
     elif name == "write_weights_kernel":
-        last = arguments.get("num_column_tiles", arguments.get("num_column_blocks"))
+        last = arguments["num_column_tiles"]
         first += row // columns if constants["MIRROR"] else 0
     else:
         raise UserError(f"bench/kernels/geometry.py does not say which tiles {name} visits")

@@ -231,8 +231,7 @@ def _touched_by_tiles(launch: Any) -> Iterable[Touched]:
             used = min(chunk, operand.shape[0]) * operand.shape[1] * operand.element_size()
         yield Touched(used, _whole(operand))
     if weights is not None:
-        tiles = arguments.get("num_column_tiles", arguments.get("num_column_blocks"))
-        width = tiles * constants.get("TILE_COLUMNS", constants["BLOCK_COLUMNS"])
+        width = arguments["num_column_tiles"] * constants["TILE_COLUMNS"]
         height = arguments["num_row_blocks"] * constants["BLOCK_ROWS"]
         yield Touched(height * width * weights.element_size(), _whole(weights))
 

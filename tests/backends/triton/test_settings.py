@@ -21,6 +21,7 @@ from circle_kernels.backends.triton.settings import (
     amd_architecture,
     dot_precision,
     find_settings,
+    listed_settings,
     nvidia_architecture,
     settings_family,
 )
@@ -147,7 +148,7 @@ def test_no_chunk_is_larger_than_the_depth_needs() -> None:
 def test_tiles_stay_whole_where_slices_would_leave_the_registers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sliced = find_settings("weights", "sm_90", torch.bfloat16, 512)
+    sliced = listed_settings("weights", "sm_90", 2, 512)
     assert sliced.column_slices > 1
     monkeypatch.setattr(settings_module, "_SLICES_IN_REGISTERS", False)
     assert find_settings("weights", "sm_90", torch.bfloat16, 512) == replace(

@@ -152,6 +152,7 @@ def test_tiles_that_a_kernel_leaves_over_are_passed_over(
         "num_columns": 256,
         "num_row_blocks": 2,
         "num_column_blocks": 2,
+        "num_column_tiles": 2,
         "num_runs": 1,
     }
     blocks = {"BLOCK_ROWS": 128, "BLOCK_COLUMNS": 128}

@@ -181,11 +181,14 @@ def pair_weights(
 ):
     """Compute the weights of a block, or of a slice of it."""
     SELF_MODE: tl.constexpr = CONSTANTS[0]
+    LABELS: tl.constexpr = CONSTANTS[1]
+    FORMULA: tl.constexpr = CONSTANTS[2]
+    DETACH_WEIGHTS: tl.constexpr = CONSTANTS[3]
     ROWS: tl.constexpr = products.shape[0]
     COLUMNS: tl.constexpr = products.shape[1]
     scales = pair_scales(pairs, row, column, ROWS, COLUMNS)
     kinds = pair_kinds(
-        pairs, row, column, listed_ptr, listed_stride, SELF_MODE, CONSTANTS[1], ROWS, COLUMNS
+        pairs, row, column, listed_ptr, listed_stride, SELF_MODE, LABELS, ROWS, COLUMNS
     )
     if SERVED:
         weights = plain_weights(products, scales, kinds, table_ptr, row, column, formula, CONSTANTS)
@@ -202,6 +205,6 @@ def pair_weights(
                 along_columns(load_statistic(table_ptr, column, UPSTREAM, COLUMNS)),
             )
         weights = exact_weights(
-            products, scales, kinds, rows, columns, formula, SELF_MODE, CONSTANTS[2], CONSTANTS[3]
+            products, scales, kinds, rows, columns, formula, SELF_MODE, FORMULA, DETACH_WEIGHTS
         )
     return weights

@@ -22,8 +22,10 @@ def plain_tiles(problem: PairProblem, tile: Settings, *, in_order: bool) -> Tens
     column = torch.arange(0, len(problem.columns), tile.block_columns)[None, :]
     plain = column + tile.block_columns <= len(problem.columns)
     if problem.self_mode:
-        before = column + tile.block_columns <= row
-        plain = plain & ((column >= row + tile.block_rows) | (before if not in_order else False))
+        beside = column >= row + tile.block_rows
+        if not in_order:  # else those below the diagonal are mirror images
+            beside = beside | (column + tile.block_columns <= row)
+        plain = plain & beside
     if in_order:
         rows = problem.labels.sort().values
         columns = rows if problem.self_mode else problem.ref_labels.sort().values
@@ -43,9 +45,10 @@ def test_some_tiles_are_plain_and_some_are_left_over(
     conditions = Conditions(Hardware(architecture, 132), limits, load_table())
     for name, problem in trial._problems(dtype):
         problem = problem._replace(embeddings=problem.embeddings.to(dtype))
-        walk = plan_walk(shape_of(problem), conditions)
+        shape = shape_of(problem)
+        walk = plan_walk(shape, conditions)
         weights = "weights" if in_order else "weights_in_any_order"
-        for tile in (walk.settings, conditions.settings(weights, dtype, walk.num_rows)):
+        for tile in (walk.settings, conditions.settings(weights, dtype, shape.depth)):
             plain = plain_tiles(problem, tile, in_order=in_order)
             assert plain.any(), (name, tile)
             assert not plain.all(), (name, tile)
