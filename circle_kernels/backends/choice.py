@@ -220,7 +220,7 @@ def run_backward_of_any(
     Raises:
         RuntimeError: also a tensor that the backend asked for cannot read.
     """
-    saved, grad_lse_pos, grad_lse_neg = passed
+    saved, grad_lse_pos, grad_lse_neg, _ = passed
     passed = Passed(saved, materialized(grad_lse_pos), materialized(grad_lse_neg))
     tensors = {**problem.named_tensors, **passed._asdict()}
     module = behind_the_gate(module, backend, tensors)
@@ -238,7 +238,7 @@ def is_of_another(saved: Tensor, module: Any, problem: PairProblem) -> bool:
 
 def _check_passed(problem: PairProblem, passed: Passed) -> None:
     """Hooks on saved tensors may give back others."""
-    saved, grad_lse_pos, grad_lse_neg = passed
+    saved, grad_lse_pos, grad_lse_neg, _ = passed
     embeddings, labels, ref_emb, ref_labels, _ = problem.tensors
     rows, dtype = embeddings.shape[:1], problem.result_dtype
     if grad_lse_pos.shape != rows or grad_lse_pos.dtype != dtype:

@@ -176,7 +176,7 @@ def backward(
     extension = _loaded()
     gradients = _new_gradients(problem, needs)
     # Bound to names: the extension sees addresses only, which do not keep a tensor alive.
-    saved, grad_lse_pos, grad_lse_neg = (tensor.contiguous() for tensor in passed)
+    saved, grad_lse_pos, grad_lse_neg = (tensor.contiguous() for tensor in passed[:3])
     if saved.data_ptr() % extension.SAVED_HEADER_BYTES != 0:  # a hook on saved tensors has moved it
         saved = saved.clone()
     extension.backward(

@@ -3,6 +3,7 @@
 A backend is a module, listed in :data:`circle_kernels.backends.choice.BACKENDS`, that has
 
     forward(problem) -> (lse_pos, lse_neg, saved)
+    save(problem, lse_pos, lse_neg) -> saved, of log-sum-exps that are known already
     backward(problem, passed, needs) -> (grad_embeddings | None, grad_references | None)
     saved_shape(problem) -> the shape of saved, in bytes, without computing anything
     saves_labels(problem) -> whether the backward pass finds labels there and reads no others
@@ -19,6 +20,10 @@ and, where it has code for them,
 ``saved`` is one tensor of bytes (uint8) with whatever the backward pass can use, or None for an
 empty one. Not of floats: hooks on saved tensors that compress these would not know their range. The
 backward pass raises RuntimeError where it is not what the forward pass of the problem left.
+
+A batch that is spread over processes is computed in blocks: rows that are here against those of
+elsewhere, as references. A row's sums are then those over all blocks, which ``save`` takes, and a
+pair of one batch counts for its column, too: ``Passed.column_statistics``.
 
 Both passes run without autograd, with autocast off, on checked arguments, and on at least one
 row and one column. Log-sum-exps are (N,) in :attr:`PairProblem.result_dtype`, ``-inf`` for an empty
@@ -49,6 +54,10 @@ class Passed(NamedTuple):
     saved: Tensor  # as the forward pass left it
     grad_lse_pos: Tensor  # (N,)
     grad_lse_neg: Tensor  # (N,)
+    # (4, M) of references that count each pair as well, as rows of the same batch do: lse_pos,
+    # lse_neg, grad_lse_pos, grad_lse_neg. The embeddings' gradient is then that of G_ij and of
+    # G_ji, where G_ji = dL/ds_ij through row j's sums; the references' is not asked for.
+    column_statistics: Tensor | None = None
 
 
 class Needs(NamedTuple):

@@ -138,7 +138,7 @@ def saved_shape(problem: PairProblem) -> tuple[int, int]:
     return (2, problem.embeddings.shape[0] * problem.result_dtype.itemsize)
 
 
-def save(lse_pos: Tensor, lse_neg: Tensor) -> Tensor:
+def save(problem: PairProblem, lse_pos: Tensor, lse_neg: Tensor) -> Tensor:
     """What the backward pass needs of log-sum-exps (N,) each, whoever has computed them."""
     return as_bytes(torch.stack([lse_pos, lse_neg]))
 
@@ -167,7 +167,7 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
                 masks = tiles.masks(rows, columns, dim=1)
             for (lse, logits), mask in zip(kinds, masks, strict=True):
                 lse[columns] = torch.logaddexp(lse[columns], masked_logsumexp(logits, mask, dim=0))
-    return lse_pos, lse_neg, save(lse_pos, lse_neg)
+    return lse_pos, lse_neg, save(problem, lse_pos, lse_neg)
 
 
 def backward(
@@ -178,14 +178,16 @@ def backward(
     Raises:
         RuntimeError: ``passed.saved`` is not what :func:`forward` returned for this problem.
     """
-    saved, *gradients = passed
+    saved, *gradients, column_statistics = passed
     if saved.shape != saved_shape(problem):
         raise RuntimeError(
             f"circle_kernels: the backward pass wants log-sum-exps as {saved_shape(problem)} "
             f"bytes, got shape {tuple(saved.shape)}; {HOOKS}"
         )
     tiles = _Tiles(problem.with_column_labels())
-    statistics = _Statistics(*from_bytes(saved, problem.result_dtype), *gradients)
+    of_rows = of_columns = _Statistics(*from_bytes(saved, problem.result_dtype), *gradients)
+    if not problem.self_mode:
+        of_columns = None if column_statistics is None else _Statistics(*column_statistics)
     grad_rows = torch.zeros_like(tiles.rows) if needs.embeddings else None
     if problem.self_mode:
         grad_columns = grad_rows
@@ -193,7 +195,7 @@ def backward(
         grad_columns = torch.zeros_like(tiles.columns) if needs.references else None
 
     for rows, columns in tiles.slices():
-        gradient = _similarity_gradient(tiles, statistics, rows, columns)
+        gradient = _similarity_gradient(tiles, of_rows, of_columns, rows, columns)
         if grad_rows is not None:
             grad_rows[rows].addmm_(gradient, tiles.columns[columns])
         if grad_columns is not None and not tiles.on_diagonal(rows, columns):
@@ -208,18 +210,23 @@ def backward(
 
 
 def _similarity_gradient(
-    tiles: _Tiles, statistics: _Statistics, rows: slice, columns: slice
+    tiles: _Tiles,
+    of_rows: _Statistics,
+    of_columns: _Statistics | None,
+    rows: slice,
+    columns: slice,
 ) -> Tensor:  # (rows, columns)
-    """``G`` of a tile; in self mode ``G + G.T``, since there s_ij and s_ji are one number."""
+    """``G`` of a tile; ``G + G.T`` where columns count pairs, too, as in self mode: s_ij and s_ji
+    are one number."""
     formula: PairFormula = tiles.problem.formula
     similarity = tiles.similarity(rows, columns)
     positive = tiles.positive(rows, columns)
     logits = formula.pair_logits(similarity, positive)
     counted = tiles.counted(rows, columns, dim=0)
-    weights = statistics.weights(rows, logits, positive, counted, dim=0)
-    if tiles.problem.self_mode:
+    weights = of_rows.weights(rows, logits, positive, counted, dim=0)
+    if of_columns is not None:
         counted = tiles.counted(rows, columns, dim=1)
-        weights += statistics.weights(columns, logits, positive, counted, dim=1)
+        weights += of_columns.weights(columns, logits, positive, counted, dim=1)
     gradient = weights.mul_(formula.pair_slopes(similarity, positive))
     if tiles.on_diagonal(rows, columns) and tiles.problem.listed is None:
         gradient.fill_diagonal_(0)

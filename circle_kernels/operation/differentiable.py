@@ -62,7 +62,7 @@ def traced_gradients(
 def _traced_gradients(
     encoded: tuple[Any, ...], passed: Passed, needs: Needs
 ) -> tuple[Tensor | None, Tensor | None]:
-    grad_embeddings, grad_references = _Backward.apply(*encoded, *passed, *needs)
+    grad_embeddings, grad_references = _Backward.apply(*encoded, *passed[:3], *needs)
     return (
         grad_embeddings if needs.embeddings else None,
         grad_references if needs.references else None,

@@ -183,7 +183,7 @@ def input_gradients(
     batch, operation, needs = Batch(*tensors), ctx.operation, ctx.needs
     passed = Passed(saved, grad_lse_pos, grad_lse_neg)
     # The losses of rows pass one gradient twice.
-    upstream = passed[1:] if grad_lse_pos is not grad_lse_neg else passed[1:2]
+    upstream = passed[1:3] if grad_lse_pos is not grad_lse_neg else passed[1:2]
     problem = operation.problem(batch, precision=decode_precision(precision))
     if all_addressable(*tensors, saved, *upstream):
         gradients = run_backward(ctx.module, problem, passed, needs)

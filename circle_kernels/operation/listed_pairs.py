@@ -302,10 +302,12 @@ def _batch_of_gradients(
     embeddings, ref_emb, rows, columns, positive, lse_pos, lse_neg, _ = saved
     references = embeddings if ref_emb is None else ref_emb
     kinds = _matrix_of((rows, columns, positive), embeddings, ref_emb)
+    batch = _listed_batch(embeddings, references, kinds)
+    operation = Operation(*settings, backend="tiled")
     of_rows, of_columns = traced_gradients(
-        _listed_batch(embeddings, references, kinds),
-        Operation(*settings, backend="tiled"),
-        Passed(tiled.save(lse_pos, lse_neg), *upstream),
+        batch,
+        operation,
+        Passed(tiled.save(operation.problem(batch), lse_pos, lse_neg), *upstream),
         Needs(needs.embeddings, needs.embeddings if ref_emb is None else needs.references),
         encode_precision("highest"),
     )

@@ -171,7 +171,7 @@ def _backward(*arguments: Any) -> tuple[Tensor, Tensor]:
     passed = Passed(*tensors)
     module = which_saved(passed.saved, problem, operation.backend)
     needs = Needs(needs_embeddings, needs_references)
-    if all_addressable(*problem.tensors, *passed) and not is_of_another(
+    if all_addressable(*problem.tensors, *passed[:3]) and not is_of_another(
         passed.saved, module, problem
     ):
         gradients = run_backward(module, problem, passed, needs)

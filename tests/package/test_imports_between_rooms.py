@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "backends.remembered": (),
     "backends.trial": ("formula", "backends.problem", "backends.reference", "backends.saved_bytes"),
     # No backend imports another.
-    "backends.reference": ("backends.problem", "formula", "reference"),
+    "backends.reference": ("backends.problem", "backends.saved_bytes", "formula", "reference"),
     "backends.tiled": (*OF_BACKENDS, "logsumexp"),
     "backends.gathered": OF_BACKENDS,
     "backends.cpu": (*OF_BACKENDS, "backends.cpu_arguments", "_cpu"),

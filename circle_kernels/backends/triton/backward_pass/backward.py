@@ -41,7 +41,7 @@ def backward(
     problem: PairProblem, passed: Passed, needs: Needs
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of both sides."""
-    saved, grad_lse_pos, grad_lse_neg = passed
+    saved, grad_lse_pos, grad_lse_neg, _ = passed
     with on_device(problem.embeddings.device):
         shape, conditions = shape_of(problem), conditions_on(problem.embeddings.device)
         layout = plan_layout(shape, conditions)
