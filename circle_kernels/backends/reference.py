@@ -67,15 +67,16 @@ def backward(
     problem = problem._replace(embeddings=embeddings, ref_emb=ref_emb)
     with torch.enable_grad():
         if saved.numel() == 0:
-            outputs, gradients = list(forward(problem)[:2]), upstream
+            outputs: tuple[Tensor, ...] = forward(problem)[:2]
         else:
             known = from_bytes(saved, problem.result_dtype)
-            outputs, gradients = [_share(problem, *known, *upstream, dim=1)], [None]
+            outputs = (_share(problem, *known, *upstream, dim=1),)
+            upstream = [torch.ones_like(outputs[0])]
         if column_statistics is not None:
-            outputs.append(_share(problem, *column_statistics, dim=0))
-            gradients = [*gradients, None]
+            outputs = (*outputs, _share(problem, *column_statistics, dim=0))
+            upstream.append(torch.ones_like(outputs[-1]))
     if outputs[0].requires_grad:
-        torch.autograd.backward(outputs, gradients)
+        torch.autograd.backward(outputs, upstream)
     elif embeddings.requires_grad or (ref_emb is not None and ref_emb.requires_grad):
         raise RuntimeError(
             "backend='reference' is differentiated by autograd, which is off here: in inference "

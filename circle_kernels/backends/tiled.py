@@ -185,9 +185,10 @@ def backward(
             f"bytes, got shape {tuple(saved.shape)}; {HOOKS}"
         )
     tiles = _Tiles(problem.with_column_labels())
-    of_rows = of_columns = _Statistics(*from_bytes(saved, problem.result_dtype), *gradients)
-    if not problem.self_mode:
-        of_columns = None if column_statistics is None else _Statistics(*column_statistics)
+    of_rows = _Statistics(*from_bytes(saved, problem.result_dtype), *gradients)
+    of_columns = of_rows if problem.self_mode else None
+    if column_statistics is not None:
+        of_columns = _Statistics(*column_statistics)
     grad_rows = torch.zeros_like(tiles.rows) if needs.embeddings else None
     if problem.self_mode:
         grad_columns = grad_rows

@@ -15,7 +15,7 @@ from circle_kernels.classes.losses import (
     class_unified_loss,
 )
 from circle_kernels.classes.sampling import Sampling
-from circle_kernels.distributed.gather import refuse_ddp
+from circle_kernels.distributed.gradients import refuse_ddp
 from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
 from circle_kernels.operation.batch import operation_of
 from circle_kernels.options import check_flag, check_integer, explain_other_names

@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.nn.parallel import DistributedDataParallel
 
 from circle_kernels.arguments import FLOATING_DTYPES
 from circle_kernels.distributed.groups import Group, resolve_group
@@ -154,21 +153,3 @@ def _all_gather(local: Tensor, group: ProcessGroup) -> list[Tensor]:
     parts = [torch.empty_like(local) for _ in range(dist.get_world_size(group))]
     dist.all_gather(parts, local.contiguous(), group=group)
     return parts
-
-
-def refuse_ddp(weight: Tensor) -> None:
-    """Raise where ``weight``, about to get a sparse gradient, is for DDP to synchronise.
-
-    Otherwise DDP's own error comes in the backward pass and names neither.
-    """
-    ddp = DistributedDataParallel._get_active_ddp_module()
-    if ddp is None or not (torch.is_grad_enabled() and weight.requires_grad):
-        return
-    for name, parameter in ddp.module.named_parameters():
-        if parameter is weight and name not in ddp.parameters_to_ignore:
-            raise RuntimeError(
-                f"DistributedDataParallel cannot reduce the sparse gradient of {name!r}: keep the "
-                "class head outside of it, or have it ignore that parameter "
-                f"(module._ddp_params_and_buffers_to_ignore = [{name!r}]), and call "
-                "circle_kernels.average_gradients after backward; or use sparse_grad=False"
-            )

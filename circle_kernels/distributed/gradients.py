@@ -7,10 +7,12 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from circle_kernels.distributed.gather import check_same, gather_integers, gather_rows
+from circle_kernels.distributed.collectives import gather_integers, gather_rows
 from circle_kernels.distributed.groups import Group, resolve_group
+from circle_kernels.distributed.headers import check_same
 
 _NO_GRADIENT = -1  # in the place of a number of rows, as the next
 _DENSE = -2
@@ -47,12 +49,10 @@ def average_gradients(parameters: Iterable[Tensor] | Tensor, group: Group = "wor
         else:
             rows = _DENSE
         headers = gather_integers(
-            [len(parameters), parameter.numel(), parameter.element_size(), rows],
-            parameter.device,
-            processes,
+            [len(parameters), parameter.numel(), parameter.element_size(), rows], processes
         )
         check_same(
-            "parameters must be the same ones",
+            "parameters",
             [
                 f"{number}, of which the one at {position} has {numel} numbers of {size} bytes"
                 for number, numel, size, _ in headers
@@ -149,3 +149,21 @@ def coalesced(gradient: Tensor) -> Tensor:
     return torch.sparse_coo_tensor(
         rows, gradient._values(), gradient.shape, check_invariants=False, is_coalesced=True
     )
+
+
+def refuse_ddp(weight: Tensor) -> None:
+    """Raise where ``weight``, about to get a sparse gradient, is for DDP to synchronise.
+
+    Otherwise DDP's own error comes in the backward pass and names neither.
+    """
+    ddp = DistributedDataParallel._get_active_ddp_module()
+    if ddp is None or not (torch.is_grad_enabled() and weight.requires_grad):
+        return
+    for name, parameter in ddp.module.named_parameters():
+        if parameter is weight and name not in ddp.parameters_to_ignore:
+            raise RuntimeError(
+                f"DistributedDataParallel cannot reduce the sparse gradient of {name!r}: keep the "
+                "class head outside of it, or have it ignore that parameter "
+                f"(module._ddp_params_and_buffers_to_ignore = [{name!r}]), and call "
+                "circle_kernels.average_gradients after backward; or use sparse_grad=False"
+            )
