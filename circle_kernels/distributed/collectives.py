@@ -40,9 +40,10 @@ def gather_rows(local: Tensor, sizes: Sequence[int], group: ProcessGroup) -> Ten
 
 def gather_numbers(numbers: Tensor, group: ProcessGroup) -> Tensor:  # (processes, K), of (K,) each
     """The same number of numbers of each process."""
-    gathered = numbers.new_empty(dist.get_world_size(group), *numbers.shape)
+    processes = dist.get_world_size(group)
+    gathered = numbers.new_empty(processes * len(numbers))
     _all_gather(gathered, numbers.contiguous(), group)
-    return gathered
+    return gathered.view(processes, -1)
 
 
 def gather_integers(numbers: Sequence[int], group: ProcessGroup) -> list[list[int]]:
