@@ -48,15 +48,6 @@ def check_group(group: Group | None) -> None:
     raise TypeError(f"{_WANTED}; got {type(group).__name__} {group!r}")
 
 
-def check_group_reduction(group: Group | None, reduction: str) -> None:
-    """Require a reduction where processes share a batch."""
-    if group is not None and reduction == "none":
-        raise ValueError(
-            "reduction='none' cannot be combined with group: the losses of other processes' "
-            "rows would have no gradient here; reduce with 'mean', 'mean_all' or 'sum'"
-        )
-
-
 def _check_mesh(mesh: DeviceMesh) -> None:
     if mesh.ndim != 1:
         name = mesh.mesh_dim_names[0] if mesh.mesh_dim_names else "name"
@@ -94,6 +85,29 @@ def resolve_group(group: Group) -> ProcessGroup:
             "pass group=None for this process alone"
         )
     return dist.distributed_c10d._get_default_group()
+
+
+def group_name(group: Group) -> str:
+    """The name under which every process of the group finds it: :func:`group_of_name`.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as :func:`resolve_group`.
+    """
+    return resolve_group(group).group_name
+
+
+# Compilers call it and keep what it returns, as torch.compiler.assume_constant_result has them do,
+# whose import would take seconds.
+group_name._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def group_of_name(name: str) -> ProcessGroup:
+    """The group of this process that has the name.
+
+    Raises:
+        RuntimeError, ValueError: it has been destroyed.
+    """
+    return dist.distributed_c10d._resolve_process_group(name)  # type: ignore[arg-type]
 
 
 def describe_group(group: Group | None) -> str:

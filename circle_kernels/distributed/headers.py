@@ -7,15 +7,16 @@ processes raise the same error or none does.
 
 from __future__ import annotations
 
-import functools
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, TypeVar
 
+import torch
 import torch.distributed as dist
 
 from circle_kernels.distributed.collectives import gather_integers
+from circle_kernels.distributed.groups import Group, resolve_group
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -40,12 +41,12 @@ def exchange_headers(
     Raises:
         ValueError: in all processes, something differs between them; the message names it.
     """
-    said = tuple((name, str(value)) for name, value in alike.items())
-    header = [*numbers, *[0] * (_NUMBERS - len(numbers)), digest(said)]
+    header = [*numbers, *[0] * (_NUMBERS - len(numbers)), digest_of(alike)]
     headers = gather_integers(header, group)
     if len({each[-1] for each in headers}) > 1:
         of_all: list[dict[str, str]] = [{} for _ in headers]
-        dist.all_gather_object(of_all, dict(said), group=group)
+        said = {name: str(value) for name, value in alike.items()}
+        dist.all_gather_object(of_all, said, group=group)
         names = dict.fromkeys(name for each in of_all for name in each)
         # A process that calls something else says nothing of the rest.
         for name in [CALL] if len({each.get(CALL) for each in of_all}) > 1 else names:
@@ -53,10 +54,10 @@ def exchange_headers(
     return [each[: len(numbers)] for each in headers]
 
 
-@functools.lru_cache(maxsize=64)
-def digest(said: tuple[tuple[str, str], ...]) -> int:
+def digest_of(alike: Mapping[str, object]) -> int:
     """63 bits that are the same in every process for the same names and words."""
-    return int.from_bytes(hashlib.blake2b(repr(said).encode(), digest_size=8).digest(), "big") >> 1
+    said = repr([(name, str(value)) for name, value in alike.items()])
+    return int.from_bytes(hashlib.blake2b(said.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def check_same(name: str, kinds: list[str]) -> None:
@@ -69,15 +70,24 @@ def check_same(name: str, kinds: list[str]) -> None:
         )
 
 
-@contextmanager
-def failing_together(call: str, group: ProcessGroup) -> Iterator[None]:
-    """Have an error that is raised inside, before any header, raise in the other processes, too.
+_Checked = TypeVar("_Checked")
 
-    They would wait for this one otherwise, up to their timeout.
+
+def check_together(
+    check: Callable[[], _Checked], call: str, group: Group, same_sizes: bool
+) -> _Checked:
+    """What ``check`` returns. Where it raises before there was a header, all processes raise.
+
+    They would wait for this one otherwise, up to their timeout; as they do where ``same_sizes``
+    says that there are no headers, and under compilers.
     """
+    if same_sizes is not False or torch.compiler.is_compiling():
+        return check()
+    processes = resolve_group(group)
     try:
-        yield
+        return check()
     except Exception as error:
         with suppress(ValueError):  # what the others raise
-            exchange_headers((), {CALL: f"{call}, raising {type(error).__name__}: {error}"}, group)
+            words = f"{call}, which raised {type(error).__name__}: {error}"
+            exchange_headers((), {CALL: words}, processes)
         raise

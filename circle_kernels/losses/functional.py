@@ -10,15 +10,18 @@ import torch
 from torch import Tensor
 
 from circle_kernels.arguments import check_similarities
-from circle_kernels.distributed.gather import gather_batch
-from circle_kernels.distributed.groups import Group, check_group, check_group_reduction
+from circle_kernels.distributed.groups import Group
+from circle_kernels.distributed.headers import CALL, check_together
+from circle_kernels.distributed.sharing import Sharing
 from circle_kernels.formula import CircleFormula, UnifiedFormula
 from circle_kernels.logsumexp import present_logsumexp
 from circle_kernels.operation.batch import Batch, Operation, check_batch, operation_of, remembered
 from circle_kernels.operation.differentiable import usual_loss
 from circle_kernels.operation.eager import logsumexps
+from circle_kernels.operation.over_processes import shared_logsumexps
 from circle_kernels.operation.reductions import REDUCTIONS, softplus
 from circle_kernels.operation.row_losses import reduced_row_losses
+from circle_kernels.operation.shared_losses import numbers_of_all, shared_row_losses
 from circle_kernels.options import check_choice, explain_other_names
 
 SCOPES = ("anchor", "batch")
@@ -34,13 +37,10 @@ class RowReduction:
 
     scope: str
     reduction: str
-    group: Group | None
 
     def __post_init__(self) -> None:
         check_choice("scope", self.scope, SCOPES)
         check_choice("reduction", self.reduction, REDUCTIONS)
-        check_group(self.group)
-        check_group_reduction(self.group, self.reduction)
 
 
 @explain_other_names
@@ -58,6 +58,9 @@ def circle_loss(
     normalize: bool = True,
     skip_below: float = 0.0,
     group: Group | None = None,
+    exchange: str = "gather",
+    same_sizes: bool = False,
+    grad_reduction: str = "mean",
     backend: str = "auto",
 ) -> Tensor:
     """Circle loss with pair-wise labels (Sun et al., CVPR 2020, arXiv 2002.10857, Eq. 6).
@@ -87,31 +90,40 @@ def circle_loss(
         skip_below: share of a row's total weight that may be left out of the gradient to save work,
             in [0, 1); 0 is exact, and the loss always is. The C++ kernel makes use of it; bound and
             meaning are in docs/derivation.md.
-        group: the processes that share one batch: everybody's embeddings (and references, where
-            given) are gathered, every process returns the loss of the whole batch, and averaging
-            the processes' gradients, as DDP does, gives its gradient. ``"world"`` for all
-            processes; a ProcessGroup or a DeviceMesh of one dimension for some; ``None`` for this
-            process alone. (``torch.distributed.group.WORLD`` is ``None``, too, until
-            ``init_process_group`` has been called; the name is looked up at each call.) A
-            collective call; batch sizes may differ. torch.compile ends its graph before it and
-            begins another. pytorch-metric-learning's DistributedLossWrapper has the same gradient,
-            and the value times the number of processes.
+        group: the processes that share one batch, each of which gives its own rows (and references,
+            where given) and computes these rows' part; every process returns the loss of the whole
+            batch. ``"world"`` for all processes; a ProcessGroup or a DeviceMesh of one dimension
+            for some; ``None`` for THIS PROCESS ALONE, whatever else runs.
+            (``torch.distributed.group.WORLD`` is ``None``, too, until ``init_process_group`` has
+            been called; the name is looked up at each call.) A collective call, as its backward
+            pass is; batch sizes may differ, also at every step, and be 0. See docs/distributed.md.
+        exchange: ``"gather"``: every process gathers all embeddings, (N, D). ``"ring"``: blocks of
+            them travel from process to process, twice, for batches whose embeddings do not fit.
+        same_sizes: that every process has as many rows (and references) as this one, always.
+            Nothing is exchanged then but data, and the host never waits. Where processes differ in
+            another argument, the loss is NaN instead of an error.
+        grad_reduction: what is done to the processes' gradients afterwards. ``"mean"``, as DDP and
+            FSDP do, or ``"sum"``: then they are those of one process with the whole batch. With
+            ``reduction="none"``, of one that has all processes' upstream gradients.
         backend: see :func:`circle_kernels.available_backends`.
 
     Returns:
-        A scalar, or (N,) with ``reduction="none"``; float32 (float64 for float64 input), also
-        under autocast. Rows without positives or without negatives have loss 0 and gradient 0.
+        A scalar, or (N,) with ``reduction="none"``, of this process's rows; float32 (float64 for
+        float64 input), also under autocast. Rows without positives or without negatives have loss
+        0 and gradient 0.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, dtype, device or range; the
-            message names it. Where processes of ``group`` differ in D or dtype all of them raise.
+            message names it. Where processes of ``group`` differ in D, a dtype or an argument all
+            of them raise.
         RuntimeError: the backend asked for cannot serve these tensors; a second derivative; or
             ``group="world"`` before ``init_process_group``.
     """
     return loss_of(
         CircleFormula,
         (embeddings, labels, ref_emb, ref_labels),
-        (scope, reduction, group),
+        (scope, reduction),
+        (group, exchange, same_sizes, grad_reduction),
         m=m,
         gamma=gamma,
         detach_weights=detach_weights,
@@ -135,6 +147,9 @@ def unified_loss(
     normalize: bool = True,
     skip_below: float = 0.0,
     group: Group | None = None,
+    exchange: str = "gather",
+    same_sizes: bool = False,
+    grad_reduction: str = "mean",
     backend: str = "auto",
 ) -> Tensor:
     """The paper's unified loss (Eq. 1): ``log(1 + sum sum exp(gamma (s_n - s_p + m)))`` per row.
@@ -146,7 +161,8 @@ def unified_loss(
     return loss_of(
         UnifiedFormula,
         (embeddings, labels, ref_emb, ref_labels),
-        (scope, reduction, group),
+        (scope, reduction),
+        (group, exchange, same_sizes, grad_reduction),
         m=m,
         gamma=gamma,
         normalize=normalize,
@@ -189,36 +205,58 @@ def circle_loss_from_similarity(
 def loss_of(
     formula_type: type[CircleFormula] | type[UnifiedFormula],
     tensors: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
-    rows: tuple[str, str, Group | None],
+    rows: tuple[str, str],
+    shared: tuple[Group | None, str, bool, str],
     **options: Any,
 ) -> Tensor:
-    """The loss of what users give: arguments of :func:`rows_of` and :func:`operation_of`."""
+    """The loss of what users give: arguments of :func:`check_batch`, :class:`RowReduction`,
+    :class:`Sharing` and :func:`operation_of`."""
+    group, _, same_sizes, _ = shared
     if torch.compiler.is_compiling():
-        loss = usual_loss(formula_type.name, tensors, rows, options)
+        loss = usual_loss(formula_type.name, tensors, (*rows, group), options)
         if loss is not None:
             return loss
-    operation = operation_of(formula_type, **options)
-    reduction = rows_of(*rows)
-    return pair_loss(check_batch(*tensors), operation, reduction)
+
+    def check() -> tuple[Batch, Operation, RowReduction, Sharing]:
+        operation = operation_of(formula_type, **options)
+        reduction, sharing = reduction_of(*rows), sharing_of(*shared)
+        return check_batch(*tensors), operation, reduction, sharing
+
+    if group is None:
+        return pair_loss(*check())
+    return pair_loss(*check_together(check, f"{formula_type.name}_loss", group, same_sizes))
 
 
-@remembered
-def rows_of(scope: str, reduction: str, group: Group | None) -> RowReduction:
-    """:class:`RowReduction`, which nearly every step has from the one before."""
-    return RowReduction(scope, reduction, group)
+# Nearly every step has these from the one before.
+reduction_of = remembered(RowReduction)
+sharing_of = remembered(Sharing)
 
 
-def pair_loss(batch: Batch, operation: Operation, rows: RowReduction) -> Tensor:
+def pair_loss(batch: Batch, operation: Operation, rows: RowReduction, sharing: Sharing) -> Tensor:
     """The loss of a checked batch."""
-    if rows.group is not None:
-        batch = Batch(*gather_batch(*batch[:4], rows.group))
-    if rows.scope == "anchor":
+    group = sharing.group
+    if group is not None:
+        lse_pos, lse_neg, told = shared_logsumexps(
+            batch,
+            operation,
+            sharing,
+            averaged=sharing.grad_reduction == "mean",
+            alike={
+                CALL: f"{operation.formula.name}_loss",
+                "scope": rows.scope,
+                "reduction": rows.reduction,
+                "grad_reduction": sharing.grad_reduction,
+            },
+        )
+        if rows.scope == "anchor":
+            return shared_row_losses(lse_pos, lse_neg, rows.reduction, told, group)
+    elif rows.scope == "anchor":
         return reduced_row_losses(batch, operation, rows.reduction)
-    lse_pos, lse_neg = logsumexps(batch, operation)
+    else:
+        lse_pos, lse_neg = logsumexps(batch, operation)
+    of_sets = torch.stack([present_logsumexp(lse, dim=0) for lse in (lse_pos, lse_neg)])
+    if group is not None:
+        of_sets = present_logsumexp(numbers_of_all(of_sets, told, group), dim=0)
     # In self mode every unordered pair stands in two rows.
     times_counted = 2 if batch.ref_emb is None else 1
-    return softplus(
-        present_logsumexp(lse_pos, dim=0)
-        + present_logsumexp(lse_neg, dim=0)
-        - 2 * math.log(times_counted)
-    )
+    return softplus(of_sets.sum() - 2 * math.log(times_counted))

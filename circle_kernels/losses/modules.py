@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from circle_kernels.distributed.groups import Group, describe_group, is_saveable
+from circle_kernels.distributed.sharing import Sharing
 from circle_kernels.formula import CircleFormula
 from circle_kernels.losses.functional import RowReduction, loss_of
 from circle_kernels.operation.batch import operation_of
@@ -34,6 +35,9 @@ class CircleLoss(nn.Module):
         normalize: bool = True,
         skip_below: float = 0.0,
         group: Group | None = None,
+        exchange: str = "gather",
+        same_sizes: bool = False,
+        grad_reduction: str = "mean",
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -47,7 +51,8 @@ class CircleLoss(nn.Module):
             skip_below=skip_below,
             backend=backend,
         )
-        RowReduction(scope, reduction, group)
+        RowReduction(scope, reduction)
+        sharing = Sharing(group, exchange, same_sizes, grad_reduction)
         self.m = m
         self.gamma = gamma
         self.scope = scope
@@ -56,6 +61,9 @@ class CircleLoss(nn.Module):
         self.normalize = operation.normalize
         self.skip_below = operation.skip_below
         self.group = group
+        self.exchange = exchange
+        self.same_sizes = sharing.same_sizes
+        self.grad_reduction = grad_reduction
         self.backend = backend
 
     @explain_other_names
@@ -69,7 +77,8 @@ class CircleLoss(nn.Module):
         return loss_of(
             CircleFormula,
             (embeddings, labels, ref_emb, ref_labels),
-            (self.scope, self.reduction, self.group),
+            (self.scope, self.reduction),
+            (self.group, self.exchange, self.same_sizes, self.grad_reduction),
             m=self.m,
             gamma=self.gamma,
             detach_weights=self.detach_weights,
@@ -105,6 +114,13 @@ class CircleLoss(nn.Module):
         return (
             f"m={self.m}, gamma={self.gamma}, scope={self.scope!r}, reduction={self.reduction!r}, "
             f"detach_weights={self.detach_weights}, normalize={self.normalize}, "
-            f"skip_below={self.skip_below}, group={describe_group(self.group)}, "
-            f"backend={self.backend!r}"
+            f"skip_below={self.skip_below}, {self._describe_sharing()}, backend={self.backend!r}"
+        )
+
+    def _describe_sharing(self) -> str:
+        if self.group is None:
+            return "group=None (this process alone)"
+        return (
+            f"group={describe_group(self.group)}, exchange={self.exchange!r}, "
+            f"same_sizes={self.same_sizes}, grad_reduction={self.grad_reduction!r}"
         )

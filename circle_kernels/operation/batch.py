@@ -139,6 +139,16 @@ def check_batch(
     return Batch(*checked[:4], readable=checked[4])
 
 
+def owned(tensor: Tensor | None, is_read: bool = True) -> Tensor | None:
+    """What a backward pass can rely on: a copy of what may change before it, as labels and queues
+    do, or be an inference tensor. Who changes what needs a gradient gets autograd's error."""
+    if tensor is None or tensor.requires_grad:
+        return tensor
+    if is_read or tensor.is_inference():
+        return tensor.clone()
+    return tensor.data  # whose changes autograd does not count
+
+
 def check_layout(batch: Batch) -> None:
     """Require of a batch that nobody has checked, a registered op's, what backends rely on.
 

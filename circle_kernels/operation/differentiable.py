@@ -75,7 +75,7 @@ NO_SECOND_DERIVATIVE = (
 )
 
 
-def _no_second_derivative(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+def no_second_derivative(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
     raise RuntimeError(NO_SECOND_DERIVATIVE)
 
 
@@ -118,7 +118,7 @@ class _Backward(torch.autograd.Function):
 
     generate_vmap_rule = True
     forward = staticmethod(backward_op)
-    backward = staticmethod(_no_second_derivative)
+    backward = staticmethod(no_second_derivative)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -167,7 +167,7 @@ class _Scaled(torch.autograd.Function):
     def forward(ctx: Any, gradient: Tensor, grad_loss: Tensor, *sides: Tensor | None) -> Tensor:
         return gradient * grad_loss
 
-    backward = staticmethod(_no_second_derivative)
+    backward = staticmethod(no_second_derivative)
 
 
 _differentiable_loss = define(

@@ -26,13 +26,17 @@ from circle_kernels.backends.choice import (
     without_autocast,
 )
 from circle_kernels.backends.problem import Needs, PairProblem, Passed
+from circle_kernels.distributed.groups import Group
+from circle_kernels.distributed.headers import check_together
+from circle_kernels.distributed.sharing import Sharing
 from circle_kernels.formula import PairFormula
-from circle_kernels.operation.batch import Batch, Operation, check_batch
+from circle_kernels.operation.batch import Batch, Operation, check_batch, owned
 from circle_kernels.operation.differentiable import (
     NO_SECOND_DERIVATIVE,
     traced_gradients,
     traced_logsumexps,
 )
+from circle_kernels.operation.over_processes import shared_logsumexps
 from circle_kernels.operation.registered import (
     decode_precision,
     encode_precision,
@@ -51,6 +55,9 @@ def pair_logsumexp(
     formula: PairFormula,
     normalize: bool = True,
     skip_below: float = 0.0,
+    group: Group | None = None,
+    exchange: str = "gather",
+    same_sizes: bool = False,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Log-sum-exp of the pair logits of each row, over its positives and over its negatives.
@@ -73,6 +80,12 @@ def pair_logsumexp(
         normalize: ``False`` takes plain inner products instead of cosines.
         skip_below: share of a row's total weight that a backend may leave out of the gradient to
             save work, in [0, 1); 0 is exact. See :func:`circle_kernels.circle_loss`.
+        group: the processes that share one batch: each gives its own rows (and references) and gets
+            these rows' sums over the rows (or references) of all. The gradient of its rows is that
+            of what all processes compute of all sums, added up; for one of their average multiply
+            it by their number. A collective call, as its backward pass is: every process has to
+            make both.
+        exchange, same_sizes: how they exchange rows, as for :func:`circle_kernels.circle_loss`.
         backend: ``"auto"``, ``"triton"``, ``"cpu"``, ``"tiled"`` or ``"reference"``; see
             :func:`available_backends`.
 
@@ -86,8 +99,15 @@ def pair_logsumexp(
         TypeError, ValueError: an argument of the wrong type, shape, dtype or device.
         RuntimeError: the backend asked for cannot serve these tensors; or a second derivative.
     """
-    batch = check_batch(embeddings, labels, ref_emb, ref_labels)
-    return logsumexps(batch, Operation(formula, normalize, skip_below, backend))
+
+    def check() -> tuple[Batch, Operation, Sharing]:
+        batch = check_batch(embeddings, labels, ref_emb, ref_labels)
+        operation = Operation(formula, normalize, skip_below, backend)
+        return batch, operation, Sharing(group, exchange, same_sizes)
+
+    if group is None:
+        return logsumexps(*check()[:2])
+    return shared_logsumexps(*check_together(check, "pair_logsumexp", group, same_sizes))[:2]
 
 
 def logsumexps(batch: Batch, operation: Operation) -> tuple[Tensor, Tensor]:
@@ -160,16 +180,6 @@ def forward_and_keep(
         ctx.module, ctx.operation = module, operation
         ctx.needs = Needs(*ctx.needs_input_grad[:2])
     return lse_pos, lse_neg
-
-
-def owned(tensor: Tensor | None, is_read: bool = True) -> Tensor | None:
-    """What a backward pass can rely on: a copy of what may change before it, as labels and queues
-    do, or be an inference tensor. Who changes what needs a gradient gets autograd's error."""
-    if tensor is None or tensor.requires_grad:
-        return tensor
-    if is_read or tensor.is_inference():
-        return tensor.clone()
-    return tensor.data  # whose changes autograd does not count
 
 
 def input_gradients(

@@ -94,7 +94,7 @@ def variable_numbers(first: float, *others: float) -> Tensor:
     return numbers
 
 
-def _decode(arguments: Sequence[Any], *, fake: bool = False) -> tuple[Batch, Operation, Any]:
+def decode(arguments: Sequence[Any], *, fake: bool = False) -> tuple[Batch, Operation, Any]:
     """What :func:`encode` was given, and the arguments that follow."""
     parameters = arguments[LABELS]
     # Of a fake tensor there are no numbers, and shapes do not depend on them.
@@ -158,7 +158,7 @@ def _serving_any(problem: PairProblem, backend: str) -> Any:
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    batch, operation, (keep_for_backward, _) = _decode(arguments)
+    batch, operation, (keep_for_backward, _) = decode(arguments)
     problem = _problem(batch, operation, keep_for_backward=keep_for_backward)
     results = run_forward(_serving_any(problem, operation.backend), problem)
     return *results, encode_precision(problem.precision)
@@ -166,7 +166,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _backward(*arguments: Any) -> tuple[Tensor, Tensor]:
     """Gradients for both sides; an empty tensor stands for one that is not needed."""
-    batch, operation, (precision, *tensors, needs_embeddings, needs_references) = _decode(arguments)
+    batch, operation, (precision, *tensors, needs_embeddings, needs_references) = decode(arguments)
     problem = _problem(batch, operation, decode_precision(precision))
     passed = Passed(*tensors)
     module = which_saved(passed.saved, problem, operation.backend)
@@ -177,25 +177,25 @@ def _backward(*arguments: Any) -> tuple[Tensor, Tensor]:
         gradients = run_backward(module, problem, passed, needs)
     else:
         gradients = run_backward_of_any(module, problem, passed, needs, operation.backend)
-    return _without_none(batch, gradients)
+    return without_none(batch, gradients)
 
 
 def _loss_and_gradients(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The loss and its gradients for both sides, as :func:`_backward` has them."""
-    batch, operation, (reduction, *needed) = _decode(arguments)
+    batch, operation, (reduction, *needed) = decode(arguments)
     check_choice("reduction", reduction, SCALARS)  # kernels write more than one number with others
     problem, needs = _problem(batch, operation), Needs(*needed)
     module = _serving_any(problem, operation.backend)
     if hasattr(module, "loss_and_gradients") and not problem.is_empty:
         loss, gradients = module.loss_and_gradients(problem, reduction, needs)
-        return loss, *_without_none(batch, gradients)
+        return loss, *without_none(batch, gradients)
     lse_pos, lse_neg, saved = run_forward(module, problem)
     loss, slopes = row_losses(module, lse_pos, lse_neg, reduction)
     gradients = run_backward(module, problem, Passed(saved, slopes, slopes), needs)
-    return loss, *_without_none(batch, gradients)
+    return loss, *without_none(batch, gradients)
 
 
-def _without_none(
+def without_none(
     batch: Batch, gradients: tuple[Tensor | None, Tensor | None]
 ) -> tuple[Tensor, Tensor]:
     grad_embeddings, grad_references = gradients
@@ -205,8 +205,18 @@ def _without_none(
     )
 
 
-def define(name: str, schema: str, implementation: Callable[..., Any], *, whole: bool) -> Any:
+def define(
+    name: str,
+    schema: str,
+    implementation: Callable[..., Any],
+    *,
+    whole: bool,
+    collective: bool = False,
+) -> Any:
     """An op that graphs hold ``whole``, or of which they hold what it is made of.
+
+    One that is ``collective`` has to run where nobody needs its results, as those of no rows: the
+    other processes wait for this one.
 
     Not by ``torch.library.custom_op``, which checks at every call that results are no views of
     arguments, in more time than a small batch takes.
@@ -225,7 +235,8 @@ def define(name: str, schema: str, implementation: Callable[..., Any], *, whole:
     else:
         kind, kernel = "CompositeImplicitAutograd", implementation
     torch.library.impl(f"circle_kernels::{name}", kind, kernel)
-    return getattr(torch.ops.circle_kernels, name).default
+    op = getattr(torch.ops.circle_kernels, name).default
+    return torch.fx.node.has_side_effect(op) if collective else op
 
 
 # What graphs hold. Where a gradient is wanted, the op is called inside of a function that has it,
@@ -249,7 +260,7 @@ at_once_op = define(
 
 @torch.library.register_fake("circle_kernels::pair_logsumexp_forward")
 def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    batch, operation, (keep_for_backward, _) = _decode(arguments, fake=True)
+    batch, operation, (keep_for_backward, _) = decode(arguments, fake=True)
     problem = operation.problem(batch, keep_for_backward=keep_for_backward)
     rows = batch.embeddings.shape[0]
     lse_pos, lse_neg = (
@@ -261,18 +272,18 @@ def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 @torch.library.register_fake("circle_kernels::pair_loss_and_gradients")
 def _at_once_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    batch, _, (_, *needs) = _decode(arguments, fake=True)
+    batch, _, (_, *needs) = decode(arguments, fake=True)
     loss = batch.embeddings.new_empty((), dtype=result_dtype(batch.embeddings.dtype))
-    return loss, *_fake_gradients(batch, *needs)
+    return loss, *fake_gradients(batch, *needs)
 
 
 @torch.library.register_fake("circle_kernels::pair_logsumexp_backward")
 def _backward_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
-    batch, _, (*_, needs_embeddings, needs_references) = _decode(arguments, fake=True)
-    return _fake_gradients(batch, needs_embeddings, needs_references)
+    batch, _, (*_, needs_embeddings, needs_references) = decode(arguments, fake=True)
+    return fake_gradients(batch, needs_embeddings, needs_references)
 
 
-def _fake_gradients(
+def fake_gradients(
     batch: Batch, needs_embeddings: bool, needs_references: bool
 ) -> tuple[Tensor, Tensor]:
     embeddings, ref_emb = batch.embeddings, batch.ref_emb

@@ -1,0 +1,105 @@
+"""What the ops of a batch that processes share are told, and what these agree on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from circle_kernels.backends.problem import Needs
+from circle_kernels.distributed.collectives import gather_numbers
+from circle_kernels.distributed.columns import Block, Columns, Spread
+from circle_kernels.distributed.groups import group_of_name
+from circle_kernels.distributed.headers import digest_of, exchange_headers
+from circle_kernels.operation.band import KEPT_BLOCKS, Band
+from circle_kernels.operation.batch import Batch, Operation
+from circle_kernels.operation.registered import decode
+
+# What beside a batch and an operation an op is told: the processes, how they exchange rows, what
+# has to be alike in all of them (name=value in lines), and which gradients there will be.
+SHARING = (
+    "str group, bool ring, bool same_sizes, str alike, bool needs_embeddings, bool needs_references"
+)
+OF_SHARING = 6
+
+
+@dataclass(frozen=True)
+class SharedCall:
+    """The arguments of the ops, decoded."""
+
+    batch: Batch
+    operation: Operation
+    group: dist.ProcessGroup
+    ring: bool
+    same_sizes: bool
+    alike: str
+    needs: Needs
+
+    @property
+    def self_mode(self) -> bool:
+        return self.batch.ref_emb is None
+
+    @property
+    def blocks_kept(self) -> int:
+        """Those that leave something for a backward pass: in self mode own rows and those before
+        and after. In a ring it would be as large as what all processes hold."""
+        if self.ring or not any(self.needs):
+            return 0
+        return KEPT_BLOCKS if self.self_mode else 1
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What has to be the same in all processes, in words."""
+        embeddings, _, ref_emb, _, _ = self.batch.tensors
+        said: dict[str, object] = dict(line.split("=", 1) for line in self.alike.split("\n"))
+        said["embeddings"] = f"{embeddings.dtype} of {embeddings.shape[1]} columns"
+        said["ref_emb"] = "none" if ref_emb is None else f"{ref_emb.dtype}"
+        said["formula"] = self.operation.formula.name
+        said |= vars(self.operation.formula)
+        said["normalize"] = self.operation.normalize
+        said["skip_below"] = self.operation.skip_below
+        said["exchange"] = "ring" if self.ring else "gather"
+        said["whether embeddings need a gradient"] = self.needs.embeddings
+        said["whether ref_emb needs a gradient"] = self.needs.references
+        return said
+
+    def sizes(self) -> tuple[tuple[int, ...], ...]:
+        """How many rows and references each process has: all tell, or are said to be alike."""
+        batch = self.batch
+        own = (len(batch.embeddings), 0 if batch.ref_emb is None else len(batch.ref_emb))
+        if self.same_sizes:
+            return tuple((size,) * dist.get_world_size(self.group) for size in own)
+        return tuple(zip(*exchange_headers(own, self.settings, self.group), strict=True))
+
+    def agreement(self, like: Tensor) -> Tensor:
+        """0, or NaN where processes that told nobody anything differ. The host does not wait."""
+        word = torch.full((1,), digest_of(self.settings), device=like.device)
+        agree = (gather_numbers(word, self.group) == word).all()
+        return torch.where(agree, 0.0, math.nan).to(like.dtype)
+
+    def band(self, sizes: tuple[tuple[int, ...], ...], held: Block | None, precision: str) -> Band:
+        """This process's part; ``held`` is what was gathered before."""
+        embeddings, labels, ref_emb, ref_labels, _ = self.batch.tensors
+        local = (embeddings, labels)
+        rows, references = (Spread(each, self.group, self.ring) for each in sizes)
+        spread = rows
+        if ref_emb is not None and ref_labels is not None:
+            local, spread = (ref_emb, ref_labels), references
+        columns = spread.columns(local) if held is None else Columns(held, spread)
+        own = columns.own if self.self_mode else (embeddings, labels)
+        return Band(own, rows, columns, self.self_mode, self.operation, precision)
+
+
+def decode_shared(
+    arguments: Sequence[Any], *, fake: bool = False
+) -> tuple[SharedCall, tuple[Any, ...]]:
+    """The call, and the arguments that follow."""
+    batch, operation, rest = decode(arguments, fake=fake)
+    name, ring, same_sizes, alike, *needs = rest[:OF_SHARING]
+    call = SharedCall(batch, operation, group_of_name(name), ring, same_sizes, alike, Needs(*needs))
+    return call, rest[OF_SHARING:]
