@@ -58,6 +58,15 @@ def forward(
     listed: Listed,
     results: tuple[int, int, int, int],  # lse_pos, lse_neg, saved, its bytes
 ) -> None: ...
+def save(
+    scalar: Scalar,
+    rows: Side,
+    columns: Side | None,
+    formula: Formula,
+    settings: Settings,
+    listed: Listed,
+    tensors: tuple[int, int, int, int],  # lse_pos, lse_neg, saved, its bytes
+) -> None: ...
 def mark_pairs(
     list: tuple[int, int, int],  # rows, columns, count
     kind: int,

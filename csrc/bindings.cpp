@@ -96,6 +96,17 @@ void forward(Scalar scalar, const Side& rows, const std::optional<Side>& columns
   });
 }
 
+// (lse_pos, lse_neg, saved, its bytes)
+void save(Scalar scalar, const Side& rows, const std::optional<Side>& columns,
+          const Formula& formula, const Settings& settings, const Listed& listed,
+          const ForwardAddresses& tensors) {
+  const Level& level = current_level();
+  py::gil_scoped_release release;
+  run_save(level, make_problem(scalar, rows, columns, formula, settings, listed),
+           {reinterpret_cast<const void*>(tensors[0]), reinterpret_cast<const void*>(tensors[1]),
+            reinterpret_cast<void*>(tensors[2]), tensors[3]});
+}
+
 // (saved, its bytes, grad_lse_pos, grad_lse_neg, grad_rows, grad_columns)
 using BackwardAddresses = std::array<int64_t, 6>;
 
@@ -217,6 +228,8 @@ PYBIND11_MODULE(_cpu, module) {
   // Tuples are described above.
   module.def("forward", &forward, py::arg("scalar"), py::arg("rows"), py::arg("columns"),
              py::arg("formula"), py::arg("settings"), py::arg("listed"), py::arg("results"));
+  module.def("save", &save, py::arg("scalar"), py::arg("rows"), py::arg("columns"),
+             py::arg("formula"), py::arg("settings"), py::arg("listed"), py::arg("tensors"));
   module.def("backward", &backward, py::arg("scalar"), py::arg("rows"), py::arg("columns"),
              py::arg("formula"), py::arg("settings"), py::arg("listed"), py::arg("tensors"));
   module.def("mark_pairs", &mark_pairs_at, py::arg("list"), py::arg("kind"), py::arg("matrix"),

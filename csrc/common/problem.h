@@ -80,6 +80,14 @@ struct BackwardInput {
   const void* grad_lse_neg;  // T (N,)
 };
 
+// Log-sum-exps that are known already, perhaps over more columns than the problem has.
+struct KnownSums {
+  const void* lse_pos;  // T (N,), natural logarithm, -inf where the set is empty
+  const void* lse_neg;  // T (N,)
+  void* saved;          // as in ForwardResult
+  int64_t saved_bytes;
+};
+
 // Contiguous, in the embeddings' scalar type; null where it is not needed.
 struct Gradients {
   void* rows;     // (N, D)

@@ -65,5 +65,17 @@ struct Saved {
   bool holds_weights(int64_t index) const { return keeps_weights(index) && shifts[index].shared(); }
 };
 
+// Log-sum-exps as Saved has them, in base 2 and panel order, -inf for padding, from natural ones in
+// the order given; `nats` is nats_per_logit().
+template <class T>
+void take_logsumexps(const T* natural, int64_t count, const int64_t* order, double nats,
+                     T* base_2) {  // (panels, PANEL)
+  for (int64_t row = 0; row < panels_of(count) * PANEL; ++row) {
+    base_2[row] = row >= count
+                      ? -INFINITE<T>
+                      : static_cast<T>(natural[order != nullptr ? order[row] : row] / nats);
+  }
+}
+
 }  // namespace
 }  // namespace circle_kernels
