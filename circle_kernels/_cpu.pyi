@@ -86,8 +86,8 @@ def backward(
     formula: Formula,
     settings: Settings,
     listed: Listed,
-    # saved, its bytes, grad_lse_pos, grad_lse_neg, grad_rows, grad_columns
-    tensors: tuple[int, int, int, int, int, int],
+    # saved, its bytes, grad_lse_pos, grad_lse_neg, column_statistics, grad_rows, grad_columns
+    tensors: tuple[int, int, int, int, int, int, int],
 ) -> None: ...
 def loss_and_gradients(
     scalar: Scalar,

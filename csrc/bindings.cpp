@@ -107,8 +107,8 @@ void save(Scalar scalar, const Side& rows, const std::optional<Side>& columns,
             reinterpret_cast<void*>(tensors[2]), tensors[3]});
 }
 
-// (saved, its bytes, grad_lse_pos, grad_lse_neg, grad_rows, grad_columns)
-using BackwardAddresses = std::array<int64_t, 6>;
+// (saved, its bytes, grad_lse_pos, grad_lse_neg, column_statistics, grad_rows, grad_columns)
+using BackwardAddresses = std::array<int64_t, 7>;
 
 // At the forward pass's level, and with the tiles that it kept, whatever the settings say now.
 void backward(Scalar scalar, const Side& rows, const std::optional<Side>& columns,
@@ -118,8 +118,9 @@ void backward(Scalar scalar, const Side& rows, const std::optional<Side>& column
     run_backward(
         make_problem(scalar, rows, columns, formula, settings, listed),
         {reinterpret_cast<const void*>(tensors[0]), tensors[1],
-         reinterpret_cast<const void*>(tensors[2]), reinterpret_cast<const void*>(tensors[3])},
-        {reinterpret_cast<void*>(tensors[4]), reinterpret_cast<void*>(tensors[5])});
+         reinterpret_cast<const void*>(tensors[2]), reinterpret_cast<const void*>(tensors[3]),
+         reinterpret_cast<const void*>(tensors[4])},
+        {reinterpret_cast<void*>(tensors[5]), reinterpret_cast<void*>(tensors[6])});
   });
 }
 

@@ -203,6 +203,9 @@ def backward(
     gradients = _new_gradients(problem, needs)
     # Bound to names: the extension sees addresses only, which do not keep a tensor alive.
     saved, grad_lse_pos, grad_lse_neg = (tensor.contiguous() for tensor in passed[:3])
+    column_statistics = passed.column_statistics
+    if column_statistics is not None:
+        column_statistics = column_statistics.contiguous()
     if saved.data_ptr() % extension.SAVED_HEADER_BYTES != 0:  # a hook on saved tensors has moved it
         saved = saved.clone()
     extension.backward(
@@ -212,7 +215,7 @@ def backward(
             saved.nbytes,
             grad_lse_pos.data_ptr(),
             grad_lse_neg.data_ptr(),
-            *map(_address, gradients),
+            *map(_address, (column_statistics, *gradients)),
         ),
     )
     return gradients

@@ -24,7 +24,7 @@ constexpr T FARTHEST = sizeof(T) == sizeof(float) ? T(90) : T(940);
 //
 //     w_ij = 2^(z_ij - shift) dz_ij/ds / gamma        (0 for a pair that is no pair)
 //
-// which are G but for a factor of the row and, in self mode, one of the column (factors.h); any
+// which are G but for a factor of the row and, where it counts, one of the column (factors.h); any
 // other holds similarities, and so do all with skip_below, which needs a pair's share of its row.
 //
 // Without a backward pass to come, only the log-sum-exps have a place, in scratch memory.
