@@ -58,6 +58,15 @@ def forward(
     listed: Listed,
     results: tuple[int, int, int, int],  # lse_pos, lse_neg, saved, its bytes
 ) -> None: ...
+def save(
+    scalar: Scalar,
+    rows: Side,
+    columns: Side | None,
+    formula: Formula,
+    settings: Settings,
+    listed: Listed,
+    tensors: tuple[int, int, int, int],  # lse_pos, lse_neg, saved, its bytes
+) -> None: ...
 def mark_pairs(
     list: tuple[int, int, int],  # rows, columns, count
     kind: int,
@@ -77,8 +86,8 @@ def backward(
     formula: Formula,
     settings: Settings,
     listed: Listed,
-    # saved, its bytes, grad_lse_pos, grad_lse_neg, grad_rows, grad_columns
-    tensors: tuple[int, int, int, int, int, int],
+    # saved, its bytes, grad_lse_pos, grad_lse_neg, column_statistics, grad_rows, grad_columns
+    tensors: tuple[int, int, int, int, int, int, int],
 ) -> None: ...
 def loss_and_gradients(
     scalar: Scalar,

@@ -96,8 +96,19 @@ void forward(Scalar scalar, const Side& rows, const std::optional<Side>& columns
   });
 }
 
-// (saved, its bytes, grad_lse_pos, grad_lse_neg, grad_rows, grad_columns)
-using BackwardAddresses = std::array<int64_t, 6>;
+// (lse_pos, lse_neg, saved, its bytes)
+void save(Scalar scalar, const Side& rows, const std::optional<Side>& columns,
+          const Formula& formula, const Settings& settings, const Listed& listed,
+          const ForwardAddresses& tensors) {
+  const Level& level = current_level();
+  py::gil_scoped_release release;
+  run_save(level, make_problem(scalar, rows, columns, formula, settings, listed),
+           {reinterpret_cast<const void*>(tensors[0]), reinterpret_cast<const void*>(tensors[1]),
+            reinterpret_cast<void*>(tensors[2]), tensors[3]});
+}
+
+// (saved, its bytes, grad_lse_pos, grad_lse_neg, column_statistics, grad_rows, grad_columns)
+using BackwardAddresses = std::array<int64_t, 7>;
 
 // At the forward pass's level, and with the tiles that it kept, whatever the settings say now.
 void backward(Scalar scalar, const Side& rows, const std::optional<Side>& columns,
@@ -107,8 +118,9 @@ void backward(Scalar scalar, const Side& rows, const std::optional<Side>& column
     run_backward(
         make_problem(scalar, rows, columns, formula, settings, listed),
         {reinterpret_cast<const void*>(tensors[0]), tensors[1],
-         reinterpret_cast<const void*>(tensors[2]), reinterpret_cast<const void*>(tensors[3])},
-        {reinterpret_cast<void*>(tensors[4]), reinterpret_cast<void*>(tensors[5])});
+         reinterpret_cast<const void*>(tensors[2]), reinterpret_cast<const void*>(tensors[3]),
+         reinterpret_cast<const void*>(tensors[4])},
+        {reinterpret_cast<void*>(tensors[5]), reinterpret_cast<void*>(tensors[6])});
   });
 }
 
@@ -217,6 +229,8 @@ PYBIND11_MODULE(_cpu, module) {
   // Tuples are described above.
   module.def("forward", &forward, py::arg("scalar"), py::arg("rows"), py::arg("columns"),
              py::arg("formula"), py::arg("settings"), py::arg("listed"), py::arg("results"));
+  module.def("save", &save, py::arg("scalar"), py::arg("rows"), py::arg("columns"),
+             py::arg("formula"), py::arg("settings"), py::arg("listed"), py::arg("tensors"));
   module.def("backward", &backward, py::arg("scalar"), py::arg("rows"), py::arg("columns"),
              py::arg("formula"), py::arg("settings"), py::arg("listed"), py::arg("tensors"));
   module.def("mark_pairs", &mark_pairs_at, py::arg("list"), py::arg("kind"), py::arg("matrix"),

@@ -115,13 +115,8 @@ def _plan_saved(problem: PairProblem) -> tuple[int, int]:
     """
     if not problem.keep_for_backward:
         return 0, 0
-    extension = _loaded()
-    panel, itemsize = extension.PANEL, problem.result_dtype.itemsize
-    row_panels = (problem.embeddings.shape[0] + panel - 1) // panel
-    if problem.ref_emb is None:
-        tiles = row_panels * (row_panels + 1) // 2
-    else:
-        tiles = row_panels * ((problem.ref_emb.shape[0] + panel - 1) // panel)
+    panel, itemsize = _loaded().PANEL, problem.result_dtype.itemsize
+    tiles = _tiles_of(problem)
     budget = KEPT_BYTES // (panel**2 * itemsize)
     # Where the budget holds a small part of the tiles, it is not worth its memory. Written so that
     # sizes may be symbolic: compilers cannot branch on them.
@@ -130,9 +125,27 @@ def _plan_saved(problem: PairProblem) -> tuple[int, int]:
         kept = max(min(tiles, budget) - budgets_more * budget, 0)
     else:
         kept = torch.sym_max(torch.sym_min(tiles, budget) - budgets_more * budget, 0)
-    rest = tiles if problem.skip_below > 0 else 2 * kept
-    entries = kept * panel * panel + 2 * row_panels * panel + rest
-    return kept, extension.SAVED_HEADER_BYTES + entries * itemsize
+    return kept, _bytes_to_save(problem, kept)
+
+
+def _bytes_to_save(problem: PairProblem, kept: int) -> int:
+    extension = _loaded()
+    panel = extension.PANEL
+    rest = _tiles_of(problem) if problem.skip_below > 0 else 2 * kept
+    entries = kept * panel * panel + 2 * _panels_of(problem.embeddings) * panel + rest
+    return extension.SAVED_HEADER_BYTES + entries * problem.result_dtype.itemsize
+
+
+def _tiles_of(problem: PairProblem) -> int:
+    row_panels = _panels_of(problem.embeddings)
+    if problem.ref_emb is None:
+        return row_panels * (row_panels + 1) // 2
+    return row_panels * _panels_of(problem.ref_emb)
+
+
+def _panels_of(side: Tensor) -> int:
+    panel: int = _loaded().PANEL
+    return (side.shape[0] + panel - 1) // panel
 
 
 def _complete(problem: PairProblem) -> PairProblem:
@@ -164,6 +177,19 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
     return lse_pos, lse_neg, saved
 
 
+def save(problem: PairProblem, lse_pos: Tensor, lse_neg: Tensor) -> Tensor:
+    """What :func:`forward` would have left with no tiles kept, had it found these."""
+    problem = _complete(problem)
+    extension = _loaded()
+    saved = _new_saved(extension, _bytes_to_save(problem, 0))
+    lse_pos, lse_neg = lse_pos.contiguous(), lse_neg.contiguous()
+    extension.save(
+        *describe(extension, problem),
+        (lse_pos.data_ptr(), lse_neg.data_ptr(), saved.data_ptr(), saved.nbytes),
+    )
+    return saved
+
+
 def backward(
     problem: PairProblem, passed: Passed, needs: Needs
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -177,6 +203,9 @@ def backward(
     gradients = _new_gradients(problem, needs)
     # Bound to names: the extension sees addresses only, which do not keep a tensor alive.
     saved, grad_lse_pos, grad_lse_neg = (tensor.contiguous() for tensor in passed[:3])
+    column_statistics = passed.column_statistics
+    if column_statistics is not None:
+        column_statistics = column_statistics.contiguous()
     if saved.data_ptr() % extension.SAVED_HEADER_BYTES != 0:  # a hook on saved tensors has moved it
         saved = saved.clone()
     extension.backward(
@@ -186,7 +215,7 @@ def backward(
             saved.nbytes,
             grad_lse_pos.data_ptr(),
             grad_lse_neg.data_ptr(),
-            *map(_address, gradients),
+            *map(_address, (column_statistics, *gradients)),
         ),
     )
     return gradients

@@ -139,6 +139,8 @@ void check_sizes(const Problem& problem) {
   }
 }
 
+int index_of(const Level& level) { return static_cast<int>(&level - levels().data()); }
+
 const Level& level_of(const SavedBy& saved_by) {
   const std::vector<Level>& all = levels();
   const auto index = static_cast<std::size_t>(saved_by.level);
@@ -179,9 +181,15 @@ void run_forward(const Level& level, const Problem& problem, const ForwardResult
                               arena, result)) {
     throw Interrupted();
   }
-  if (result.saved != nullptr) {
-    write_saved_header(problem, static_cast<int>(&level - levels().data()), result.saved);
-  }
+  if (result.saved != nullptr) write_saved_header(problem, index_of(level), result.saved);
+}
+
+void run_save(const Level& level, Problem problem, const KnownSums& sums) {
+  problem.kept_tiles = 0;
+  check_sizes(problem);
+  check_saved_memory(problem, sums.saved_bytes);
+  level.kernels->save(problem, order_by_class(problem), sums);
+  write_saved_header(problem, index_of(level), sums.saved);
 }
 
 void run_backward(const Problem& problem, const BackwardInput& input, const Gradients& gradients) {

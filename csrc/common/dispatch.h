@@ -20,6 +20,7 @@ struct Kernels {
                   const ForwardResult&);
   bool (*backward)(const Problem&, const Classes&, const BFloatProducts*, Arena&,
                    const BackwardInput&, const Gradients&);
+  void (*save)(const Problem&, const Classes&, const KnownSums&);
 };
 
 // An instruction set by name. Later levels are faster where they are supported.
@@ -43,10 +44,13 @@ struct Interrupted : std::exception {
   const char* what() const noexcept override { return "the pass was interrupted"; }
 };
 
-// Both throw Interrupted, and std::bad_alloc where the problem does not fit into memory.
+// Both passes throw Interrupted, and std::bad_alloc where the problem does not fit into memory.
 //
 // run_forward: std::invalid_argument where result.saved has not the size of SavedLayout.
 void run_forward(const Level& level, const Problem& problem, const ForwardResult& result);
+// What a forward pass at this level leaves that keeps no tiles and finds these log-sum-exps. Throws
+// as run_forward does.
+void run_save(const Level& level, Problem problem, const KnownSums& sums);
 // With the level of the forward pass. Throws std::runtime_error where input.saved is not what a
 // forward pass of this problem left.
 void run_backward(const Problem& problem, const BackwardInput& input, const Gradients& gradients);

@@ -78,6 +78,18 @@ struct BackwardInput {
   int64_t saved_bytes;
   const void* grad_lse_pos;  // T (N,)
   const void* grad_lse_neg;  // T (N,)
+  // T (4, M) where columns are rows of the same batch as well, and count each pair, too: their
+  // lse_pos, lse_neg (natural), grad_lse_pos and grad_lse_neg. Null without, and in self mode,
+  // where that is known.
+  const void* column_statistics = nullptr;
+};
+
+// Log-sum-exps that are known already, perhaps over more columns than the problem has.
+struct KnownSums {
+  const void* lse_pos;  // T (N,), natural logarithm, -inf where the set is empty
+  const void* lse_neg;  // T (N,)
+  void* saved;          // as in ForwardResult
+  int64_t saved_bytes;
 };
 
 // Contiguous, in the embeddings' scalar type; null where it is not needed.

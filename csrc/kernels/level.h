@@ -9,6 +9,7 @@
 #include "common/dispatch.h"
 #include "kernels/backward/backward_pass.h"
 #include "kernels/forward/forward_pass.h"
+#include "kernels/forward/known_sums.h"
 
 namespace circle_kernels {
 namespace {
@@ -42,11 +43,18 @@ bool backward(const Problem& problem, const Classes& classes, const BFloatProduc
   });
 }
 
+void save(const Problem& problem, const Classes& classes, const KnownSums& sums) {
+  with_logits(problem, [&](auto zero, const auto& logits) {
+    save_known<decltype(zero)>(problem, classes, nats_per_logit(logits, problem.formula), sums);
+    return true;
+  });
+}
+
 }  // namespace
 
 namespace CIRCLE_LEVEL {
 extern const Kernels kernels;
-const Kernels kernels{forward, backward};
+const Kernels kernels{forward, backward, save};
 }  // namespace CIRCLE_LEVEL
 
 }  // namespace circle_kernels

@@ -1,15 +1,16 @@
 // The backward pass over all tiles: what each thread does when. tile_gradient.h and kept_weights.h
 // have what is done to a tile.
 //
-// A chunk of tiles at a time, G = dL/ds is computed into a bounded buffer, in self mode G + G^T,
-// since there s_ij and s_ji are one number. Then each panel of the gradient takes what the chunk
-// has for it: nobody else writes that panel, so there are no atomics, and the order of its sums is
-// fixed.
+// A chunk of tiles at a time, G = dL/ds is computed into a bounded buffer, or G + G^T where columns
+// count pairs, too: s_ij and s_ji are then one number. Then each panel of the gradient takes what
+// the chunk has for it: nobody else writes that panel, so there are no atomics, and the order of
+// its sums is fixed.
 #pragma once
 
 #include "kernels/backward/kept_weights.h"
 #include "kernels/backward/statistics.h"
 #include "kernels/backward/tile_gradient.h"
+#include "kernels/backward/tile_needs.h"
 #include "kernels/tiles/chunks.h"
 #include "kernels/tiles/deep.h"
 #include "kernels/tiles/operands.h"
@@ -47,16 +48,11 @@ class BackwardPass {
         columns_(operands_.columns),
         saved_(problem, static_cast<T*>(const_cast<void*>(input.saved))),
         logits_(logits),
-        statistics_(make_statistics(rows_, saved_, input, problem.formula.gamma, arena)),
+        statistics_(make_statistics(operands_, saved_, input,
+                                    nats_per_logit(logits, problem.formula), arena)),
+        needs_(operands_, saved_, statistics_),
         gradients_(gradients),
         panel_size_(operands_.gradient_dim() * PANEL) {
-    // Each pair may be dropped that has less than its equal part of what a row may lose.
-    skipping_ = problem.skip_below > 0 && !has_nonfinite(statistics_.positive, rows_.count) &&
-                !has_nonfinite(statistics_.negative, rows_.count);
-    if (skipping_) {
-      negligible_ = static_cast<T>(problem.skip_below / columns_.count);
-      log_negligible_ = std::log2(negligible_);
-    }
     const int64_t slots = smaller(BACKWARD_CHUNK, rows_.panels()) * columns_of_chunk_;
     tiles_ = allocate<T>(arena, slots * PANEL * PANEL);
     shares_ = allocate<TileShare>(arena, slots);
@@ -98,7 +94,7 @@ class BackwardPass {
   void run_chunk(const Chunk& chunk) {
     operands_.pack_columns(chunk);
     if (operands_.deep) {  // this chunk is the only one
-      if (saved_.kept_tiles < tiles()) deep_products_.multiply();
+      if (needs_.products()) deep_products_.multiply();
       compute_tiles(chunk);
       deep_products_.unpack(
           gradients_, statistics_.gradient_unit,
@@ -118,39 +114,22 @@ class BackwardPass {
     }
   }
 
-  // Whether nothing in a tile can have a gradient, so that it need not be computed.
-  bool negligible_tile(int64_t row, int64_t column) const {
-    const bool mirrored = problem_.self_mode;
-    if (!statistics_.active(row) && !(mirrored && statistics_.active(column))) return true;
-    if (!skipping_) return false;
-    const T highest = saved_.highest[index_of(row, column)];
-    T lowest = statistics_.negative.lowest[row];
-    if (mirrored) lowest = smaller(lowest, statistics_.negative.lowest[column]);
-    return highest - lowest < log_negligible_;
-  }
-
-  int64_t index_of(int64_t row, int64_t column) const {
-    return tile_index(row, column, columns_.panels(), problem_.self_mode);
-  }
-
-  int64_t tiles() const { return tiles_of(rows_.count, columns_.count, problem_.self_mode); }
-
   void compute_tiles(const Chunk& chunk) {
 #pragma omp for schedule(dynamic)
     for (int64_t index = 0; index < chunk.size(); ++index) {
       const int64_t row = chunk.row(index), column = chunk.column(index);
       if (!chunk.visits(row, column) || operands_.interrupted()) continue;
       const int64_t slot = chunk.slot(row, column);
-      if (negligible_tile(row, column)) {
+      if (needs_.nothing(row, column)) {
         shares_[slot].any = false;
         continue;
       }
-      if (saved_.holds_weights(index_of(row, column))) {
+      if (needs_.weights(row, column)) {
         shares_[slot].any = shares_[slot].all = true;
         continue;
       }
       const Tile<T> tile = operands_.tile(row, column);
-      const T* similarities = saved_.tile(index_of(row, column));
+      const T* similarities = needs_.similarities(row, column);
       TileRanges<T> ranges;
       if (similarities != nullptr) {
         ranges = ranges_of(tile, similarities);
@@ -160,15 +139,15 @@ class BackwardPass {
         similarities = recomputed;
       }
       const auto run = [&](auto body) {
-        body(tile, similarities, ranges, logits_, statistics_, negligible_,
+        body(tile, similarities, ranges, logits_, statistics_, needs_.negligible(),
              tiles_ + slot * PANEL * PANEL, shares_[slot]);
       };
-      if (problem_.self_mode) {
-        skipping_ ? run(tile_gradient<T, true, true, Logits>)
-                  : run(tile_gradient<T, true, false, Logits>);
+      if (statistics_.columns_too) {
+        needs_.skipping() ? run(tile_gradient<T, true, true, Logits>)
+                          : run(tile_gradient<T, true, false, Logits>);
       } else {
-        skipping_ ? run(tile_gradient<T, false, true, Logits>)
-                  : run(tile_gradient<T, false, false, Logits>);
+        needs_.skipping() ? run(tile_gradient<T, false, true, Logits>)
+                          : run(tile_gradient<T, false, false, Logits>);
       }
     }
     operands_.agree();
@@ -250,8 +229,8 @@ class BackwardPass {
         const T* tile = tiles_ + slot * PANEL * PANEL;
         bool transposed = place.transposed;
         // Kept weights are scaled here, into the caches of who multiplies them.
-        const int64_t index = index_of(place.row, place.column);
-        if (saved_.holds_weights(index)) {
+        if (needs_.weights(place.row, place.column)) {
+          const int64_t index = needs_.index_of(place.row, place.column);
           scale_weights(operands_.tile(place.row, place.column), saved_.tile(index), statistics_,
                         saved_.shifts[index], transposed, scratch.gradient);
           tile = scratch.gradient;
@@ -262,7 +241,7 @@ class BackwardPass {
         if (more || other + 1 < last) {
           const Place next = more ? place_of(chunk, side, output + 1, other)
                                   : place_of(chunk, side, begin, other + 1);
-          upcoming = saved_.tile(index_of(next.row, next.column));
+          upcoming = saved_.tile(needs_.index_of(next.row, next.column));
         }
         operands.accumulate(to_rows ? Side::columns : Side::rows, other, tile, share, transposed,
                             live, range, scratch, upcoming, gradient);
@@ -294,11 +273,10 @@ class BackwardPass {
   const Saved<T> saved_;
   const Logits& logits_;
   const Statistics<T> statistics_;
+  const TileNeeds<T> needs_;
   const Gradients gradients_;
   const int64_t panel_size_;  // of the gradient
-  bool skipping_ = false;
-  T negligible_ = 0, log_negligible_ = -INFINITE<T>;
-  T* tiles_;  // of G, one chunk
+  T* tiles_;                  // of G, one chunk
   TileShare* shares_;
   ProductScratch<T>* scratch_;    // (threads,)
   T* row_gradient_ = nullptr;     // (panels, dim, PANEL)

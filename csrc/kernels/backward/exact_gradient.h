@@ -1,5 +1,5 @@
-// The gradient of a tile with an exponential for each row and, in self mode, one for each column of
-// a pair: exact whatever the range of its logits.
+// The gradient of a tile with an exponential for each row and, where columns count pairs, too, one
+// for each column of a pair: exact whatever the range of its logits.
 #pragma once
 
 #include "kernels/backward/statistics.h"
@@ -10,11 +10,12 @@
 namespace circle_kernels {
 namespace {
 
-// G of one tile, in self mode G + G^T. Logits are copied, as in sum_tile.
+// G of one tile, with `columns_too` G + G^T. Logits are copied, as in sum_tile.
 template <class T, Pairs pairs, bool columns_too, bool skipping, class Logits>
 void exact_gradient(const Tile<T>& tile, const T* similarities, Logits logits,
                     const Statistics<T>& statistics, T negligible, T* gradient, TileShare& share) {
-  const RowStatistics<T>&positive = statistics.positive, &negative = statistics.negative;
+  const RowStatistics<T>&positive = statistics.rows.positive, &negative = statistics.rows.negative;
+  [[maybe_unused]] const SideStatistics<T>& of_columns = statistics.columns;
   const auto weigh = [&](int64_t row, int64_t column, Vec<T> similarity, const auto& kinds) {
     const Vec<T> logit = kinds.choose([&] { return logits.positive(similarity); },
                                       [&] { return logits.negative(similarity); });
@@ -29,8 +30,9 @@ void exact_gradient(const Tile<T>& tile, const T* similarities, Logits logits,
     PairWeights<T> weights{row_share * row_gradient, row_share};
     if constexpr (columns_too) {
       const Vec<T> column_gradient =
-          kinds.choose_vector(positive.gradient + j, negative.gradient + j);
-      const Vec<T> column_lse = kinds.choose_vector(positive.lse + j, negative.lse + j);
+          kinds.choose_vector(of_columns.positive.gradient + j, of_columns.negative.gradient + j);
+      const Vec<T> column_lse =
+          kinds.choose_vector(of_columns.positive.lse + j, of_columns.negative.lse + j);
       const Vec<T> column_share = kinds.for_column(share_of(column_lse, column_gradient));
       weights.weight = fused(column_share, column_gradient, weights.weight);
       weights.share = at_least(column_share, weights.share);

@@ -29,21 +29,24 @@ void fill_factors(const RowStatistics<T>& statistics, int64_t panel, T shift, Fa
   }
 }
 
-// The factors of all that a tile's gradient goes to: of rows and, in self mode, of columns.
+// The factors of all that count a tile's pairs: of rows and, with `columns_too`, of columns.
 template <class T, Pairs pairs, bool columns_too>
 struct TileFactors {
   Factors<T> row_negative, row_positive;        // positive: unless all pairs are negative
   Factors<T> column_negative, column_positive;  // with `columns_too`
 
   TileFactors(const Tile<T>& tile, const Statistics<T>& statistics, TileShifts<T> shifts) {
-    const auto fill = [&](int64_t panel, Factors<T>& negative, Factors<T>& positive) {
-      fill_factors(statistics.negative, panel, shifts.negative, negative);
+    const auto fill = [&](const SideStatistics<T>& side, int64_t panel, Factors<T>& negative,
+                          Factors<T>& positive) {
+      fill_factors(side.negative, panel, shifts.negative, negative);
       if constexpr (pairs != Pairs::negative) {
-        fill_factors(statistics.positive, panel, shifts.positive, positive);
+        fill_factors(side.positive, panel, shifts.positive, positive);
       }
     };
-    fill(tile.row, row_negative, row_positive);
-    if constexpr (columns_too) fill(tile.column, column_negative, column_positive);
+    fill(statistics.rows, tile.row, row_negative, row_positive);
+    if constexpr (columns_too) {
+      fill(statistics.columns, tile.column, column_negative, column_positive);
+    }
   }
 };
 

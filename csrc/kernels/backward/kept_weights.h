@@ -25,8 +25,8 @@ void clear_padding(int64_t rows, int64_t columns, T* tile) {
   std::memset(tile + rows * PANEL, 0, (PANEL - rows) * PANEL * sizeof(T));
 }
 
-// G of one tile, in self mode G + G^T, from the weights that the forward pass kept; transposed if
-// that is how it will be multiplied.
+// G of one tile, with `columns_too` G + G^T, from the weights that the forward pass kept;
+// transposed if that is how it will be multiplied.
 template <class T, Pairs pairs, bool columns_too, bool transposed>
 void scale_weights(const Tile<T>& tile, const T* weights, const Statistics<T>& statistics,
                    const TileShifts<T>& shifts, T* gradient) {
@@ -95,7 +95,7 @@ void scale_weights(const Tile<T>& tile, const T* weights, const Statistics<T>& s
                : scale_weights<T, P, C, false>(tile, weights, statistics, shifts, gradient);
   };
   with_pairs(tile, [&](auto pairs) {
-    tile.self_mode ? choose(pairs, std::true_type()) : choose(pairs, std::false_type());
+    statistics.columns_too ? choose(pairs, std::true_type()) : choose(pairs, std::false_type());
   });
 }
 

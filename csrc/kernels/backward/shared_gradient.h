@@ -7,8 +7,9 @@
 namespace circle_kernels {
 namespace {
 
-// The shift with which one exponential serves every row of a tile: exponentials and factors stay
-// inside the exponent's range, and what falls out of it is no more than 2^-56 of a row's weight.
+// The shift with which one exponential serves every row of a tile, and every column that counts:
+// exponentials and factors stay inside the exponent's range, and what falls out of it is no more
+// than 2^-56 of a row's weight.
 template <class T>
 struct SharedShift {
   T shift;
@@ -25,7 +26,7 @@ SharedShift<T> shared_shift(T highest, T lowest_lse) {
   return {0, false};
 }
 
-// G of one tile, in self mode G + G^T. Logits are copied, as in sum_tile.
+// G of one tile, with `columns_too` G + G^T. Logits are copied, as in sum_tile.
 template <class T, Pairs pairs, bool columns_too, bool skipping, class Logits>
 void shared_gradient(const Tile<T>& tile, const T* similarities, Logits logits,
                      const Statistics<T>& statistics, TileShifts<T> shifts, T negligible,

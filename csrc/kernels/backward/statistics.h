@@ -1,4 +1,5 @@
-// What the backward pass knows of each row: log-sum-exps, and the gradients that arrive from above.
+// What the backward pass knows of each row, and of each column that counts pairs, too:
+// log-sum-exps, and the gradients that arrive from above.
 #pragma once
 
 #include <cmath>
@@ -11,6 +12,11 @@
 namespace circle_kernels {
 namespace {
 
+template <class T>
+T smaller(T a, T b) {
+  return a < b ? a : b;
+}
+
 // What the backward pass knows of each row of one kind of pair, in panel order.
 template <class T>
 struct RowStatistics {
@@ -20,17 +26,26 @@ struct RowStatistics {
   T* lowest;    // (panels,) smallest lse among rows with a gradient; +inf if there are none
 };
 
+// What it knows of all rows, or of all columns.
 template <class T>
-struct Statistics {
+struct SideStatistics {
   RowStatistics<T> positive, negative;
-  // A power of two near the largest of the gradients, which factors 2^(shift - lse) would otherwise
-  // carry out of the exponent's range; gradients of embeddings get it back at the very end.
-  double gradient_unit;
 
   // Whether any row of the panel has a gradient.
   bool active(int64_t panel) const {
     return positive.lowest[panel] != INFINITE<T> || negative.lowest[panel] != INFINITE<T>;
   }
+};
+
+template <class T>
+struct Statistics {
+  SideStatistics<T> rows;
+  SideStatistics<T> columns;  // in self mode the rows' again; empty unless `columns_too`
+  // Whether columns are rows of the same batch, which count each pair as well: G + G^T is wanted.
+  bool columns_too;
+  // A power of two near the largest of the gradients, which factors 2^(shift - lse) would otherwise
+  // carry out of the exponent's range; gradients of embeddings get it back at the very end.
+  double gradient_unit;
 };
 
 // One kind of pair's statistics, in panel order, from vectors in the order given; gradients as they
@@ -48,11 +63,13 @@ RowStatistics<T> row_statistics(const Panels<T>& rows, T* lse, const T* gradient
 
 // The largest finite magnitude among upstream gradients.
 template <class T>
-T largest_gradient(const RowStatistics<T>& statistics, int64_t rows) {
+T largest_gradient(const SideStatistics<T>& side, int64_t rows) {
   T largest = 0;
-  for (int64_t row = 0; row < rows; ++row) {
-    const T magnitude = std::abs(statistics.gradient[row]);
-    if (magnitude > largest && magnitude < INFINITE<T>) largest = magnitude;
+  for (const RowStatistics<T>* statistics : {&side.positive, &side.negative}) {
+    for (int64_t row = 0; row < rows; ++row) {
+      const T magnitude = std::abs(statistics->gradient[row]);
+      if (magnitude > largest && magnitude < INFINITE<T>) largest = magnitude;
+    }
   }
   return largest;
 }
@@ -75,34 +92,64 @@ void scale_gradients(RowStatistics<T>& statistics, int64_t panels, double gamma,
   }
 }
 
+// Of columns that are rows of the same batch, from BackwardInput::column_statistics.
 template <class T>
-Statistics<T> make_statistics(const Panels<T>& rows, const Saved<T>& saved,
-                              const BackwardInput& input, double gamma, Arena& arena) {
-  Statistics<T> statistics{
+SideStatistics<T> column_statistics(const Panels<T>& columns, const T* given, double nats,
+                                    Arena& arena) {
+  const auto kind = [&](int64_t place) {
+    T* lse = allocate<T>(arena, columns.panels() * PANEL);
+    take_logsumexps(given + place * columns.count, columns.count, columns.order, nats, lse);
+    return row_statistics(columns, lse, given + (2 + place) * columns.count, arena);
+  };
+  return {kind(0), kind(1)};
+}
+
+// `nats` is nats_per_logit().
+template <class T>
+Statistics<T> make_statistics(const Operands<T>& operands, const Saved<T>& saved,
+                              const BackwardInput& input, double nats, Arena& arena) {
+  const Panels<T>&rows = operands.rows, &columns = operands.columns;
+  const bool self_mode = operands.problem.self_mode;
+  const double gamma = operands.problem.formula.gamma;
+  Statistics<T> statistics{};
+  statistics.rows = {
       row_statistics(rows, saved.lse_pos, static_cast<const T*>(input.grad_lse_pos), arena),
-      row_statistics(rows, saved.lse_neg, static_cast<const T*>(input.grad_lse_neg), arena), 1};
-  const T positive = largest_gradient(statistics.positive, rows.count);
-  const T negative = largest_gradient(statistics.negative, rows.count);
+      row_statistics(rows, saved.lse_neg, static_cast<const T*>(input.grad_lse_neg), arena)};
+  statistics.columns_too = self_mode || input.column_statistics != nullptr;
+  T largest = largest_gradient(statistics.rows, rows.count);
+  const bool others = statistics.columns_too && !self_mode;
+  if (others) {
+    const auto* given = static_cast<const T*>(input.column_statistics);
+    statistics.columns = column_statistics(columns, given, nats, arena);
+    const T of_columns = largest_gradient(statistics.columns, columns.count);
+    if (of_columns > largest) largest = of_columns;
+  }
   int exponent = 0, exponent_of_gamma = 0;
-  std::frexp(positive > negative ? positive : negative, &exponent);
+  std::frexp(largest, &exponent);
   std::frexp(gamma, &exponent_of_gamma);
   // Of double, which has room for what is then left, and for the inverse of the smallest divisor.
   constexpr int MOST = 960;
   exponent += exponent_of_gamma;
-  statistics.gradient_unit = std::ldexp(1.0, exponent < -MOST  ? -MOST
-                                             : exponent > MOST ? MOST
-                                                               : exponent);
-  scale_gradients(statistics.positive, rows.panels(), gamma, statistics.gradient_unit);
-  scale_gradients(statistics.negative, rows.panels(), gamma, statistics.gradient_unit);
+  const double unit = std::ldexp(1.0, exponent < -MOST ? -MOST : exponent > MOST ? MOST : exponent);
+  statistics.gradient_unit = unit;
+  scale_gradients(statistics.rows.positive, rows.panels(), gamma, unit);
+  scale_gradients(statistics.rows.negative, rows.panels(), gamma, unit);
+  if (others) {
+    scale_gradients(statistics.columns.positive, columns.panels(), gamma, unit);
+    scale_gradients(statistics.columns.negative, columns.panels(), gamma, unit);
+  }
+  if (self_mode) statistics.columns = statistics.rows;
   return statistics;
 }
 
 // Whether a row with a gradient has one or a log-sum-exp that is not finite.
 template <class T>
-bool has_nonfinite(const RowStatistics<T>& statistics, int64_t rows) {
-  for (int64_t row = 0; row < rows; ++row) {
-    const T value = statistics.gradient[row], lse = statistics.lse[row];
-    if (value != 0 && (value - value != 0 || lse - lse != 0)) return true;
+bool has_nonfinite(const SideStatistics<T>& side, int64_t rows) {
+  for (const RowStatistics<T>* statistics : {&side.positive, &side.negative}) {
+    for (int64_t row = 0; row < rows; ++row) {
+      const T value = statistics->gradient[row], lse = statistics->lse[row];
+      if (value != 0 && (value - value != 0 || lse - lse != 0)) return true;
+    }
   }
   return false;
 }

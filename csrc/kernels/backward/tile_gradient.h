@@ -1,5 +1,5 @@
-// The gradient of a tile, G = dL/ds, in self mode G + G^T, since there s_ij and s_ji are one
-// number: from its similarities, in the way that the range of its logits allows.
+// The gradient of a tile, G = dL/ds, or G + G^T where columns count its pairs, too: s_ij and s_ji
+// are then one number. From its similarities, in the way that the range of its logits allows.
 #pragma once
 
 #include "kernels/backward/exact_gradient.h"
@@ -8,25 +8,22 @@
 namespace circle_kernels {
 namespace {
 
-template <class T>
-T smaller(T a, T b) {
-  return a < b ? a : b;
-}
-
 // Chooses the body that a tile needs.
 template <class T, bool columns_too, bool skipping, class Logits>
 void tile_gradient(const Tile<T>& tile, const T* similarities, const TileRanges<T>& ranges,
                    const Logits& logits, const Statistics<T>& statistics, T negligible, T* gradient,
                    TileShare& share) {
   const bool mixed = tile.pairs() != Pairs::negative;
-  const auto lowest = [&](const RowStatistics<T>& kind) {
-    return columns_too ? smaller(kind.lowest[tile.row], kind.lowest[tile.column])
-                       : kind.lowest[tile.row];
+  const auto lowest = [&](const RowStatistics<T>& rows, const RowStatistics<T>& columns) {
+    return columns_too ? smaller(rows.lowest[tile.row], columns.lowest[tile.column])
+                       : rows.lowest[tile.row];
   };
   const SharedShift<T> negative =
-      shared_shift(negative_range(logits, ranges.negative).highest, lowest(statistics.negative));
+      shared_shift(negative_range(logits, ranges.negative).highest,
+                   lowest(statistics.rows.negative, statistics.columns.negative));
   const SharedShift<T> positive =
-      shared_shift(positive_range(logits, ranges.positive).highest, lowest(statistics.positive));
+      shared_shift(positive_range(logits, ranges.positive).highest,
+                   lowest(statistics.rows.positive, statistics.columns.positive));
   const TileShifts<T> shifts{positive.shift, negative.shift};
   const auto run_shared = [&](auto body) {
     body(tile, similarities, logits, statistics, shifts, negligible, gradient, share);

@@ -24,7 +24,7 @@ constexpr T FARTHEST = sizeof(T) == sizeof(float) ? T(90) : T(940);
 //
 //     w_ij = 2^(z_ij - shift) dz_ij/ds / gamma        (0 for a pair that is no pair)
 //
-// which are G but for a factor of the row and, in self mode, one of the column (factors.h); any
+// which are G but for a factor of the row and, where it counts, one of the column (factors.h); any
 // other holds similarities, and so do all with skip_below, which needs a pair's share of its row.
 //
 // Without a backward pass to come, only the log-sum-exps have a place, in scratch memory.
@@ -64,6 +64,18 @@ struct Saved {
   bool keeps_weights(int64_t index) const { return index < kept_tiles && shifts != nullptr; }
   bool holds_weights(int64_t index) const { return keeps_weights(index) && shifts[index].shared(); }
 };
+
+// Log-sum-exps as Saved has them, in base 2 and panel order, -inf for padding, from natural ones in
+// the order given; `nats` is nats_per_logit().
+template <class T>
+void take_logsumexps(const T* natural, int64_t count, const int64_t* order, double nats,
+                     T* base_2) {  // (panels, PANEL)
+  for (int64_t row = 0; row < panels_of(count) * PANEL; ++row) {
+    base_2[row] = row >= count
+                      ? -INFINITE<T>
+                      : static_cast<T>(natural[order != nullptr ? order[row] : row] / nats);
+  }
+}
 
 }  // namespace
 }  // namespace circle_kernels

@@ -7,7 +7,16 @@ import torch
 from torch import Tensor
 
 from circle_kernels import circle_loss
-from tests.backends.cpu.steps import NEEDS_KERNEL, assert_equal, batch, results, two_passes
+from circle_kernels.backends import cpu
+from circle_kernels.backends.problem import Needs, PairProblem, Passed
+from tests.backends.cpu.steps import (
+    FORMULA,
+    NEEDS_KERNEL,
+    assert_equal,
+    batch,
+    results,
+    two_passes,
+)
 
 pytestmark = NEEDS_KERNEL
 
@@ -39,6 +48,19 @@ def test_saved_memory_that_was_changed_is_refused(change) -> None:
 def test_saved_memory_of_another_problem_is_refused(changes) -> None:
     with pytest.raises(RuntimeError, match=r"does not belong to this problem: .* 300 rows"):
         two_passes(batch(300, 8), **changes)
+
+
+@pytest.mark.parametrize("rows", [slice(299), slice(None)], ids=["rows", "references"])
+def test_saved_sums_of_another_problem_are_refused(rows: slice) -> None:
+    embeddings, labels, ref_emb, ref_labels = batch(300, 8) + batch(99, 8, seed=1)
+    problem = PairProblem(embeddings.detach(), labels, None, None, FORMULA, True)
+    other = problem._replace(embeddings=problem.embeddings[rows], labels=labels[rows])
+    if rows == slice(None):
+        other = other._replace(ref_emb=ref_emb.detach(), ref_labels=ref_labels)
+    lse = torch.zeros(2, len(other.labels))
+    saved = cpu.save(problem, *torch.zeros(2, 300))
+    with pytest.raises(RuntimeError, match=r"does not belong to this problem: .* 300 rows"):
+        cpu.backward(other, Passed(saved, *lse), Needs(embeddings=True, references=False))
 
 
 def test_saved_memory_may_be_moved() -> None:
