@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from circle_kernels.backends.problem import Needs, result_dtype
 from circle_kernels.backends.saved_bytes import as_bytes, from_bytes
@@ -63,11 +64,8 @@ def shared_logsumexps(
     Returns:
         Both log-sum-exps, and a small tensor that an exchange which is to follow takes.
     """
-    if under_transforms():
-        raise RuntimeError(
-            "group waits for the other processes' rows, which cannot be had under torch.func: "
-            "compute the loss outside of it, or pass group=None"
-        )
+    if not torch.compiler.is_compiling():
+        _refuse_to_be_traced(batch.embeddings, sharing.same_sizes)
     assert sharing.group is not None
     sides = (batch.embeddings, batch.ref_emb)
     grad = torch.is_grad_enabled()
@@ -82,6 +80,24 @@ def shared_logsumexps(
         averaged,
     )
     return lse_pos, lse_neg, told
+
+
+def _refuse_to_be_traced(embeddings: Tensor, same_sizes: bool) -> None:
+    """A tracer runs the code once, perhaps in one process alone."""
+    is_fake = isinstance(embeddings, FakeTensor)
+    if is_fake:
+        # How many rows there are all together cannot be known, and not all can leave it open.
+        impossible = embeddings.fake_mode.shape_env is None and not same_sizes
+    else:
+        is_traced = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+        impossible = embeddings.is_meta or is_traced or under_transforms()
+    if impossible:
+        raise RuntimeError(
+            "group waits for the other processes' rows, which cannot be had under torch.func, "
+            "while make_fx traces real tensors, or for meta tensors; nor for fake ones without a "
+            "ShapeEnv, unless same_sizes says how many there are: compute the loss outside of it, "
+            "or pass group=None"
+        )
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, ...]:

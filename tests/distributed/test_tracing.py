@@ -1,47 +1,59 @@
-"""Compilers and tracers: nothing gathers while they look."""
+"""Compilers hold a shared batch as whole ops; who traces without one is told where it cannot be."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from circle_kernels import circle_loss
+from tests.distributed.one_process import Case, check, own_rows, reduce_gradient, side
 from tests.distributed.processes import batch, run_processes
 
-
-def _compile(rank: int) -> None:
-    def function(rows: Tensor, labels: Tensor, weight: Tensor, group: str | None) -> Tensor:
-        return 2 * circle_loss(rows @ weight, labels, group=group).sqrt()
-
-    compiled = torch.compile(function, backend="aot_eager")
-    for sizes in ((5, 9), (7, 0), (0, 0), (12, 3)):
-        embeddings, labels = batch(sum(sizes))
-        own = slice(0, sizes[0]) if rank == 0 else slice(sizes[0], None)
-        results = []
-        for call, rows, group in ((compiled, own, "world"), (function, slice(None), None)):
-            weight = torch.eye(6, dtype=torch.float64, requires_grad=True)
-            loss = call(embeddings[rows], labels[rows], weight, group)
-            (gradient,) = torch.autograd.grad(loss, weight)
-            if group is not None:
-                dist.all_reduce(gradient)
-                gradient /= 2
-            results.append((loss.detach(), gradient))
-        for ours, expected in zip(*results, strict=True):
-            torch.testing.assert_close(
-                ours, expected, rtol=1e-12, atol=1e-12, equal_nan=sum(sizes) == 0
-            )
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 1
-    # Nothing inside of the gather was looked at, which hangs only now and then.
-    (only_break,) = torch._dynamo.utils.counters["graph_break"]
-    assert "gather_batch_now" in only_break
+UNEVEN = ((5, 9), (7, 0), (0, 0), (12, 3), (4, 4))
+EVEN = ((5, 5), (6, 6), (8, 8))
 
 
-def test_compiled_function_gathers_between_two_graphs() -> None:
-    run_processes(2, _compile)
+def _compile(rank: int, backend: str, sharing: dict) -> None:
+    """Sizes change at every call, and a process without rows has graphs in which compilers know
+    every sum beforehand."""
+
+    def function(rows: Tensor, labels: Tensor, weight: Tensor, references: bool) -> Tensor:
+        both = (3 * rows @ weight, labels) if references else ()
+        return 2 * circle_loss(rows @ weight, labels, *both, group="world", **sharing)
+
+    compiled = torch.compile(function, backend=backend, fullgraph=True)
+    for sizes in EVEN if sharing.get("same_sizes") else UNEVEN:
+        case = Case(sizes, None, sharing)
+        embeddings, labels = side(case, sizes, seed=1)
+        for references in (False, True):
+            results = []
+            for call, rows in ((compiled, own_rows(sizes, rank)), (function, slice(None))):
+                weight = torch.eye(6, dtype=torch.float64, requires_grad=True)
+                if call is function:
+                    both = (3 * embeddings @ weight, labels) if references else ()
+                    loss = 2 * circle_loss(embeddings @ weight, labels, *both)
+                else:
+                    loss = call(embeddings[rows], labels[rows], weight, references)
+                loss.backward()
+                results.append((loss.detach(), weight.grad))
+            (loss, gradient), (expected, wanted) = results
+            check(loss, expected, case)
+            check(reduce_gradient(gradient, case), wanted, case)
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+@pytest.mark.parametrize("same_sizes", [False, True])
+@pytest.mark.parametrize("exchange", ["gather", "ring"])
+def test_whole_graphs_share_batches(exchange: str, same_sizes: bool) -> None:
+    sharing = {"exchange": exchange, "same_sizes": same_sizes}
+    run_processes(2, _compile, "aot_eager", sharing)
+
+
+def test_inductor_neither_drops_nor_reorders_what_others_wait_for() -> None:
+    run_processes(2, _compile, "inductor", {"exchange": "gather"})
 
 
 def _trace_in_one_process(rank: int) -> None:
@@ -50,30 +62,29 @@ def _trace_in_one_process(rank: int) -> None:
     rows.requires_grad_()
 
     class Loss(nn.Module):
-        def forward(self, rows: Tensor) -> Tensor:
-            return circle_loss(rows, labels, group="world")
+        def __init__(self, same_sizes: bool) -> None:
+            super().__init__()
+            self.same_sizes = same_sizes
 
-    loss = Loss()
+        def forward(self, rows: Tensor) -> Tensor:
+            return circle_loss(rows, labels, group="world", same_sizes=self.same_sizes)
+
+    loss = Loss(False)
     if rank == 0:
         fake = FakeTensorMode()
         for trace in (
             lambda: make_fx(loss, tracing_mode="real")(rows),
-            lambda: make_fx(loss, tracing_mode="fake")(rows),
-            lambda: torch.export.export(loss, (rows,), strict=False),
             lambda: torch.func.grad(loss)(rows),
             lambda: circle_loss(*map(fake.from_tensor, (rows, labels)), group="world"),
             lambda: circle_loss(rows.to("meta"), labels.to("meta"), group="world"),
         ):
             with pytest.raises(RuntimeError, match="group waits for the other processes' rows"):
                 trace()
-        for trace in (
-            lambda: torch.compile(loss, fullgraph=True, backend="eager")(rows),
-            lambda: torch.export.export(loss, (rows,), strict=True),
-        ):
-            with pytest.raises(torch._dynamo.exc.Unsupported, match="gather_batch_now"):
-                trace()
+        for same_sizes in (False, True):
+            graph = torch.export.export(Loss(same_sizes), (rows.detach(),), strict=False)
+            assert "shared_logsumexp" in str(graph)
     assert torch.isfinite(loss(rows))
 
 
-def test_tracing_runs_no_collective_and_says_why() -> None:
+def test_tracing_runs_no_collective() -> None:
     run_processes(2, _trace_in_one_process)

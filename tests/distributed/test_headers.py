@@ -1,0 +1,113 @@
+"""Where processes differ, all of them say so before data moves, and are ready for the next call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from circle_kernels import CircleFormula, circle_loss, pair_logsumexp, unified_loss
+from tests.distributed.processes import batch, run_processes
+
+EXCHANGES = ("gather", "ring")
+
+
+def _differ(rank: int, exchange: str) -> None:
+    """Rank 1 has something else."""
+    embeddings, labels = batch(4)
+    usual: dict[str, Any] = {"group": "world", "exchange": exchange}
+    alone = (embeddings, labels)
+    two = r"got torch\.float64 of 6 columns on rank 0, {} on rank 1$"
+    options = (
+        {"m": 0.3}, {"gamma": 64.0}, {"scope": "batch"}, {"reduction": "sum"}, {"normalize": False},
+        {"detach_weights": False}, {"skip_below": 0.25}, {"grad_reduction": "sum"},
+    )  # fmt: skip
+    cases = [
+        ((embeddings[:, :5], labels), {}, "^embeddings must .* " + two.format(r".* 5 columns")),
+        ((embeddings.float(), labels), {}, "^embeddings must .* " + two.format(r"torch\.float32.*")),
+        ((*alone, *alone), {}, r"^ref_emb must .* got none on rank 0, torch\.float64 on rank 1$"),
+        (
+            (embeddings.clone().requires_grad_(), labels), {},
+            "^whether embeddings need a gradient must .* False on rank 0, True on rank 1$",
+        ),
+        *((alone, option, f"^{next(iter(option))} must be the same .* on rank 1$") for option in options),
+    ]  # fmt: skip
+    for arguments, option, message in cases:
+        mine = (arguments, {**usual, **option}) if rank == 1 else (alone, usual)
+        with pytest.raises(ValueError, match=message):
+            circle_loss(*mine[0], **mine[1])
+    functions = (
+        lambda: circle_loss(*alone, **usual),
+        lambda: unified_loss(*alone, m=0.4, gamma=80.0, **usual),
+        lambda: pair_logsumexp(*alone, formula=CircleFormula(), **usual),
+    )
+    for first, second in ((0, 1), (1, 2), (2, 0)):
+        message = r"^the function that is called must .* got .*circle_loss|unified_loss"
+        with pytest.raises(ValueError, match=message):
+            functions[(first, second)[rank]]()
+    if exchange == "gather":
+        with pytest.raises(ValueError, match="^exchange must .* gather on rank 0, ring on rank 1$"):
+            circle_loss(*alone, group="world", exchange=EXCHANGES[rank])
+    whole = torch.cat([embeddings, embeddings]), torch.cat([labels, labels])
+    torch.testing.assert_close(circle_loss(*alone, **usual), circle_loss(*whole))
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+def test_all_processes_raise_the_same_error(exchange: str) -> None:
+    run_processes(2, _differ, exchange)
+
+
+def _fail_alone(rank: int) -> None:
+    embeddings, labels = batch(4)
+    formula = CircleFormula()
+    for call in (
+        lambda: circle_loss(embeddings, labels[: 4 - rank], group="world"),
+        lambda: circle_loss(embeddings, labels, m=0.4 + rank, group="world"),
+        lambda: pair_logsumexp(embeddings[: 4 - rank], labels, formula=formula, group="world"),
+    ):
+        wrong = "labels must have|m must be greater"
+        expected = wrong if rank == 1 else f"rank 0, .*which raised ValueError: ({wrong})"
+        with pytest.raises(ValueError, match=expected):
+            call()
+    assert torch.isfinite(circle_loss(embeddings, labels, group="world"))
+
+
+def test_a_process_that_refuses_its_arguments_tells_the_others() -> None:
+    run_processes(2, _fail_alone)
+
+
+def _differ_untold(rank: int) -> None:
+    embeddings, labels = batch(4)
+    options = {"group": "world", "same_sizes": True}
+    for exchange in EXCHANGES:
+        loss = circle_loss(embeddings, labels, gamma=64.0 + rank, exchange=exchange, **options)
+        assert loss.isnan()
+        assert circle_loss(embeddings, labels, exchange=exchange, **options).isfinite()
+
+
+def test_without_headers_the_loss_of_processes_that_differ_is_nan() -> None:
+    run_processes(2, _differ_untold)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"exchange": "tree", "group": "world"}, "exchange must be one of 'gather', 'ring'"),
+        ({"grad_reduction": "none", "group": "world"}, "grad_reduction must be one of 'mean', 'sum'"),
+        ({"same_sizes": "no", "group": "world"}, "same_sizes must be True or False"),
+        ({"exchange": "ring"}, "exchange='ring' needs group, which is None"),
+        ({"same_sizes": True}, "same_sizes=True needs group, which is None"),
+        ({"grad_reduction": "sum"}, "grad_reduction='sum' needs group, which is None"),
+    ],
+)  # fmt: skip
+def test_options_of_processes_are_checked_where_there_is_one(
+    options: dict[str, Any], message: str
+) -> None:
+    from circle_kernels import CircleLoss
+
+    with pytest.raises((TypeError, ValueError), match=message):
+        CircleLoss(**options)
+    if "group" not in options:
+        with pytest.raises(ValueError, match=message):
+            circle_loss(*batch(4), **options)
