@@ -228,7 +228,8 @@ def checked_sides(
     """Both matrices of a class loss as kernels take them.
 
     Raises:
-        TypeError, ValueError: one of the wrong type, shape, dtype or device, or labels in its place.
+        TypeError, ValueError: one of the wrong type, shape, dtype or device; or labels are swapped
+            with one of them.
     """
     readable = torch.compiler.is_compiling() or all_addressable(embeddings, labels, weight)
     if not readable:
