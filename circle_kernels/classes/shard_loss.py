@@ -42,7 +42,7 @@ _WRONG = NO_CLASS - 1  # the label of a row whose loss is to be NaN, as it trave
 
 @dataclass(frozen=True)
 class ShardedCall:
-    """What is done with a batch and the shards; as :class:`circle_kernels.ShardedClassCircleLoss`."""
+    """What is done with a batch and shards; see :class:`circle_kernels.ShardedClassCircleLoss`."""
 
     name: str  # of the class whose call it is
     operation: Operation

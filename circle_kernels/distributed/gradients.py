@@ -186,7 +186,7 @@ def _norm_of_shards(
     )
     for group in groups:
         # Not all_reduce, whose maximum may lose a NaN.
-        norm = torch.linalg.vector_norm(gather_numbers(norm, group), norm_type)
+        norm = torch.linalg.vector_norm(gather_numbers(norm[None], group), norm_type)
     return norm
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -115,3 +116,88 @@ def test_value_and_gradients_are_those_of_one_process(world_size: int) -> None:
         for options in OPTIONS
     ]
     run_processes(world_size, compare_each, cases)
+
+
+def _need_no_gradient(rank: int) -> None:
+    """Rank 1 has inputs that need none, or nobody's do, or the weight is frozen: nobody waits."""
+    embeddings, labels, weight = problem(9, 11)
+    rows = own_rows(rank, (4, 5))
+    whole = embeddings.clone().requires_grad_()
+    alone = one_process("circle", weight)
+    alone(whole, labels).backward()
+    for reduction in ("mean", "none"):
+        for needing in (1, 0):
+            head = sharded("circle", weight, reduction=reduction)
+            own = embeddings[rows].clone().requires_grad_(rank < needing)
+            loss = head(own, labels[rows])
+            loss = loss.sum() / (labels >= 0).sum() if reduction == "none" else loss
+            loss.backward()
+            assert_close(head.weight.grad.full_tensor(), alone.weight.grad)
+            if rank < needing:
+                assert_close(own.grad, 2 * whole.grad[rows])
+    head.weight.requires_grad_(False)
+    own = embeddings[rows].clone().requires_grad_(rank == 0)
+    head(own, labels[rows]).sum().backward()
+    assert (own.grad is None) == (rank == 1)
+    assert not head(embeddings[rows], labels[rows]).requires_grad
+
+
+def test_backward_pass_where_not_all_need_gradients() -> None:
+    run_processes(2, _need_no_gradient)
+
+
+def _wrong_labels(rank: int) -> None:
+    """As on a device, where the host does not look at labels."""
+    embeddings, labels, weight = problem(9, 11)
+    rows = own_rows(rank, (4, 5))
+    labels[6] = 11
+    labels[0] = -7
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("circle_kernels.classes.labels.host_may_look", lambda tensor: False)
+        for reduction in ("mean", "none"):
+            head = sharded("circle", weight, reduction=reduction)
+            alone = one_process("circle", weight, reduction=reduction)
+            ours, expected = head(embeddings[rows], labels[rows]), alone(embeddings, labels)
+            expected = expected[rows] if reduction == "none" else expected
+            torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12, equal_nan=True)
+            assert ours.isnan().sum() == 1
+
+
+def test_label_out_of_range_that_nobody_saw_makes_the_loss_nan() -> None:
+    run_processes(2, _wrong_labels)
+
+
+def _not_finite(rank: int) -> None:
+    """A NaN or infinity anywhere reaches every loss that saw it, as in one process."""
+    embeddings, labels, weight = problem(9, 11)
+    rows = own_rows(rank, (4, 5))
+    for value in (math.nan, math.inf):
+        for change in ("embedding", "class"):
+            x, w = embeddings.clone(), weight.clone()
+            (x if change == "embedding" else w)[7, 2] = value
+            results = []
+            for make, own in ((sharded, rows), (one_process, slice(None))):
+                losses = make("circle", w, reduction="none")(x[own], labels[own])
+                results.append(losses if make is sharded else losses[rows])
+            torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12, equal_nan=True)
+
+
+def test_numbers_that_are_not_finite() -> None:
+    run_processes(2, _not_finite)
+
+
+def _groups(rank: int) -> None:
+    """Two heads of two processes each, beside one another."""
+    pairs = [dist.new_group(ranks) for ranks in ((0, 1), (3, 2))]
+    embeddings, labels, _ = problem(9, 5)
+    group = pairs[rank // 2]
+    place = dist.get_rank(group)
+    own = own_rows(place, (4, 5))
+    torch.manual_seed(rank // 2)
+    head = ShardedClassCircleLoss(5, DEPTH, group=group, dtype=torch.float64)
+    alone = one_process("circle", head.full_weight())
+    assert_close(head(embeddings[own], labels[own]), alone(embeddings, labels))
+
+
+def test_group_that_is_not_the_world() -> None:
+    run_processes(4, _groups)
