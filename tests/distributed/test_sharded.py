@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 
 from circle_kernels import (
     ClassCircleLoss,
@@ -92,6 +93,7 @@ def compare_each(rank: int, cases: list[tuple[tuple[int, ...], int, dict[str, An
 
 
 ALL_SIZES = {
+    1: [(9,)],
     2: [(5, 9), (7, 0), (0, 0), (3, 3)],
     3: [(5, 3, 0), (0, 8, 1), (4, 4, 4)],
     4: [(2, 0, 9, 1), (0, 0, 0, 5), (3, 3, 3, 3)],
@@ -189,14 +191,15 @@ def test_numbers_that_are_not_finite() -> None:
 def _groups(rank: int) -> None:
     """Two heads of two processes each, beside one another."""
     pairs = [dist.new_group(ranks) for ranks in ((0, 1), (3, 2))]
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicas", "shards"))
     embeddings, labels, _ = problem(9, 5)
-    group = pairs[rank // 2]
-    place = dist.get_rank(group)
-    own = own_rows(place, (4, 5))
-    torch.manual_seed(rank // 2)
-    head = ShardedClassCircleLoss(5, DEPTH, group=group, dtype=torch.float64)
-    alone = one_process("circle", head.full_weight())
-    assert_close(head(embeddings[own], labels[own]), alone(embeddings, labels))
+    for group in (pairs[rank // 2], mesh["shards"]):
+        torch.manual_seed(rank // 2)
+        head = ShardedClassCircleLoss(5, DEPTH, group=group, dtype=torch.float64)
+        place = dist.get_rank(head.weight.device_mesh.get_group())
+        own = own_rows(place, (4, 5))
+        alone = one_process("circle", head.full_weight())
+        assert_close(head(embeddings[own], labels[own]), alone(embeddings, labels))
 
 
 def test_group_that_is_not_the_world() -> None:
