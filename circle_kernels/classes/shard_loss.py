@@ -109,7 +109,8 @@ def sharded_class_loss(
             derivative.
     """
     group = check_shards("weight", weight)
-    refuse_to_be_traced(call.name, embeddings)
+    if isinstance(embeddings, Tensor):  # what else it is is said below
+        refuse_to_be_traced(call.name, embeddings)
     own = own_part(weight)
     with failing_together(call.name, group):
         refuse_shards_in_ddp(weight)

@@ -38,6 +38,7 @@ def _differ(rank: int) -> None:
         ({"x": embeddings[:, :5]}, r"ValueError: weight must have as many columns"),
         ({"y": labels + 11}, r"ValueError: labels must be in \[0, 11\) or ignore_index=-100"),
         ({"y": labels.double()}, r"TypeError: labels must be integers"),
+        ({"x": embeddings.tolist()}, r"TypeError: embeddings must be a tensor of shape"),
         ({"x": embeddings[0]}, r"ValueError: embeddings must have shape \(rows, D\)"),
     ):
         chosen = {**usual, **(other if rank == 1 else {})}

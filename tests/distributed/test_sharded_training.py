@@ -206,6 +206,28 @@ def _sparse_steps(rank: int) -> None:
         assert_close(head.full_weight(), alone.weight.detach())
 
 
+def _scale(rank: int) -> None:
+    """An infinity in one shard has every process leave out the step."""
+    embeddings, labels, weight = (each.to(torch.float32) for each in problem(8, 5))
+    head = sharded("circle", weight)
+    optimizer = torch.optim.SGD(head.parameters(), 0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for is_infinite in (True, False):
+        optimizer.zero_grad()
+        scaler.scale(head(embeddings, labels.long())).backward()
+        if is_infinite and rank == 1:
+            with torch.no_grad():
+                head.weight.grad.to_local()[0, 0] = math.inf
+        scaler.step(optimizer)
+        scaler.update()
+        assert scaler.get_scale() == 2.0
+        assert torch.equal(head.full_weight(), weight) == is_infinite
+
+
+def test_grad_scaler_asks_all_shards() -> None:
+    run_processes(2, _scale)
+
+
 @pytest.mark.parametrize("world_size", SIZES)
 def test_optimizers_on_shards(world_size: int) -> None:
     run_processes(world_size, _sparse_steps)
