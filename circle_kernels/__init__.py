@@ -6,6 +6,7 @@ from circle_kernels._version import __version__
 from circle_kernels.backends.choice import available_backends
 from circle_kernels.classes.losses import class_circle_loss, class_unified_loss
 from circle_kernels.classes.modules import ClassCircleLoss, ClassUnifiedLoss
+from circle_kernels.classes.sharded import ShardedClassCircleLoss, ShardedClassUnifiedLoss
 from circle_kernels.classes.sparse_sgd import SparseSGD
 from circle_kernels.distributed.gradients import average_gradients, clip_grad_norm_
 from circle_kernels.formula import CircleFormula, UnifiedFormula
@@ -19,6 +20,8 @@ __all__ = [
     "CircleLoss",
     "ClassCircleLoss",
     "ClassUnifiedLoss",
+    "ShardedClassCircleLoss",
+    "ShardedClassUnifiedLoss",
     "SparseSGD",
     "UnifiedFormula",
     "__version__",

@@ -158,10 +158,15 @@ def _check_dense(name: str, value: Tensor) -> None:
     check_undistributed(name, value)
 
 
+def is_distributed(value: object) -> bool:
+    """Whether it is a DTensor; nobody has one who has not imported the module, which is large."""
+    distributed = sys.modules.get("torch.distributed.tensor")
+    return distributed is not None and isinstance(value, distributed.DTensor)
+
+
 def check_undistributed(name: str, value: Tensor) -> None:
     """Require a tensor that is all here."""
-    distributed = sys.modules.get("torch.distributed.tensor")
-    if distributed is not None and isinstance(value, distributed.DTensor):
+    if is_distributed(value):
         raise TypeError(
             f"{name} must be an ordinary tensor, got {describe(value)} that is a DTensor; use "
             f"{name}.full_tensor(), or of a sharded module call the module itself"

@@ -176,7 +176,7 @@ def class_logits(
     Ordinary PyTorch that stores (N, C) matrices, differentiable as the loss is.
     """
     check_flag("normalize", normalize)
-    embeddings, weight = _checked_sides(embeddings, labels, weight)
+    embeddings, weight = checked_sides(embeddings, labels, weight)
     dtype = result_dtype(torch.promote_types(embeddings.dtype, weight.dtype))
     with without_autocast(embeddings.device.type):
         similarity = similarity_matrix(
@@ -185,7 +185,7 @@ def class_logits(
         if labels is None:
             return similarity * formula.gamma
         ignore_index = check_integer("ignore_index", ignore_index)
-        labels, factors = _checked_labels(labels, embeddings, weight, ignore_index)
+        labels, factors = checked_labels(labels, embeddings, len(weight), ignore_index)
         target = labels[:, None] == torch.arange(len(weight), device=weight.device)
         logits = torch.where(
             target, -formula.positive_logits(similarity), formula.negative_logits(similarity)
@@ -200,8 +200,8 @@ def _class_loss(
     sampling: Sampling,
 ) -> Tensor:
     embeddings, labels, weight = inputs
-    embeddings, weight = _checked_sides(embeddings, labels, weight)
-    labels, factors = _checked_labels(labels, embeddings, weight, rows.ignore_index)
+    embeddings, weight = checked_sides(embeddings, labels, weight)
+    labels, factors = checked_labels(labels, embeddings, len(weight), rows.ignore_index)
     columns, correction = weight, 0.0
     if sampling.takes_rows:
         size = sample_size(len(labels), len(weight), sampling.rate)
@@ -222,9 +222,15 @@ def _class_loss(
     return loss * (factors if rows.reduction == "none" else factors.prod())
 
 
-def _checked_sides(
+def checked_sides(
     embeddings: Tensor, labels: Tensor | None, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
+    """Both matrices of a class loss as kernels take them.
+
+    Raises:
+        TypeError, ValueError: one of the wrong type, shape, dtype or device; or labels are swapped
+            with one of them.
+    """
     readable = torch.compiler.is_compiling() or all_addressable(embeddings, labels, weight)
     if not readable:
         check_kinds(embeddings=embeddings, labels=labels, weight=weight)
@@ -245,10 +251,11 @@ def _checked_sides(
     return materialized(embeddings), materialized(weight)
 
 
-def _checked_labels(
-    labels: Tensor, embeddings: Tensor, weight: Tensor, ignore_index: int
+def checked_labels(
+    labels: Tensor, embeddings: Tensor, num_classes: int, ignore_index: int
 ) -> tuple[Tensor, Tensor | None]:
+    """:func:`resolve_labels` of labels that nobody has checked, on the device of the embeddings."""
     check_labels("labels", labels, embeddings.shape[0], of="embeddings")
     if not torch.compiler.is_compiling():
         labels = materialized(labels)
-    return resolve_labels(beside("labels", labels, embeddings), len(weight), ignore_index)
+    return resolve_labels(beside("labels", labels, embeddings), num_classes, ignore_index)

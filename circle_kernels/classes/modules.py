@@ -20,13 +20,14 @@ from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
 from circle_kernels.operation.batch import operation_of
 from circle_kernels.options import check_flag, check_integer, explain_other_names
 
-_INITIAL_STD = 0.01  # usual for face recognition: short weights turn quickly at first
+INITIAL_STD = 0.01  # usual for face recognition: short weights turn quickly at first
 
 
-class _ClassLoss(nn.Module):
-    """What both class losses share: the weight, and the options that are not the formula's."""
+class ClassHead(nn.Module):
+    """What all class losses share: the options that are not the formula's."""
 
     _formula_type: ClassVar[type[CircleFormula] | type[UnifiedFormula]]
+    weight: nn.Parameter  # (C, D)
 
     def __init__(
         self,
@@ -43,8 +44,6 @@ class _ClassLoss(nn.Module):
         sample_correction: bool = False,
         sparse_grad: bool = False,
         backend: str = "auto",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         # Checked here as well as at the call, so that a typo fails before training starts.
@@ -69,14 +68,6 @@ class _ClassLoss(nn.Module):
         self.sample_correction = sampling.correction
         self.sparse_grad = sampling.sparse_grad
         self.backend = backend
-        self.weight = nn.Parameter(
-            torch.empty(self.num_classes, self.embedding_dim, device=device, dtype=dtype)
-        )
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the weight anew from a normal distribution."""
-        nn.init.normal_(self.weight, std=_INITIAL_STD)
 
     def get_logits(
         self,
@@ -91,7 +82,7 @@ class _ClassLoss(nn.Module):
         return class_logits(
             embeddings,
             labels,
-            self.weight,
+            self._whole_weight(),
             formula=self._formula(),
             ignore_index=self.ignore_index,
             normalize=self.normalize,
@@ -108,6 +99,34 @@ class _ClassLoss(nn.Module):
 
     def _formula(self) -> PairFormula:
         raise NotImplementedError
+
+    def _whole_weight(self) -> Tensor:  # (C, D)
+        return self.weight
+
+
+class _ClassLoss(ClassHead):
+    """What both class losses share whose weight is in each process."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_dim: int,
+        m: float,
+        gamma: float,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(num_classes, embedding_dim, m, gamma, **options)
+        self.weight = nn.Parameter(
+            torch.empty(self.num_classes, self.embedding_dim, device=device, dtype=dtype)
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weight anew from a normal distribution."""
+        nn.init.normal_(self.weight, std=INITIAL_STD)
 
     def _options(self) -> dict[str, Any]:
         """What both losses take by name. In evaluation mode nothing is sampled."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from circle_kernels.distributed.gradients import coalesced
+from circle_kernels.distributed.shards import own_part
 from circle_kernels.options import check_flag
 
 
@@ -22,7 +23,8 @@ class SparseSGD(torch.optim.Optimizer):
 
     Args:
         params: parameters or groups, as for every optimizer; for other parameters of a model take
-            another optimizer.
+            another optimizer. The weight of a sharded class loss is taken, too: each process moves
+            the rows of its shard.
         lr: learning rate.
         momentum: with it each parameter gets a buffer of its own size.
         weight_decay: of rows that have a gradient.
@@ -70,7 +72,12 @@ class SparseSGD(torch.optim.Optimizer):
         return loss
 
     def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        weight, gradient = own_part(parameter), own_part(gradient)
         if not gradient.is_sparse:
+            # torch.distributed.checkpoint has an optimizer make its state by a step of nothing.
+            if group["lr"] == 0 and not gradient.any():
+                self._buffer_of(parameter, group)
+                return
             raise RuntimeError(
                 "SparseSGD takes sparse gradients (sparse_grad=True), got a dense one of shape "
                 f"{tuple(parameter.shape)}; use torch.optim.SGD for it"
@@ -78,14 +85,21 @@ class SparseSGD(torch.optim.Optimizer):
         gradient = coalesced(gradient)
         rows, direction = gradient._indices()[0], gradient._values()
         if group["weight_decay"] != 0:
-            direction = direction.add(parameter.index_select(0, rows), alpha=group["weight_decay"])
+            direction = direction.add(weight.index_select(0, rows), alpha=group["weight_decay"])
         momentum = group["momentum"]
-        if momentum != 0:
-            state = self.state[parameter]
-            if "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(parameter)
-            buffer = state["momentum_buffer"]
+        buffer = self._buffer_of(parameter, group)
+        if buffer is not None:
             moved = buffer.index_select(0, rows).mul_(momentum).add_(direction)
             buffer.index_copy_(0, rows, moved)
             direction = direction.add(moved, alpha=momentum) if group["nesterov"] else moved
-        parameter.index_add_(0, rows, direction, alpha=-group["lr"])
+        weight.index_add_(0, rows, direction, alpha=-group["lr"])
+
+    def _buffer_of(self, parameter: Tensor, group: dict[str, Any]) -> Tensor | None:
+        """The momentum of a parameter's numbers in this process, if there is to be any."""
+        if group["momentum"] == 0:
+            return None
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            # Spread over processes as the parameter is, so that checkpoints can spread it anew.
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        return own_part(state["momentum_buffer"])

@@ -10,9 +10,11 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from circle_kernels.distributed.collectives import gather_integers, gather_rows
+from circle_kernels.arguments import is_distributed
+from circle_kernels.distributed.collectives import gather_integers, gather_numbers, gather_rows
 from circle_kernels.distributed.groups import Group, resolve_group
 from circle_kernels.distributed.headers import check_same
+from circle_kernels.distributed.shards import own_part, spread_alike, spread_over, with_part
 
 _NO_GRADIENT = -1  # in the place of a number of rows, as the next
 _DENSE = -2
@@ -35,10 +37,18 @@ def average_gradients(parameters: Iterable[Tensor] | Tensor, group: Group = "wor
         group: as for :func:`circle_kernels.circle_loss`.
 
     Raises:
-        TypeError, ValueError, RuntimeError: ``group`` is none; or, in all processes, parameters
-            differ between processes.
+        TypeError, ValueError, RuntimeError: ``group`` is none; a parameter is a DTensor; or, in all
+            processes, parameters differ between processes.
     """
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    for position, parameter in enumerate(parameters):
+        if is_distributed(parameter):
+            raise TypeError(
+                "parameters must be those of which each process has a copy, and the one at "
+                f"{position}, of shape {tuple(parameter.shape)}, is a DTensor: shards need no "
+                "averaging, since the gradient of a class shard is that of the whole batch's loss "
+                "already, and fully_shard averages those of a network; leave it out"
+            )
     processes = resolve_group(group)
     for position, parameter in enumerate(parameters):
         gradient = parameter.grad
@@ -99,10 +109,14 @@ def clip_grad_norm_(
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
 ) -> Tensor:
-    """``torch.nn.utils.clip_grad_norm_`` that takes sparse gradients among dense ones.
+    """``torch.nn.utils.clip_grad_norm_`` that takes sparse gradients and DTensors among others.
 
     The norm is that of all gradients as one vector; a row that a sparse gradient lists several
-    times counts with its sum, and the gradient is replaced by one that lists it once.
+    times counts with its sum, and the gradient is replaced by one that lists it once. Of a DTensor,
+    such as the weight of a sharded class loss or what ``fully_shard`` made, the shards of all
+    processes count; of all other parameters each process has to have the same gradient, which
+    counts once. With DTensors among the parameters it is a collective call: every process has to
+    make it with the same parameters in the same order, and all of them get the same norm.
 
     Args:
         parameters: parameters whose gradients are scaled in place.
@@ -114,26 +128,65 @@ def clip_grad_norm_(
         The norm before scaling, a scalar.
 
     Raises:
+        ValueError: a gradient is not spread over processes as its parameter is.
         RuntimeError: the norm is not finite and ``error_if_nonfinite``.
     """
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-    dense, dense_gradients, sparse_values = [], [], []
+    # By parameters, not by gradients: those of other processes may be there where ours are not.
+    alike: dict[tuple[dist.ProcessGroup, ...], list[Tensor]] = {}
     for parameter in parameters:
-        if parameter.grad is None:
-            continue
-        if parameter.grad.is_sparse:
-            parameter.grad = gradient = coalesced(parameter.grad)
-            sparse_values.append(gradient._values())
-        else:
-            dense.append(parameter)
-            dense_gradients.append(parameter.grad)
-    # The largest of no numbers is an error.
-    entries = [each for each in dense_gradients + sparse_values if each.numel() > 0]
-    norm = get_total_norm(entries, norm_type, error_if_nonfinite)
+        alike.setdefault(spread_over(parameter), []).append(parameter)
+    whole = _entries(alike.pop((), []))
+    norm = get_total_norm(whole, norm_type, error_if_nonfinite and not alike)
+    if alike:
+        norms = [norm, *(_norm_of_shards(of, alike[of], norm_type) for of in alike)]
+        norm = get_total_norm(norms, norm_type, error_if_nonfinite)
+    dense = [each for each in parameters if each.grad is not None and _is_plain(each.grad)]
     clip_grads_with_norm_(dense, max_norm, norm)
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    for values in sparse_values:
+    for values in _entries([each for each in parameters if each.grad is not None], plain=False):
         values.mul_(scale.to(values.device))
+    return norm
+
+
+def _is_plain(gradient: Tensor) -> bool:
+    return not gradient.is_sparse and not is_distributed(gradient)
+
+
+def _entries(parameters: list[Tensor], plain: bool = True) -> list[Tensor]:
+    """The numbers of gradients, as far as this process has them; with those that are plain."""
+    entries = []
+    for parameter in parameters:
+        gradient = parameter.grad
+        if gradient is None or (_is_plain(gradient) and not plain):
+            continue
+        if not spread_alike(gradient, parameter):
+            raise ValueError(
+                "gradients must be spread over processes as their parameters are; that of a "
+                f"parameter of shape {tuple(parameter.shape)} is not"
+            )
+        own = own_part(gradient)
+        if own.is_sparse:
+            own = coalesced(own)
+            parameter.grad = with_part(gradient, own)
+            own = own._values()
+        if own.numel() > 0:  # the largest of no numbers is an error
+            entries.append(own)
+    return entries
+
+
+def _norm_of_shards(
+    groups: tuple[dist.ProcessGroup, ...], parameters: list[Tensor], norm_type: float
+) -> Tensor:
+    """The norm of gradients of which the processes of these groups have different parts."""
+    # What travels has one dtype and lies where the group takes it, also where nothing has a norm.
+    is_double = any(each.dtype == torch.float64 for each in parameters)
+    norm = get_total_norm(_entries(parameters), norm_type).to(
+        own_part(parameters[0]).device, torch.float64 if is_double else torch.float32
+    )
+    for group in groups:
+        # Not all_reduce, whose maximum may lose a NaN.
+        norm = torch.linalg.vector_norm(gather_numbers(norm[None], group), norm_type)
     return norm
 
 
@@ -156,14 +209,35 @@ def refuse_ddp(weight: Tensor) -> None:
 
     Otherwise DDP's own error comes in the backward pass and names neither.
     """
-    ddp = DistributedDataParallel._get_active_ddp_module()
-    if ddp is None or not (torch.is_grad_enabled() and weight.requires_grad):
+    if not (torch.is_grad_enabled() and weight.requires_grad):
         return
+    name = _name_in_ddp(weight)
+    if name is not None:
+        raise RuntimeError(
+            f"DistributedDataParallel cannot reduce the sparse gradient of {name!r}: keep the "
+            "class head outside of it, or have it ignore that parameter "
+            f"(module._ddp_params_and_buffers_to_ignore = [{name!r}]), and call "
+            "circle_kernels.average_gradients after backward; or use sparse_grad=False"
+        )
+
+
+def refuse_shards_in_ddp(weight: Tensor) -> None:
+    """Raise where ``weight``, of which each process has a shard, is for DDP to make the same."""
+    name = _name_in_ddp(weight)
+    if name is not None:
+        raise RuntimeError(
+            f"DistributedDataParallel would make the shards {name!r} of all processes the same: "
+            "wrap the network alone and keep the sharded class head outside of it; the gradient "
+            "of a shard needs no averaging"
+        )
+
+
+def _name_in_ddp(weight: Tensor) -> str | None:
+    """The name of a parameter that the wrapper in whose forward pass we are would synchronise."""
+    ddp = DistributedDataParallel._get_active_ddp_module()
+    if ddp is None:
+        return None
     for name, parameter in ddp.module.named_parameters():
         if parameter is weight and name not in ddp.parameters_to_ignore:
-            raise RuntimeError(
-                f"DistributedDataParallel cannot reduce the sparse gradient of {name!r}: keep the "
-                "class head outside of it, or have it ignore that parameter "
-                f"(module._ddp_params_and_buffers_to_ignore = [{name!r}]), and call "
-                "circle_kernels.average_gradients after backward; or use sparse_grad=False"
-            )
+            return name
+    return None

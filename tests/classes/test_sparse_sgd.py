@@ -61,6 +61,13 @@ def test_dense_gradient_is_refused() -> None:
     weight.grad = torch.ones(4, 2)
     with pytest.raises(RuntimeError, match=re.escape("got a dense one of shape (4, 2)")):
         SparseSGD([weight]).step()
+    # Also where it would move nothing; a step of nothing is how checkpoints have state made.
+    optimizer = SparseSGD([weight], lr=0.0, momentum=0.9)
+    with pytest.raises(RuntimeError, match="got a dense one"):
+        optimizer.step()
+    weight.grad.zero_()
+    optimizer.step()
+    assert torch.equal(optimizer.state[weight]["momentum_buffer"], torch.zeros(4, 2))
 
 
 @pytest.mark.parametrize(

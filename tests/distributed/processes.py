@@ -6,6 +6,8 @@ more than most tests. Each test has a group of its own.
 
 from __future__ import annotations
 
+import importlib
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -111,6 +113,9 @@ def _error_of(rank: int, task: Task) -> str:
     torch.manual_seed(0)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
+    if "torch.distributed.tensor" in sys.modules:
+        # It takes meshes of the same ranks for one, also where the groups of the first are gone.
+        importlib.import_module("torch.distributed.tensor.debug")._clear_sharding_prop_cache()
     try:
         store = dist.FileStore(task.store, task.world_size)
         dist.init_process_group(
