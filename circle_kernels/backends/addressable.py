@@ -141,3 +141,8 @@ def materialized(tensor: Tensor) -> Tensor:
 def _is_harmless(tensor_type: Any) -> bool:
     """Whether a subclass leaves to torch what becomes of its numbers."""
     return tensor_type.__torch_dispatch__ is torch._C._disabled_torch_dispatch_impl
+
+
+def under_transforms() -> bool:
+    """Whether ``torch.func`` is at work, whose tensors have no memory of their own."""
+    return torch._C._are_functorch_transforms_active()

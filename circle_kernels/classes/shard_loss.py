@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.tensor import DTensor
 
-GRAD_REDUCTIONS = ("mean", "sum")
 _WRONG = NO_CLASS - 1  # the label of a row whose loss is to be NaN, as it travels
 
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from circle_kernels.classes.losses import ClassRows
 from circle_kernels.classes.modules import INITIAL_STD, ClassHead
 from circle_kernels.classes.sampling import Sampling
-from circle_kernels.classes.shard_loss import GRAD_REDUCTIONS, ShardedCall, sharded_class_loss
+from circle_kernels.classes.shard_loss import ShardedCall, sharded_class_loss
 from circle_kernels.distributed.groups import Group
 from circle_kernels.distributed.headers import CALL, exchange_headers, failing_together
 from circle_kernels.distributed.shards import check_shards, empty_shards, mesh_of, own_part
+from circle_kernels.distributed.sharing import GRAD_REDUCTIONS
 from circle_kernels.formula import CircleFormula, UnifiedFormula
 from circle_kernels.operation.batch import Operation
 from circle_kernels.options import check_choice, check_flag, explain_other_names

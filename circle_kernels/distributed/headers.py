@@ -8,8 +8,8 @@ processes raise the same error or none does.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -76,18 +76,24 @@ _Checked = TypeVar("_Checked")
 def check_together(
     check: Callable[[], _Checked], call: str, group: Group, same_sizes: bool
 ) -> _Checked:
-    """What ``check`` returns. Where it raises before there was a header, all processes raise.
-
-    They would wait for this one otherwise, up to their timeout; as they do where ``same_sizes``
-    says that there are no headers, and under compilers.
-    """
+    """What ``check`` returns, :func:`failing_together` unless ``same_sizes`` says that there are no
+    headers, or a compiler looks on."""
     if same_sizes is not False or torch.compiler.is_compiling():
         return check()
-    processes = resolve_group(group)
-    try:
+    with failing_together(call, resolve_group(group)):
         return check()
+
+
+@contextmanager
+def failing_together(call: str, group: ProcessGroup) -> Iterator[None]:
+    """Have an error that is raised inside, before any header, raise in the other processes, too.
+
+    They would wait for this one otherwise, up to their timeout.
+    """
+    try:
+        yield
     except Exception as error:
         with suppress(ValueError):  # what the others raise
             words = f"{call}, which raised {type(error).__name__}: {error}"
-            exchange_headers((), {CALL: words}, processes)
+            exchange_headers((), {CALL: words}, group)
         raise

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from circle_kernels.operation.registered import under_transforms
+from circle_kernels.backends.addressable import under_transforms
 
 
 def refuse_to_be_traced(who: str, embeddings: Tensor) -> None:

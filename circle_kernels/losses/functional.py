@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +17,8 @@ from circle_kernels.logsumexp import present_logsumexp
 from circle_kernels.operation.batch import Batch, Operation, check_batch, operation_of, remembered
 from circle_kernels.operation.differentiable import usual_loss
 from circle_kernels.operation.eager import logsumexps
-from circle_kernels.operation.over_processes import shared_logsumexps
-from circle_kernels.operation.reductions import REDUCTIONS, softplus
+from circle_kernels.operation.reductions import REDUCTIONS, loss_of_sets, softplus
 from circle_kernels.operation.row_losses import reduced_row_losses
-from circle_kernels.operation.shared_losses import numbers_of_all, shared_row_losses
 from circle_kernels.options import check_choice, explain_other_names
 
 SCOPES = ("anchor", "batch")
@@ -234,29 +231,17 @@ sharing_of = remembered(Sharing)
 
 def pair_loss(batch: Batch, operation: Operation, rows: RowReduction, sharing: Sharing) -> Tensor:
     """The loss of a checked batch."""
-    group = sharing.group
-    if group is not None:
-        lse_pos, lse_neg, told = shared_logsumexps(
-            batch,
-            operation,
-            sharing,
-            averaged=sharing.grad_reduction == "mean",
-            alike={
-                CALL: f"{operation.formula.name}_loss",
-                "scope": rows.scope,
-                "reduction": rows.reduction,
-                "grad_reduction": sharing.grad_reduction,
-            },
-        )
-        if rows.scope == "anchor":
-            return shared_row_losses(lse_pos, lse_neg, rows.reduction, told, group)
-    elif rows.scope == "anchor":
+    if sharing.group is not None:
+        # With its ops, which few need and whose definition takes milliseconds.
+        from circle_kernels.operation import shared_losses
+
+        alike = {
+            CALL: f"{operation.formula.name}_loss",
+            "scope": rows.scope,
+            "reduction": rows.reduction,
+            "grad_reduction": sharing.grad_reduction,
+        }
+        return shared_losses.shared_loss(batch, operation, sharing, alike)
+    if rows.scope == "anchor":
         return reduced_row_losses(batch, operation, rows.reduction)
-    else:
-        lse_pos, lse_neg = logsumexps(batch, operation)
-    of_sets = torch.stack([present_logsumexp(lse, dim=0) for lse in (lse_pos, lse_neg)])
-    if group is not None:
-        of_sets = present_logsumexp(numbers_of_all(of_sets, told, group), dim=0)
-    # In self mode every unordered pair stands in two rows.
-    times_counted = 2 if batch.ref_emb is None else 1
-    return softplus(of_sets.sum() - 2 * math.log(times_counted))
+    return loss_of_sets(*logsumexps(batch, operation), in_self_mode=batch.ref_emb is None)

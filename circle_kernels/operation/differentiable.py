@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _python_dispatch
 
+from circle_kernels.backends.addressable import under_transforms
 from circle_kernels.backends.problem import Needs, Passed
 from circle_kernels.operation.batch import Batch, Operation
 from circle_kernels.operation.registered import (
@@ -23,7 +24,6 @@ from circle_kernels.operation.registered import (
     define,
     encode,
     forward_op,
-    under_transforms,
     variable_numbers,
 )
 

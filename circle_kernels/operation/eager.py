@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils import _python_dispatch
 
 from circle_kernels.arguments import check_real_or_fake, check_undistributed
-from circle_kernels.backends.addressable import all_addressable, is_watched
+from circle_kernels.backends.addressable import all_addressable, is_watched, under_transforms
 from circle_kernels.backends.choice import (
     is_by_autograd,
     is_of_torch,
@@ -36,12 +36,10 @@ from circle_kernels.operation.differentiable import (
     traced_gradients,
     traced_logsumexps,
 )
-from circle_kernels.operation.over_processes import shared_logsumexps
 from circle_kernels.operation.registered import (
     decode_precision,
     encode_precision,
     is_batch_of_gradients,
-    under_transforms,
 )
 from circle_kernels.precision import float32_precision
 
@@ -107,7 +105,11 @@ def pair_logsumexp(
 
     if group is None:
         return logsumexps(*check()[:2])
-    return shared_logsumexps(*check_together(check, "pair_logsumexp", group, same_sizes))[:2]
+    # With its ops, which few need and whose definition takes milliseconds.
+    from circle_kernels.operation import over_processes
+
+    checked = check_together(check, "pair_logsumexp", group, same_sizes)
+    return over_processes.shared_logsumexps(*checked)[:2]
 
 
 def logsumexps(batch: Batch, operation: Operation) -> tuple[Tensor, Tensor]:

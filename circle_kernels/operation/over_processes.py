@@ -20,6 +20,7 @@ from circle_kernels.backends.saved_bytes import as_bytes, from_bytes
 from circle_kernels.distributed.groups import group_name, group_of_name
 from circle_kernels.distributed.headers import CALL
 from circle_kernels.distributed.sharing import Sharing
+from circle_kernels.distributed.traced import refuse_to_be_traced
 from circle_kernels.operation.band import KEPT_BLOCKS, Sums
 from circle_kernels.operation.batch import Batch, Operation, check_layout, owned
 from circle_kernels.operation.differentiable import no_second_derivative
@@ -32,7 +33,6 @@ from circle_kernels.operation.registered import (
     encode,
     encode_precision,
     fake_gradients,
-    under_transforms,
     without_none,
 )
 from circle_kernels.operation.shared_call import OF_SHARING, SHARING, decode_shared
@@ -64,8 +64,8 @@ def shared_logsumexps(
     Returns:
         Both log-sum-exps, and a small tensor that an exchange which is to follow takes.
     """
-    if not torch.compiler.is_compiling():
-        _refuse_to_be_traced(batch.embeddings, sharing.same_sizes)
+    if not torch.compiler.is_compiling() and not _has_sizes(batch.embeddings, sharing.same_sizes):
+        refuse_to_be_traced("group", batch.embeddings)
     assert sharing.group is not None
     sides = (batch.embeddings, batch.ref_emb)
     grad = torch.is_grad_enabled()
@@ -82,22 +82,12 @@ def shared_logsumexps(
     return lse_pos, lse_neg, told
 
 
-def _refuse_to_be_traced(embeddings: Tensor, same_sizes: bool) -> None:
-    """A tracer runs the code once, perhaps in one process alone."""
-    is_fake = isinstance(embeddings, FakeTensor)
-    if is_fake:
-        # How many rows there are all together cannot be known, and not all can leave it open.
-        impossible = embeddings.fake_mode.shape_env is None and not same_sizes
-    else:
-        is_traced = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
-        impossible = embeddings.is_meta or is_traced or under_transforms()
-    if impossible:
-        raise RuntimeError(
-            "group waits for the other processes' rows, which cannot be had under torch.func, "
-            "while make_fx traces real tensors, or for meta tensors; nor for fake ones without a "
-            "ShapeEnv, unless same_sizes says how many there are: compute the loss outside of it, "
-            "or pass group=None"
-        )
+def _has_sizes(embeddings: Tensor, same_sizes: bool) -> bool:
+    """Whether embeddings without numbers can be computed with: how many rows there are all together
+    is known, or may be left open."""
+    return isinstance(embeddings, FakeTensor) and (
+        same_sizes or embeddings.fake_mode.shape_env is not None
+    )
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, ...]:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from circle_kernels.backends.addressable import is_watched
+from circle_kernels.logsumexp import present_logsumexp
 
 REDUCTIONS = ("mean", "mean_all", "sum", "none")
 # Over rows whose loss is not 0, as the reducer of pytorch-metric-learning's loss has it.
@@ -63,3 +64,14 @@ def reduce_exponents(exponents: Tensor, reduction: str) -> Tensor:  # of (N,), a
     if reduction == "none":
         return losses
     return losses.sum() / rows_counted(exponents, losses, reduction)
+
+
+def loss_of_sets(lse_pos: Tensor, lse_neg: Tensor, *, in_self_mode: bool) -> Tensor:
+    """``softplus`` of the sums over all pairs, a scalar, from those (K,) over pairs of some."""
+    # In self mode every unordered pair stands in two rows.
+    times_counted = 2 if in_self_mode else 1
+    return softplus(
+        present_logsumexp(lse_pos, dim=0)
+        + present_logsumexp(lse_neg, dim=0)
+        - 2 * math.log(times_counted)
+    )

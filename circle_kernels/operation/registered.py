@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _python_dispatch
 
-from circle_kernels.backends.addressable import all_addressable, is_legacy_batch
+from circle_kernels.backends.addressable import all_addressable, is_legacy_batch, under_transforms
 from circle_kernels.backends.choice import (
     behind_the_gate,
     is_of_another,
@@ -49,11 +49,6 @@ FORWARD = (
     "(Tensor, Tensor, Tensor, Tensor)"
 )
 LABELS, _OPTIONS = 5, 11  # where the operation and what follows it begin
-
-
-def under_transforms() -> bool:
-    """Whether ``torch.func`` is at work, whose tensors have no memory of their own."""
-    return torch._C._are_functorch_transforms_active()
 
 
 def is_batch_of_gradients(*gradients: Tensor) -> bool:

@@ -56,7 +56,8 @@ class SharedCall:
     def settings(self) -> dict[str, object]:
         """What has to be the same in all processes, in words."""
         embeddings, _, ref_emb, _, _ = self.batch.tensors
-        said: dict[str, object] = dict(line.split("=", 1) for line in self.alike.split("\n"))
+        said: dict[str, object] = {}
+        said |= dict(line.split("=", 1) for line in self.alike.split("\n"))
         said["embeddings"] = f"{embeddings.dtype} of {embeddings.shape[1]} columns"
         said["ref_emb"] = "none" if ref_emb is None else f"{ref_emb.dtype}"
         said["formula"] = self.operation.formula.name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,46 +11,46 @@ import torch.distributed as dist
 from torch import Tensor
 
 from circle_kernels.distributed.collectives import gather_numbers
-from circle_kernels.distributed.groups import Group, group_name, group_of_name
-from circle_kernels.operation.reductions import softplus
+from circle_kernels.distributed.groups import group_name, group_of_name
+from circle_kernels.distributed.sharing import Sharing
+from circle_kernels.logsumexp import present_logsumexp
+from circle_kernels.operation.batch import Batch, Operation
+from circle_kernels.operation.over_processes import shared_logsumexps
+from circle_kernels.operation.reductions import loss_of_sets, softplus
 from circle_kernels.operation.registered import define
 
 
-def shared_row_losses(
-    lse_pos: Tensor,  # (n,)
-    lse_neg: Tensor,  # (n,)
-    reduction: str,
-    told: Tensor,  # as for numbers_of_all
-    group: Group,
+def shared_loss(
+    batch: Batch, operation: Operation, sharing: Sharing, alike: Mapping[str, str]
 ) -> Tensor:  # a scalar, or (n,)
-    """``softplus`` of the sum of each row, reduced over the rows of all processes.
+    """The loss of the rows of all processes, or unreduced losses of this one's.
 
-    Every process has the same number, and its gradient with respect to its own rows. Of unreduced
-    losses each has its own rows'.
+    Every process has the same number, and the gradient of its own rows. ``alike`` has the scope
+    and the reduction, among what has to be the same in all processes.
     """
+    assert sharing.group is not None
+    group, reduction = group_name(sharing.group), alike["reduction"]
+    averaged = sharing.grad_reduction == "mean"
+    lse_pos, lse_neg, told = shared_logsumexps(
+        batch, operation, sharing, averaged=averaged, alike=alike
+    )
+    if alike["scope"] == "batch":
+        own = torch.stack([present_logsumexp(lse, dim=0) for lse in (lse_pos, lse_neg)])
+        of_processes = _differentiable_op(own, told, group).unbind(1)
+        return loss_of_sets(*of_processes, in_self_mode=batch.ref_emb is None)
     exponents = lse_pos + lse_neg
     losses = softplus(exponents)
     if reduction == "none":
         return losses
     counted = exponents != -math.inf if reduction == "mean" else torch.ones_like(exponents)
     own = torch.stack([losses.sum(), counted.sum().to(losses.dtype)])
-    total, count = numbers_of_all(own, told, group).sum(0)
+    total, count = _differentiable_op(own, told, group).sum(0)
     return total if reduction == "sum" else total / count.detach().clamp_min(1)
 
 
-def numbers_of_all(
-    numbers: Tensor,  # (K,)
-    told: Tensor,
-    group: Group,
-) -> Tensor:  # (processes, K)
-    """What each process has, in the order of ranks. Gradients reach this process's alone.
-
-    ``told`` is a result of the exchange before, without which compilers could have this one come
-    first: that of a process without rows depends on nothing.
-    """
-    return _differentiable_op(numbers, told, group_name(group))
-
-
+# What each process has, (K,), in the order of ranks: (processes, K). Gradients reach this process's
+# alone. ``told`` is a result of the exchange before, without which compilers could have this one
+# come first: that of a process without rows depends on nothing.
 _numbers_op = define(
     "numbers_of_all",
     "(Tensor numbers, Tensor told, str group) -> Tensor",
