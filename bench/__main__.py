@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from bench.classes import command as classes
+from bench.distributed import command as distributed
 from bench.gpu import command as gpu
 from bench.kernels import command as kernels
 from bench.launches import command as launches
@@ -18,6 +19,7 @@ from bench.tune import command as tune
 COMMANDS = {
     "loss": loss,
     "class": classes,
+    "distributed": distributed,
     "kernels": kernels,
     "launches": launches,
     "gpu": gpu,

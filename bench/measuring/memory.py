@@ -29,7 +29,7 @@ _CPU_LIMIT = 4e9
 
 # glibc raises these thresholds as blocks are freed and then keeps blocks of up to 32 MB for later,
 # so that resident memory would also count what is no longer in use. Set, they stay as they are.
-_RETURN_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+RETURN_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def peak_of_child(module: str, *arguments: str) -> Peak:
     path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     child = subprocess.run(
         [sys.executable, "-m", module, *arguments],
-        env={**os.environ, **_RETURN_FREED_MEMORY, "PYTHONPATH": path},
+        env={**os.environ, **RETURN_FREED_MEMORY, "PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,

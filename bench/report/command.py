@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from bench.classes import command as classes
+from bench.distributed import command as distributed
 from bench.gpu import command as gpu
 from bench.kernels import command as kernels
 from bench.launches import command as launches
@@ -22,6 +23,8 @@ HELP = (
 PRESENTATIONS = {
     "loss": loss.PRESENTATION,
     "class": classes.PRESENTATION,
+    "distributed": distributed.PRESENTATION,
+    "distributed-model": distributed.MODEL_PRESENTATION,
     "kernels": kernels.PRESENTATION,
     "steps": kernels.STEPS_PRESENTATION,
     "gpu": gpu.PRESENTATION,

@@ -21,6 +21,8 @@ def parse(
     arguments: Sequence[str] | None,  # None: those of the process
     defaults: Schedule,
     fewest_pictures: int,  # of a class in a batch; what the loss needs
+    *,
+    draws: bool = True,  # whether it leaves a figure
 ) -> argparse.Namespace:
     """Parse the example's own arguments and the common ones, and check the common ones."""
     add = parser.add_argument
@@ -28,7 +30,8 @@ def parse(
     add("--classes-per-batch", type=int, help="P of P x K")
     add("--pictures-per-class", type=int, help="K of P x K")
     add("--seed", type=int, help="of the network and the batches")
-    add("--out", type=Path, default=OUTPUT, help="folder for the figure")
+    if draws:
+        add("--out", type=Path, default=OUTPUT, help="folder for the figure")
     parser.set_defaults(**vars(defaults))
     parsed = parser.parse_args(arguments)
     if parsed.steps < 1:
@@ -45,7 +48,7 @@ def parse(
         )
     if not 0 <= parsed.seed < 2**63:
         parser.error(f"argument --seed: must be in 0 to 2**63 - 1, got {parsed.seed}")
-    if parsed.out.exists() and not parsed.out.is_dir():
+    if draws and parsed.out.exists() and not parsed.out.is_dir():
         parser.error(f"argument --out: {parsed.out} is not a folder")
     return parsed
 

@@ -103,6 +103,15 @@ def compare(result: LossResult, other: LossResult) -> Comparison:
     )
 
 
+def optimizer_of(
+    parameters: Any,  # as optimizers take them
+    schedule: Schedule,
+) -> tuple[torch.optim.Adam, torch.optim.lr_scheduler.CosineAnnealingLR]:
+    """Adam, and what lets its rate fall to 0 along a cosine."""
+    optimizer = torch.optim.Adam(parameters, lr=schedule.learning_rate)
+    return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, schedule.steps)
+
+
 def train(
     network: nn.Module,
     split: ClassSplit,
@@ -119,8 +128,7 @@ def train(
     if class_weights := list(criterion.parameters()):
         rate = schedule.class_learning_rate or schedule.learning_rate
         groups.append({"params": class_weights, "lr": rate})
-    optimizer = torch.optim.Adam(groups, lr=schedule.learning_rate)
-    falling_rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, schedule.steps)
+    optimizer, falling_rate = optimizer_of(groups, schedule)
     interval = max(schedule.steps // validations, 1)
     history = History()
     history.validations.append((0, evaluate(network, split.validation)))
