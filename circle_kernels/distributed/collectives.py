@@ -5,6 +5,7 @@ Rows travel as they are, also where processes have different numbers of them: no
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch.distributed import ProcessGroup
 
@@ -77,8 +78,7 @@ def exchange(
     group: ProcessGroup,
 ) -> None:
     """Send tensors from process to process and wait until they and the others have arrived."""
-    for work in start_exchange(sent, received, group):
-        work.wait()
+    wait_for(start_exchange(sent, received, group), group)
 
 
 def start_exchange(
@@ -93,22 +93,46 @@ def start_exchange(
         for tensor, rank in tensors
         if tensor.numel() > 0
     ]
-    return dist.batch_isend_irecv(operations) if operations else []
+    if not operations:
+        return []
+    with _named("exchange of rows", group):
+        return dist.batch_isend_irecv(operations)
+
+
+def wait_for(works: Sequence[dist.Work], group: ProcessGroup) -> None:
+    """Wait until what was sent and received has arrived."""
+    with _named("exchange of rows", group):
+        for work in works:
+            work.wait()
 
 
 def _all_gather(gathered: Tensor, local: Tensor, group: ProcessGroup) -> None:
     # Its name from PyTorch 2.13 on, where the older one warns.
-    if hasattr(dist, "all_gather_single"):
-        dist.all_gather_single(gathered, local, group=group)
-    else:
-        dist.all_gather_into_tensor(gathered, local, group=group)
+    newest = "all_gather_single"
+    gather = getattr(dist, newest if hasattr(dist, newest) else "all_gather_into_tensor")
+    with _named("all-gather", group):
+        gather(gathered, local, group=group)
 
 
 def _reduce_scatter(own: Tensor, rows: Tensor, group: ProcessGroup) -> None:
-    if hasattr(dist, "reduce_scatter_single"):
-        dist.reduce_scatter_single(own, rows, group=group)
-    else:
-        dist.reduce_scatter_tensor(own, rows, group=group)
+    newest = "reduce_scatter_single"
+    reduce = getattr(dist, newest if hasattr(dist, newest) else "reduce_scatter_tensor")
+    with _named("reduce-scatter", group):
+        reduce(own, rows, group=group)
+
+
+@contextmanager
+def _named(collective: str, group: ProcessGroup) -> Iterator[None]:
+    """Have torch's own errors say what failed: a process that died or stalled, most of the time."""
+    try:
+        yield
+    except RuntimeError as error:
+        if hasattr(error, "add_note"):  # from Python 3.11 on
+            error.add_note(
+                f"circle_kernels: in the {collective} of rank {dist.get_rank(group)} over the "
+                f"{dist.get_world_size(group)} processes of group {group.group_name!r}"
+            )
+        raise
 
 
 def _as_bytes(tensor: Tensor) -> Tensor:

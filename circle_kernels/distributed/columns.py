@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from circle_kernels.distributed.collectives import gather_rows, start_exchange
+from circle_kernels.distributed.collectives import gather_rows, start_exchange, wait_for
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -99,8 +99,7 @@ def _travelling(local: Block, spread: Spread) -> Iterator[Block]:
 
     def blocks(moving: list[dist.Work], block: Tensor) -> Iterator[Block]:
         for step in range(1, processes):
-            for work in moving:
-                work.wait()
+            wait_for(moving, spread.group)
             arrived = block
             if step + 1 < processes:
                 moving, block = send_on(step + 1, arrived)
