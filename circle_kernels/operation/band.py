@@ -111,6 +111,7 @@ class Band:
                 saved = sums.saved[place].view(module.saved_shape(problem))
                 passed = Passed(saved, *(torch.stack(upstream) * shares))
             else:
+                problem = self._skipping_less(problem)
                 passed = Passed(_save(module, problem, *sums[:2]), *upstream)
             if block is not None and self.self_mode:
                 passed = passed._replace(column_statistics=block[2].T.contiguous())
@@ -121,7 +122,7 @@ class Band:
         own = self.columns.own
         total = _Total(own[0])
         for *rows, of_rows in self.spread.columns(self.rows).everything(statistics):
-            problem = self._problem(tuple(rows), own)
+            problem = self._skipping_less(self._problem(tuple(rows), own))
             module = self._module(problem)
             lse_pos, lse_neg, *upstream = of_rows.T.contiguous()
             passed = Passed(_save(module, problem, lse_pos, lse_neg), *upstream)
@@ -133,6 +134,13 @@ class Band:
         ref_emb, ref_labels = (None, None) if block is None else block[:2]
         batch = Batch(rows[0], rows[1], ref_emb, ref_labels)
         return self.operation.problem(batch, precision=self.precision)
+
+    def _skipping_less(self, problem: PairProblem) -> PairProblem:
+        """A block whose weights are relative to sums over all blocks, and which may so leave out no
+        more than its part of what a row may lose."""
+        block = max(problem.embeddings.shape[0], problem.columns.shape[0])
+        whole = max(sum(self.spread.sizes), sum(self.columns.spread.sizes), 1)
+        return problem._replace(skip_below=problem.skip_below * block / whole)
 
     def _module(self, problem: PairProblem) -> Any:
         return serving(problem, self.operation.backend)

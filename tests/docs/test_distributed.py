@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from circle_kernels import circle_loss
+from circle_kernels import ClassCircleLoss, circle_loss, clip_grad_norm_
 from tests.distributed.processes import batch, run_processes
 from tests.support.places import ROOT
 
@@ -75,12 +73,36 @@ def _weigh(rank: int) -> None:
     torch.testing.assert_close(own.grad / 2, whole.grad.split(SIZES)[rank], rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.skipif(
-    "exchange" not in inspect.signature(circle_loss).parameters,
-    reason="this version has no losses of rows in a group",
-)
 def test_losses_of_rows_are_divided_by_the_rows_of_all() -> None:
     run_processes(2, _weigh)
+
+
+def _train_shards(rank: int) -> None:
+    namespace: dict[str, Any] = {}
+    exec(block("ShardedClassCircleLoss(num"), namespace)
+    images, labels = parts()
+    network = nn.Linear(6, 5).double()
+    alone = nn.Linear(6, 5).double()
+    alone.load_state_dict(network.state_dict())
+    wrapped, head = namespace["make"](network, 4, 5, "cpu")
+    head.double()
+    one = ClassCircleLoss(4, 5, dtype=torch.float64)
+    one.weight.data.copy_(head.full_weight())
+    optimizers = [torch.optim.SGD(each.parameters(), lr=0.1) for each in (network, head)]
+    both = torch.optim.SGD([*alone.parameters(), *one.parameters()], lr=0.1)
+    for _ in range(3):
+        loss = namespace["train"](wrapped, head, optimizers, images[rank], labels[rank])
+        expected = one(alone(torch.cat(images)), torch.cat(labels))
+        expected.backward()
+        clip_grad_norm_([*alone.parameters(), *one.parameters()], max_norm=5.0)
+        both.step()
+        both.zero_grad()
+        torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(head.full_weight(), one.weight.data, rtol=1e-9, atol=1e-9)
+
+
+def test_shards_train_as_one_process_does() -> None:
+    run_processes(2, _train_shards)
 
 
 def test_every_block_is_run_here() -> None:
