@@ -95,8 +95,13 @@ def plan_launches(
     normalize: bool = True,
     classes: bool = False,
     listed: bool = False,
+    one_batch: bool = False,
 ) -> list[Launch]:
-    """The launches of one forward and one backward pass (to both sides where there are two)."""
+    """The launches of one forward and one backward pass (to both sides where there are two).
+
+    Of ``one_batch`` all are rows, whose sums are known before the backward pass: pairs count for
+    references, too, whose gradient is another problem's.
+    """
     with pretend_device(device) as launches:
         embeddings = torch.empty(num_rows, depth, dtype=dtype, device="cuda")
         labels = torch.empty(num_rows, dtype=torch.int64, device="cuda")
@@ -112,9 +117,14 @@ def plan_launches(
             problem = problem._replace(listed=kinds)
         # Below autograd, whose engine would ask the driver for streams.
         lse_pos, lse_neg, saved = triton_backend.forward(problem)
+        statistics = None
+        if one_batch:
+            saved = triton_backend.save(problem, lse_pos, lse_neg)
+            if num_references is not None:
+                statistics = torch.empty(4, num_references, device="cuda")
         triton_backend.backward(
             problem,
-            Passed(saved, torch.empty_like(lse_pos), torch.empty_like(lse_neg)),
-            Needs(embeddings=True, references=ref_emb is not None),
+            Passed(saved, torch.empty_like(lse_pos), torch.empty_like(lse_neg), statistics),
+            Needs(embeddings=True, references=ref_emb is not None and not one_batch),
         )
     return launches

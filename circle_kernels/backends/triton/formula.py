@@ -15,6 +15,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from circle_kernels.backends.triton.primitives import LN_2
 from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
 
 FORMULAS = (CircleFormula, UnifiedFormula)  # that there is code for
@@ -125,6 +126,20 @@ def shifted_exponentials(
 def logit_constant(floor, FORMULA: tl.constexpr):
     """What exponents have more than logits: a clamped pair's logit is 0."""
     return 0.0 if FORMULA == "unified" else floor * floor
+
+
+@triton.jit
+def exponents_of(
+    lse,  # (R,): natural, of logits
+    floor,
+    FORMULA: tl.constexpr,
+):
+    """Turn log-sum-exps that came from elsewhere into those of exponents, base 2.
+
+    Rounded once, beside the rounding that they came with.
+    """
+    constants = tl.zeros_like(lse) + logit_constant(floor, FORMULA)
+    return tl.fma(lse, tl.full(lse.shape, 1.0 / LN_2, tl.float32), constants)
 
 
 @triton.jit

@@ -12,8 +12,9 @@ from torch import Tensor
 from circle_kernels.backends.problem import PairProblem
 from circle_kernels.backends.saved_bytes import HOOKS
 from circle_kernels.backends.triton.conditions import conditions_on
+from circle_kernels.backends.triton.operands import fill_sides, sort_by_label
 from circle_kernels.backends.triton.plan import Layout, plan_layout, shape_of
-from circle_kernels.backends.triton.sides import Side, ceil_div, new_sides
+from circle_kernels.backends.triton.sides import Side, ceil_div, laid_out, new_sides
 
 # Each piece begins at a multiple of so many bytes, so that kernels find addresses as they expect.
 _ALIGNMENT = 64
@@ -68,6 +69,21 @@ def _layout(problem: PairProblem) -> Layout:
 def new_saved(problem: PairProblem, layout: Layout) -> Tensor:
     """The tensor, not filled."""
     return problem.embeddings.new_empty(_num_bytes(problem, layout), dtype=torch.uint8)
+
+
+def begin_saved(problem: PairProblem, layout: Layout) -> tuple[PairProblem, Tensor, Saved]:
+    """The tensor with all in it but log-sum-exps, and its pieces; not for a small batch.
+
+    Also the problem, :func:`laid_out` where sides are kept.
+    """
+    saved = new_saved(problem, layout)
+    if layout.keeps_sides:
+        problem = laid_out(problem)
+    pieces = view_saved(saved, problem, layout)
+    sort_by_label(problem, pieces.row_order, pieces.column_order)
+    if pieces.sides is not None:
+        fill_sides(problem, *pieces.sides)
+    return problem, saved, pieces
 
 
 def _num_bytes(problem: PairProblem, layout: Layout) -> int:

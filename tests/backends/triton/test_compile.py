@@ -48,6 +48,7 @@ class Problem:
     normalize: bool = True
     classes: bool = False
     listed: bool = False
+    one_batch: bool = False
 
 
 # One of each maker: every device's settings are compiled by ``python -m bench kernels --check``.
@@ -68,7 +69,7 @@ def problems() -> list[Problem]:
             chosen += [Problem(dtype, depth, self_mode, num_rows) for self_mode in (True, False)]
     for num_rows, dtype in itertools.product((256, 4096), (torch.bfloat16, torch.float32)):
         chosen += [Problem(dtype, 64, False, num_rows, classes=True)]
-    return chosen + options()
+    return chosen + options() + of_one_batch()
 
 
 def options() -> list[Problem]:
@@ -92,6 +93,19 @@ def options() -> list[Problem]:
     return chosen
 
 
+def of_one_batch() -> list[Problem]:
+    """Sums that are known, of a small batch, too, and pairs that count for references."""
+    chosen = [Problem(torch.bfloat16, 64, num_rows=256, one_batch=True)]
+    for dtype, num_rows in itertools.product((torch.bfloat16, torch.float32), (4096, 30_000)):
+        chosen += [Problem(dtype, 128, False, num_rows, one_batch=True)]
+    chosen += [
+        Problem(torch.float16, 512, False, num_rows, one_batch=True) for num_rows in (256, 30_000)
+    ]
+    for formula in (CircleFormula(detach_weights=False), UnifiedFormula(m=0.35)):
+        chosen += [Problem(torch.bfloat16, 512, False, 30_000, formula, one_batch=True)]
+    return chosen
+
+
 @functools.cache
 def kernels(target: str) -> dict[Specialization, Settings | None]:
     """The different kernels of all problems on one device, and the settings of those on tiles."""
@@ -110,6 +124,7 @@ def kernels(target: str) -> dict[Specialization, Settings | None]:
                 normalize=problem.normalize,
                 classes=problem.classes,
                 listed=problem.listed,
+                one_batch=problem.one_batch,
             )
             found.update((specialize(launch), launch.settings) for launch in recorded)
     finally:

@@ -8,7 +8,7 @@ from run to run.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from circle_kernels.backends.triton.conditions import (
     hardware_is_assumed,
 )
 from circle_kernels.backends.triton.formula import formula_arguments, formula_constant
+from circle_kernels.backends.triton.forward_pass.known import write_exponents
 from circle_kernels.backends.triton.launch import on_device
 from circle_kernels.backends.triton.normalization import finish_gradient
 from circle_kernels.backends.triton.operands import prepare_sides
@@ -35,42 +36,35 @@ from circle_kernels.backends.triton.settings import dot_precision, fit_tile
 from circle_kernels.backends.triton.settings_table import Settings
 from circle_kernels.backends.triton.sides import Side, laid_out, pair_arguments
 from circle_kernels.backends.triton.small_batch.backward import small_backward
+from circle_kernels.formula import PairFormula
 
 
 def backward(
     problem: PairProblem, passed: Passed, needs: Needs
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of both sides."""
-    saved, grad_lse_pos, grad_lse_neg, _ = passed
     with on_device(problem.embeddings.device):
         shape, conditions = shape_of(problem), conditions_on(problem.embeddings.device)
         layout = plan_layout(shape, conditions)
         if layout.small:
+            saved, *upstream, _ = passed
             saved = aligned(saved, problem, layout)
-            return small_backward(problem, saved, grad_lse_pos, grad_lse_neg), None
+            return small_backward(problem, saved, *upstream), None
         if layout.keeps_sides:
             problem = laid_out(problem)
-        pieces = view_saved(saved, problem, layout)
+        pieces = view_saved(passed.saved, problem, layout)
         sides = pieces.sides or prepare_sides(problem, pieces.row_order, pieces.column_order)
         rows, columns = sides
-        unit = None
-        if rows.operand.dtype == torch.float16:
-            unit = gradient_unit(grad_lse_pos, grad_lse_neg, problem.formula)
-        table = prepare_statistics(
-            rows,
-            pieces.logsumexps,
-            grad_lse_pos,
-            grad_lse_neg,
-            unit,
-            problem.formula,
-            kinds=layout.kinds,
-        )
+        anchors = [_Anchors(rows, pieces.logsumexps, passed.grad_lse_pos, passed.grad_lse_neg)]
+        if passed.column_statistics is not None and not problem.self_mode:
+            anchors.append(_anchors_among(columns, passed.column_statistics, problem.formula))
+        unit, tables = _prepared(anchors, problem.formula, layout)
         arguments = {
             **pair_arguments(rows, columns),
             **formula_arguments(problem.formula),
             "listed_ptr": problem.listed,
             "listed_stride": 0 if problem.listed is None else problem.listed.stride(0),
-            "table_ptr": table,
+            **tables,
         }
         constants = {
             "SELF_MODE": problem.self_mode,
@@ -105,6 +99,40 @@ def backward(
             None if of_rows is None else of_rows.gradient,
             None if of_columns is None else of_columns.gradient,
         )
+
+
+class _Anchors(NamedTuple):
+    """A side whose rows count pairs."""
+
+    side: Side
+    logsumexps: Tensor  # (2, N), of exponents
+    grad_lse_pos: Tensor  # (N,)
+    grad_lse_neg: Tensor  # (N,)
+
+
+def _anchors_among(columns: Side, statistics: Tensor, formula: PairFormula) -> _Anchors:
+    """References that count pairs, by ``Passed.column_statistics``."""
+    lse_pos, lse_neg, *upstream = statistics
+    logsumexps = statistics.new_empty(2, len(columns))
+    write_exponents(lse_pos, lse_neg, formula, logsumexps)
+    return _Anchors(columns, logsumexps, *upstream)
+
+
+def _prepared(
+    anchors: list[_Anchors],  # of rows; of references, if they count pairs
+    formula: PairFormula,
+    layout: Layout,
+) -> tuple[Tensor | None, dict[str, Tensor | None]]:
+    """What gradients are divided by, if anything, and the tables of statistics by their names."""
+    unit = None
+    if anchors[0].side.operand.dtype == torch.float16:
+        # One for both: each weight is a sum of a row's share and of a column's.
+        units = (gradient_unit(of.grad_lse_pos, of.grad_lse_neg, formula) for of in anchors)
+        unit = functools.reduce(torch.maximum, units)
+    tables: dict[str, Tensor | None] = {"table_ptr": None, "reference_table_ptr": None}
+    for name, each in zip(tables, anchors, strict=False):
+        tables[name] = prepare_statistics(*each, unit, formula, kinds=layout.kinds)
+    return unit, tables
 
 
 def _weights_settings(

@@ -1,8 +1,8 @@
 """``dL/ds`` of a tile times both of its scales, from products and the statistics of anchors.
 
-Anchors lie along a tile's rows or, in self mode, along rows and columns. With both scales in them
-weights serve either side: a side's sums are then its gradient but for its own norms, and in self
-mode the weight of (j, i) is that of (i, j).
+Anchors lie along a tile's rows or, where pairs count for their columns as in self mode, along rows
+and columns. With both scales in them weights serve either side: a side's sums are then its gradient
+but for its own norms, and in self mode the weight of (j, i) is that of (i, j).
 """
 
 from __future__ import annotations
@@ -95,13 +95,13 @@ def plain_weights(
     scales,  # (R, C)
     kinds,  # of pair_kinds; (R, C)
     table_ptr,
+    column_table_ptr,  # or None: pairs count for rows only
     row,
     column,
     formula,  # Formula
     CONSTANTS: tl.constexpr,  # (SELF_MODE, LABELS, FORMULA, DETACH_WEIGHTS) of the kernel
 ):
     """Compute weights where the fixed shift serves all anchors, from one exponential per pair."""
-    SELF_MODE: tl.constexpr = CONSTANTS[0]
     LABELS: tl.constexpr = CONSTANTS[1]
     FORMULA: tl.constexpr = CONSTANTS[2]
     DETACH_WEIGHTS: tl.constexpr = CONSTANTS[3]
@@ -109,8 +109,8 @@ def plain_weights(
     positive, for_row, for_column = kinds
     rows = along_rows(load_statistic(table_ptr, row, FACTOR, products.shape[0]))
     columns = rows
-    if SELF_MODE:
-        columns = along_columns(load_statistic(table_ptr, column, FACTOR, products.shape[1]))
+    if column_table_ptr is not None:
+        columns = along_columns(load_statistic(column_table_ptr, column, FACTOR, products.shape[1]))
     if BOTH_KINDS:
         distances = mixed_distances(products, scales, positive, formula, FORMULA)
         floors = pair_floors(positive, formula, FORMULA)
@@ -120,9 +120,9 @@ def plain_weights(
     exponentials = shifted_exponentials(distances, formula.fixed_shift, FORMULA)
     if LABELS == "listed":
         factors = tl.where(for_row, of_kind(positive, rows), 0.0)
-        if SELF_MODE:
+        if column_table_ptr is not None:
             factors += tl.where(for_column, of_kind(positive, columns), 0.0)
-    elif SELF_MODE:
+    elif column_table_ptr is not None:
         factors = rows.negative + columns.negative
         if BOTH_KINDS:
             factors = tl.where(positive, rows.positive + columns.positive, factors)
@@ -144,9 +144,9 @@ def exact_weights(
     scales,  # (R, C)
     kinds,  # of pair_kinds: whether a pair is positive, and counts for row and column; (R, C)
     rows,  # Anchors along the rows
-    columns,  # Anchors along the columns, if SELF_MODE
+    columns,  # Anchors along the columns, if COLUMNS_COUNT
     formula,  # Formula
-    SELF_MODE: tl.constexpr,
+    COLUMNS_COUNT: tl.constexpr,  # whether pairs count for their columns, too
     FORMULA: tl.constexpr,
     DETACH_WEIGHTS: tl.constexpr,
 ):
@@ -157,7 +157,7 @@ def exact_weights(
     # Selected, not multiplied: what stands at a pair that is in neither set may be inf or NaN.
     weights = tl.where(for_row, shares * of_kind(positive, rows.upstream), 0.0)
     counts = for_row
-    if SELF_MODE:
+    if COLUMNS_COUNT:
         shares = tl.exp2(shifted_exponents(distances, of_kind(positive, columns.lse), FORMULA))
         weights += tl.where(for_column, shares * of_kind(positive, columns.upstream), 0.0)
         counts = for_row | for_column
@@ -175,6 +175,7 @@ def pair_weights(
     listed_ptr,  # if LABELS is "listed"
     listed_stride,
     table_ptr,
+    column_table_ptr,  # or None: pairs count for rows only
     formula,  # Formula
     SERVED: tl.constexpr,  # whether the fixed shift serves all anchors
     CONSTANTS: tl.constexpr,  # (SELF_MODE, LABELS, FORMULA, DETACH_WEIGHTS) of the kernel
@@ -191,7 +192,9 @@ def pair_weights(
         pairs, row, column, listed_ptr, listed_stride, SELF_MODE, LABELS, ROWS, COLUMNS
     )
     if SERVED:
-        weights = plain_weights(products, scales, kinds, table_ptr, row, column, formula, CONSTANTS)
+        weights = plain_weights(
+            products, scales, kinds, table_ptr, column_table_ptr, row, column, formula, CONSTANTS
+        )
     else:
         # Put together here: in Triton 3.3 functions return no tuples of tuples.
         rows = Anchors(
@@ -199,12 +202,13 @@ def pair_weights(
             along_rows(load_statistic(table_ptr, row, UPSTREAM, ROWS)),
         )
         columns = rows
-        if SELF_MODE:
+        COLUMNS_COUNT: tl.constexpr = column_table_ptr is not None
+        if COLUMNS_COUNT:
             columns = Anchors(
-                along_columns(load_statistic(table_ptr, column, LSE, COLUMNS)),
-                along_columns(load_statistic(table_ptr, column, UPSTREAM, COLUMNS)),
+                along_columns(load_statistic(column_table_ptr, column, LSE, COLUMNS)),
+                along_columns(load_statistic(column_table_ptr, column, UPSTREAM, COLUMNS)),
             )
         weights = exact_weights(
-            products, scales, kinds, rows, columns, formula, SELF_MODE, FORMULA, DETACH_WEIGHTS
+            products, scales, kinds, rows, columns, formula, COLUMNS_COUNT, FORMULA, DETACH_WEIGHTS
         )
     return weights

@@ -37,6 +37,7 @@ def is_served(
     row,
     column,
     table_ptr,
+    column_table_ptr,  # or None: pairs count for rows only
     fixed_shift,
     SELF_MODE: tl.constexpr,
     LABELS: tl.constexpr,
@@ -49,8 +50,8 @@ def is_served(
     """
     served = is_plain(pairs, row, column, SELF_MODE, LABELS, TILE_ROWS, TILE_COLUMNS)
     served = served & fixed_shift_serves(table_ptr, row, fixed_shift)
-    if SELF_MODE:
-        served = served & fixed_shift_serves(table_ptr, column, fixed_shift)
+    if column_table_ptr is not None:
+        served = served & fixed_shift_serves(column_table_ptr, column, fixed_shift)
     return served
 
 
@@ -90,6 +91,7 @@ def write_weights_kernel(
     column_scales_ptr,  # (padded M,) float32
     listed_ptr,  # (padded N, padded M) uint8, or None
     table_ptr,  # (blocks, TABLE_ROWS, STATISTICS_BLOCK) float32: of rows, in self mode of columns
+    reference_table_ptr,  # the same of references that count each pair, too; or None
     weights_ptr,  # (rows of the chunk, columns of the chunk), the dtype of the operands
     num_rows,
     num_columns,
@@ -139,6 +141,7 @@ def write_weights_kernel(
     SLICE_COLUMNS: tl.constexpr = BLOCK_COLUMNS // SLICES
     part = tl.program_id(0) // num_row_blocks % PARTS * BLOCK_COLUMNS
     first_tile = tl.program_id(0) // (num_row_blocks * PARTS)
+    column_table_ptr = table_ptr if SELF_MODE else reference_table_ptr
     if MIRROR:
         tl.static_assert(TILE_ROWS % TILE_COLUMNS == 0)
         first_tile += tile_row // TILE_COLUMNS
@@ -151,6 +154,7 @@ def write_weights_kernel(
                 first_row + tile_row,
                 first_column + tile_column,
                 table_ptr,
+                column_table_ptr,
                 fixed_shift,
                 SELF_MODE,
                 LABELS,
@@ -182,6 +186,7 @@ def write_weights_kernel(
                     listed_ptr,
                     listed_stride,
                     table_ptr,
+                    column_table_ptr,
                     formula,
                     TILES == "served",
                     (SELF_MODE, LABELS, FORMULA, DETACH_WEIGHTS),

@@ -19,11 +19,11 @@ from circle_kernels.backends.triton.forward_pass.merge import MERGE_BLOCKS, merg
 from circle_kernels.backends.triton.forward_pass.rectangle import sum_rows_kernel
 from circle_kernels.backends.triton.forward_pass.triangle import sum_triangle_kernel
 from circle_kernels.backends.triton.launch import launch_kernel, launch_tiles, on_device
-from circle_kernels.backends.triton.operands import fill_sides, prepare_sides, sort_by_label
+from circle_kernels.backends.triton.operands import prepare_sides
 from circle_kernels.backends.triton.plan import Band, Walk, plan_layout, plan_walk, shape_of
-from circle_kernels.backends.triton.saved import new_saved, view_saved
+from circle_kernels.backends.triton.saved import begin_saved, new_saved
 from circle_kernels.backends.triton.settings import dot_precision
-from circle_kernels.backends.triton.sides import Side, ceil_div, laid_out, pair_arguments
+from circle_kernels.backends.triton.sides import Side, ceil_div, pair_arguments
 from circle_kernels.backends.triton.small_batch.forward import small_forward
 
 
@@ -34,19 +34,13 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
         conditions = conditions_on(device)
         shape = shape_of(problem)
         layout = plan_layout(shape, conditions)
-        saved = new_saved(problem, layout)
         if layout.small:
+            saved = new_saved(problem, layout)
             return *small_forward(problem, saved), saved
         walk = plan_walk(shape, conditions)
-        if layout.keeps_sides:
-            problem = laid_out(problem)
-        pieces = view_saved(saved, problem, walk)
-        sort_by_label(problem, pieces.row_order, pieces.column_order)
-        if pieces.sides is None:
-            rows, columns = prepare_sides(problem, pieces.row_order, pieces.column_order)
-        else:
-            rows, columns = pieces.sides
-            fill_sides(problem, rows, columns)
+        problem, saved, pieces = begin_saved(problem, layout)
+        sides = pieces.sides or prepare_sides(problem, pieces.row_order, pieces.column_order)
+        rows, columns = sides
         constants = {
             "FORMULA": formula_constant(problem.formula),
             "NORMALIZED": problem.normalize,

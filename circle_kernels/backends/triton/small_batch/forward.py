@@ -17,13 +17,14 @@ from circle_kernels.backends.triton.formula import (
     Formula,
     Kind,
     coordinate_scale,
+    exponents_of,
     formula_arguments,
     formula_constant,
     logit_constant,
 )
 from circle_kernels.backends.triton.forward_pass.exact import add_pairs, no_sum
 from circle_kernels.backends.triton.forward_pass.merge import finish_logsumexp
-from circle_kernels.backends.triton.launch import launch_tiles
+from circle_kernels.backends.triton.launch import launch_kernel, launch_tiles
 from circle_kernels.backends.triton.operands import Given, measure_rows
 from circle_kernels.backends.triton.primitives import LN_2
 from circle_kernels.backends.triton.settings import dot_precision
@@ -61,12 +62,34 @@ def measure_block(
     return block, found.norms, found.operand_norms
 
 
+@triton.jit
+def save_block(
+    saved_ptr,  # (8, N) of 4 bytes: log-sum-exps of exponents of positives and negatives, norms,
+    # factors, operands' norms, scales; then labels in place of two
+    exponents_pos,  # (R,)
+    exponents_neg,  # (R,)
+    rows,  # Block
+    norms,  # (R,)
+    operand_norms,  # (R,)
+    indices,  # (R,), also beyond the last row
+    num_rows,
+):
+    """Store what the backward pass takes of a block of rows."""
+    inside = indices < num_rows
+    tl.store(saved_ptr + indices, exponents_pos, mask=inside)
+    tl.store(saved_ptr + num_rows + indices, exponents_neg, mask=inside)
+    tl.store(saved_ptr + 2 * num_rows + indices, norms, mask=inside)
+    tl.store(saved_ptr + 3 * num_rows + indices, rows.factors, mask=inside)
+    tl.store(saved_ptr + 4 * num_rows + indices, operand_norms, mask=inside)
+    tl.store(saved_ptr + 5 * num_rows + indices, rows.scales, mask=inside)
+    tl.store(saved_labels(saved_ptr, num_rows) + indices, rows.labels, mask=inside)
+
+
 @triton.jit(do_not_specialize=["num_rows"])
 def small_forward_kernel(
     rows_ptr,  # (N, D), any strides
     labels_ptr,  # (N,) int64
-    saved_ptr,  # (8, N) of 4 bytes: log-sum-exps of exponents of positives and negatives, norms,
-    # factors, operands' norms, scales; then labels in place of two
+    saved_ptr,  # (8, N) of 4 bytes: of save_block
     lse_pos_ptr,  # (N,) float32
     lse_neg_ptr,  # (N,) float32
     num_rows,
@@ -128,13 +151,44 @@ def small_forward_kernel(
     lse_neg = (exponents_neg - logit_constant(floor_neg, FORMULA)) * LN_2
     tl.store(lse_pos_ptr + indices, lse_pos, mask=inside)
     tl.store(lse_neg_ptr + indices, lse_neg, mask=inside)
-    tl.store(saved_ptr + indices, exponents_pos, mask=inside)
-    tl.store(saved_ptr + num_rows + indices, exponents_neg, mask=inside)
-    tl.store(saved_ptr + 2 * num_rows + indices, norms, mask=inside)
-    tl.store(saved_ptr + 3 * num_rows + indices, rows.factors, mask=inside)
-    tl.store(saved_ptr + 4 * num_rows + indices, operand_norms, mask=inside)
-    tl.store(saved_ptr + 5 * num_rows + indices, rows.scales, mask=inside)
-    tl.store(saved_labels(saved_ptr, num_rows) + indices, rows.labels, mask=inside)
+    save_block(
+        saved_ptr, exponents_pos, exponents_neg, rows, norms, operand_norms, indices, num_rows
+    )
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def small_save_kernel(
+    rows_ptr,  # (N, D), any strides
+    labels_ptr,  # (N,) int64
+    saved_ptr,  # (8, N) of 4 bytes: of save_block
+    lse_pos_ptr,  # (N,) float32: known
+    lse_neg_ptr,  # (N,) float32
+    num_rows,
+    depth,
+    row_stride,
+    depth_stride,
+    norm_eps,
+    root_scale,
+    floor_pos,
+    floor_neg,
+    FORMULA: tl.constexpr,
+    NORMALIZED: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+):
+    """Find what the backward pass takes of a block of rows beside its log-sum-exps."""
+    given = Given(rows_ptr, num_rows, depth, row_stride, depth_stride)
+    saved_ptr = saved_ptr.to(tl.pointer_type(tl.float32))
+    row = tl.program_id(0) * BLOCK_ROWS
+    indices = row + tl.arange(0, BLOCK_ROWS)
+    rows, norms, operand_norms = measure_block(
+        given, labels_ptr, row, norm_eps, root_scale, NORMALIZED, BLOCK_ROWS, BLOCK_DEPTH
+    )
+    exponents_pos = exponents_of(tl.load(lse_pos_ptr + rows.indices), floor_pos, FORMULA)
+    exponents_neg = exponents_of(tl.load(lse_neg_ptr + rows.indices), floor_neg, FORMULA)
+    save_block(
+        saved_ptr, exponents_pos, exponents_neg, rows, norms, operand_norms, indices, num_rows
+    )
 
 
 def small_launch(problem: PairProblem) -> tuple[dict[str, Any], dict[str, Any], Settings]:
@@ -185,3 +239,30 @@ def small_forward(
         settings,
     )
     return lse_pos, lse_neg
+
+
+def small_save(
+    problem: PairProblem,
+    lse_pos: Tensor,  # (N,)
+    lse_neg: Tensor,  # (N,)
+    saved: Tensor,  # bytes; filled
+) -> None:
+    """What :func:`small_forward` saves, of log-sum-exps that are known."""
+    arguments, constants, settings = small_launch(problem)
+    arguments |= {
+        "labels_ptr": problem.labels.contiguous(),
+        "saved_ptr": saved,
+        "lse_pos_ptr": lse_pos.contiguous(),
+        "lse_neg_ptr": lse_neg.contiguous(),
+        "root_scale": math.sqrt(coordinate_scale(problem.formula)),
+    }
+    # In the blocks of the forward pass, so that norms are rounded alike.
+    constants |= {"BLOCK_ROWS": settings.block_rows, "BLOCK_DEPTH": settings.block_depth}
+    known = small_save_kernel.arg_names
+    launch_kernel(
+        small_save_kernel,
+        ceil_div(len(problem.embeddings), settings.block_rows),
+        {name: value for name, value in arguments.items() if name in known},
+        {name: value for name, value in constants.items() if name in known},
+        settings.num_warps,
+    )
