@@ -221,7 +221,9 @@ def run_backward_of_any(
         RuntimeError: also a tensor that the backend asked for cannot read.
     """
     saved, grad_lse_pos, grad_lse_neg, _ = passed
-    passed = Passed(saved, materialized(grad_lse_pos), materialized(grad_lse_neg))
+    passed = passed._replace(
+        grad_lse_pos=materialized(grad_lse_pos), grad_lse_neg=materialized(grad_lse_neg)
+    )
     tensors = {**problem.named_tensors, **passed._asdict()}
     module = behind_the_gate(module, backend, tensors)
     if is_of_another(saved, module, problem):
