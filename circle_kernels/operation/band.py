@@ -20,13 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from circle_kernels.backends.choice import (
-    new_saved,
-    run_backward,
-    run_forward,
-    serving,
-    without_autocast,
-)
+from circle_kernels.backends.choice import run_backward, run_forward, serving, without_autocast
 from circle_kernels.backends.problem import Needs, PairProblem, Passed, result_dtype
 from circle_kernels.distributed.columns import Block, Columns, Spread
 from circle_kernels.operation.batch import Batch, Operation
@@ -82,6 +76,10 @@ class Band:
 
         A collective call where references need theirs, and in self mode.
         """
+        with without_autocast(self.rows[0].device.type):
+            return self._backward(sums, upstream, needs)
+
+    def _backward(self, sums: Sums, upstream: tuple[Tensor, Tensor], needs: Needs) -> _Gradients:
         # Of an empty set nothing is counted, whatever comes from above.
         upstream = (
             upstream[0].masked_fill(sums.lse_pos == -math.inf, 0),
@@ -104,6 +102,8 @@ class Band:
         total = _Total(self.rows[0])
         for place, block in enumerate(blocks):
             problem = self._problem(self.rows, block)
+            if problem.is_empty:
+                continue
             module = self._module(problem)
             if place < len(sums.saved):
                 # Weights relative to the block's own sums are those relative to all times this.
@@ -112,7 +112,7 @@ class Band:
                 passed = Passed(saved, *(torch.stack(upstream) * shares))
             else:
                 problem = self._skipping_less(problem)
-                passed = Passed(_save(module, problem, *sums[:2]), *upstream)
+                passed = Passed(module.save(problem, *sums[:2]), *upstream)
             if block is not None and self.self_mode:
                 passed = passed._replace(column_statistics=block[2].T.contiguous())
             total.add(run_backward(module, problem, passed, Needs(True, False))[0])
@@ -123,9 +123,11 @@ class Band:
         total = _Total(own[0])
         for *rows, of_rows in self.spread.columns(self.rows).everything(statistics):
             problem = self._skipping_less(self._problem(tuple(rows), own))
+            if problem.is_empty:
+                continue
             module = self._module(problem)
             lse_pos, lse_neg, *upstream = of_rows.T.contiguous()
-            passed = Passed(_save(module, problem, lse_pos, lse_neg), *upstream)
+            passed = Passed(module.save(problem, lse_pos, lse_neg), *upstream)
             total.add(run_backward(module, problem, passed, Needs(False, True))[1])
         return total.result()
 
@@ -155,14 +157,6 @@ def _shares(partial: Tensor, total: Tensor) -> Tensor:
     return (partial - total).exp().masked_fill(partial == -math.inf, 0)
 
 
-def _save(module: Any, problem: PairProblem, lse_pos: Tensor, lse_neg: Tensor) -> Tensor:
-    """What a backward pass reads, of sums over more than the problem's pairs."""
-    if problem.is_empty:
-        return new_saved(module, problem)
-    with without_autocast(problem.embeddings.device.type):
-        return module.save(problem, lse_pos, lse_neg)
-
-
 class _Total:
     """A gradient in parts, added up in the dtype of sums."""
 
@@ -173,7 +167,7 @@ class _Total:
     def add(self, part: Tensor | None) -> None:
         assert part is not None
         wide = part.to(result_dtype(part.dtype))
-        self._sum = wide if self._sum is None else self._sum + wide
+        self._sum = wide if self._sum is None else self._sum.add_(wide)
 
     def result(self) -> Tensor:
         """The gradient in the dtype of its side."""

@@ -205,18 +205,25 @@ class _Forward(torch.autograd.Function):
         group = group_of_name(ctx.settings[-OF_SHARING])
         ctx.factor = dist.get_world_size(group) if averaged else 1
         ctx.mark_non_differentiable(*results[2:])
+        ctx.set_materialize_grads(False)  # zeros, for all that was kept
         return results
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         embeddings, row_labels, ref_emb, columns, column_labels, *kept = ctx.saved_tensors
+        upstream = [
+            embeddings.new_zeros(len(embeddings), dtype=result_dtype(embeddings.dtype))
+            if gradient is None
+            else gradient * ctx.factor
+            for gradient in gradients[:2]
+        ]
         # Of references that are not gathered, their labels are among what was kept.
         ref_labels = None if ref_emb is None else column_labels.new_empty(ref_emb.shape[0])
         of_rows, of_references = _Backward.apply(
             *(embeddings, row_labels, ref_emb, ref_labels, None),
             *ctx.settings,
             *(columns, column_labels, *kept),
-            *(gradient * ctx.factor for gradient in gradients[:2]),
+            *upstream,
         )
         needs = Needs(*ctx.settings[-2:])
         return (
