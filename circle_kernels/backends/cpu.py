@@ -117,7 +117,7 @@ def _plan_saved(problem: PairProblem) -> tuple[int, int]:
         return 0, 0
     panel, itemsize = _loaded().PANEL, problem.result_dtype.itemsize
     tiles = _tiles_of(problem)
-    budget = KEPT_BYTES // (panel**2 * itemsize)
+    budget = int(KEPT_BYTES * problem.kept_part) // (panel**2 * itemsize)
     # Where the budget holds a small part of the tiles, it is not worth its memory. Written so that
     # sizes may be symbolic: compilers cannot branch on them.
     budgets_more = tiles // (_MOST_BUDGETS * budget + 1)

@@ -90,6 +90,8 @@ class PairProblem(NamedTuple):
     listed: Tensor | None = None
     # How exactly float32 has to be multiplied: "highest", "high" or "medium" (precision.py).
     precision: str = "highest"
+    # Part of what a batch may keep for its backward pass, of a problem that is one of its blocks.
+    kept_part: float = 1.0
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:

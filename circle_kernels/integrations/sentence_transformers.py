@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -22,9 +22,6 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
-if TYPE_CHECKING:
-    from circle_kernels.distributed.groups import Group
-
 
 class CircleLoss(nn.Module):
     """Circle loss over (sentence, class) batches (Sun et al., CVPR 2020, arXiv 2002.10857).
@@ -35,8 +32,10 @@ class CircleLoss(nn.Module):
 
     Args:
         model: the model that is trained.
-        m, gamma, scope, reduction, detach_weights, group, backend: as for
+        m, gamma, scope, reduction, detach_weights, backend: as for
             :class:`circle_kernels.CircleLoss`.
+        sharing: with which processes the batch is shared, and how: ``group`` and what goes with it,
+            as for :class:`circle_kernels.CircleLoss`.
 
     Raises:
         TypeError, ValueError: a hyper-parameter of the wrong type or range; when called, more than
@@ -64,8 +63,8 @@ class CircleLoss(nn.Module):
         scope: str = "anchor",
         reduction: str = "mean",
         detach_weights: bool = True,
-        group: Group | None = None,
         backend: str = "auto",
+        **sharing: Any,
     ) -> None:
         super().__init__()
         if reduction == "none":
@@ -78,8 +77,8 @@ class CircleLoss(nn.Module):
             scope=scope,
             reduction=reduction,
             detach_weights=detach_weights,
-            group=group,
             backend=backend,
+            **sharing,
         )
 
     def forward(

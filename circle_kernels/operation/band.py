@@ -135,7 +135,9 @@ class Band:
         """Rows with one another, or with a block of others."""
         ref_emb, ref_labels = (None, None) if block is None else block[:2]
         batch = Batch(rows[0], rows[1], ref_emb, ref_labels)
-        return self.operation.problem(batch, precision=self.precision)
+        problem = self.operation.problem(batch, precision=self.precision)
+        part = len(problem.columns) / max(sum(self.columns.spread.sizes), 1)
+        return problem._replace(kept_part=part)
 
     def _skipping_less(self, problem: PairProblem) -> PairProblem:
         """A block whose weights are relative to sums over all blocks, and which may so leave out no
