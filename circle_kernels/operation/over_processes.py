@@ -70,15 +70,15 @@ def shared_logsumexps(
     sides = (batch.embeddings, batch.ref_emb)
     grad = torch.is_grad_enabled()
     needs = [grad and side is not None and side.requires_grad for side in sides]
-    lse_pos, lse_neg, *_, told, _, _, _, _ = _differentiable_op(
-        *encode(batch, operation),
+    shared = (
         group_name(sharing.group),
         sharing.exchange == "ring",
         sharing.same_sizes,
         "\n".join(f"{name}={value}" for name, value in alike.items()),
         *needs,
-        averaged,
     )
+    results = _differentiable_op(*encode(batch, operation), *shared, averaged)
+    lse_pos, lse_neg, *_, told, _, _, _, _ = results
     return lse_pos, lse_neg, told
 
 

@@ -35,10 +35,10 @@ class SharedCall:
     batch: Batch
     operation: Operation
     group: dist.ProcessGroup
+    needs: Needs
     ring: bool
     same_sizes: bool
     alike: str
-    needs: Needs
 
     @property
     def self_mode(self) -> bool:
@@ -101,6 +101,6 @@ def decode_shared(
 ) -> tuple[SharedCall, tuple[Any, ...]]:
     """The call, and the arguments that follow."""
     batch, operation, rest = decode(arguments, fake=fake)
-    name, ring, same_sizes, alike, *needs = rest[:OF_SHARING]
-    call = SharedCall(batch, operation, group_of_name(name), ring, same_sizes, alike, Needs(*needs))
-    return call, rest[OF_SHARING:]
+    name, *how, needs_embeddings, needs_references = rest[:OF_SHARING]
+    needs = Needs(needs_embeddings, needs_references)
+    return SharedCall(batch, operation, group_of_name(name), needs, *how), rest[OF_SHARING:]
