@@ -160,7 +160,8 @@ class ClassCircleLoss(_ClassLoss):
 
     Over several processes: inside of DistributedDataParallel it synchronises the weight; a head
     beside a wrapped network, and one with ``sparse_grad=True``, needs
-    :func:`circle_kernels.average_gradients`.
+    :func:`circle_kernels.average_gradients`. :class:`circle_kernels.ShardedClassCircleLoss` spreads
+    the classes over processes.
 
     Example:
         >>> head = ClassCircleLoss(num_classes=85_000, embedding_dim=512)
