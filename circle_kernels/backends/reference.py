@@ -66,7 +66,7 @@ def backward(
         ref_emb = problem.ref_emb.detach().requires_grad_(needs.references)
     problem = problem._replace(embeddings=embeddings, ref_emb=ref_emb)
     with torch.enable_grad():
-        if saved.numel() == 0:
+        if saved is None or saved.numel() == 0:
             outputs: tuple[Tensor, ...] = forward(problem)[:2]
         else:
             known = from_bytes(saved, problem.result_dtype)
