@@ -169,7 +169,9 @@ def check_undistributed(name: str, value: Tensor) -> None:
     if is_distributed(value):
         raise TypeError(
             f"{name} must be an ordinary tensor, got {describe(value)} that is a DTensor; use "
-            f"{name}.full_tensor(), or of a sharded module call the module itself"
+            f"{name}.full_tensor(), with group= {name}.to_local(), which are this process's rows "
+            "(each of all would count once for each process), or of a sharded module call the "
+            "module itself"
         )
 
 

@@ -93,9 +93,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure, write the results file after every part, and print; or model, and write the page."""
+    assumed = [field.name for field in fields(Assumptions)]
+    given = [name for name in assumed if getattr(arguments, name) != _default_of(name)]
+    if arguments.model and (arguments.quick or arguments.out is not None):
+        raise UserError("--model measures nothing and takes neither --quick nor --out")
     if arguments.model:
         _run_model(arguments)
         return
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UserError(f"{names} is what the model assumes: use it with --model")
     quick = arguments.quick
     where = destination(
         "distributed-cpu.json", arguments.out, whole=is_whole(arguments, add_arguments)
@@ -118,6 +125,10 @@ def run(arguments: argparse.Namespace) -> None:
     path = where.finish()
     PRESENTATION.show(results)
     print(f"wrote {path}")
+
+
+def _default_of(name: str) -> float:
+    return next(each.default for each in fields(Assumptions) if each.name == name)
 
 
 def measure(case: SharedCase, processes: int, rounds: int) -> Iterator[dict[str, Any]]:

@@ -11,9 +11,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from circle_kernels.arguments import is_distributed
-from circle_kernels.distributed.collectives import gather_integers, gather_numbers, gather_rows
+from circle_kernels.distributed.collectives import gather_numbers, gather_rows
 from circle_kernels.distributed.groups import Group, resolve_group
-from circle_kernels.distributed.headers import check_same
+from circle_kernels.distributed.headers import CALL, exchange_headers
 from circle_kernels.distributed.shards import own_part, spread_alike, spread_over, with_part
 
 _NO_GRADIENT = -1  # in the place of a number of rows, as the next
@@ -58,17 +58,12 @@ def average_gradients(parameters: Iterable[Tensor] | Tensor, group: Group = "wor
             rows = gradient._nnz()
         else:
             rows = _DENSE
-        headers = gather_integers(
-            [len(parameters), parameter.numel(), parameter.element_size(), rows], processes
-        )
-        check_same(
-            "parameters",
-            [
-                f"{number}, of which the one at {position} has {numel} numbers of {size} bytes"
-                for number, numel, size, _ in headers
-            ],
-        )
-        sizes = [header[-1] for header in headers]
+        alike = {
+            CALL: "average_gradients",
+            "parameters": f"{len(parameters)}, of which the one at {position} has "
+            f"{parameter.numel()} numbers of {parameter.element_size()} bytes",
+        }
+        sizes = [size for (size,) in exchange_headers([rows], alike, processes)]
         if max(sizes) == min(sizes) == _NO_GRADIENT:
             continue
         if _DENSE in sizes:

@@ -51,7 +51,10 @@ def check_group(group: Group | None) -> None:
 def _check_mesh(mesh: DeviceMesh) -> None:
     if mesh.ndim != 1:
         name = mesh.mesh_dim_names[0] if mesh.mesh_dim_names else "name"
-        hint = f"take one of them, mesh[{name!r}], or join them, mesh._flatten()"
+        hint = (
+            f"take the one along which batches differ, as mesh[{name!r}]; where they differ along "
+            "all of them, mesh._flatten()"
+        )
         if not mesh.mesh_dim_names:
             hint += ", once they have names (mesh_dim_names)"
         raise ValueError(f"{_WANTED}; got a mesh of {mesh.ndim} dimensions, {mesh!r}: {hint}")

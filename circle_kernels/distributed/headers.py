@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _NUMBERS = 4  # in every header of every call, so that different calls can meet
 CALL = "the function that is called"
+_RAISED = "what was raised"
 
 
 def exchange_headers(
@@ -47,11 +48,26 @@ def exchange_headers(
         of_all: list[dict[str, str]] = [{} for _ in headers]
         said = {name: str(value) for name, value in alike.items()}
         dist.all_gather_object(of_all, said, group=group)
-        names = dict.fromkeys(name for each in of_all for name in each)
-        # A process that calls something else says nothing of the rest.
-        for name in [CALL] if len({each.get(CALL) for each in of_all}) > 1 else names:
-            check_same(name, [each.get(name, "nothing") for each in of_all])
+        _say_what_differs(of_all, group)
     return [each[: len(numbers)] for each in headers]
+
+
+def _say_what_differs(of_all: list[dict[str, str]], group: ProcessGroup) -> None:
+    raised = [
+        f"{_rank_of(place, group)}: {said[_RAISED]}"
+        for place, said in enumerate(of_all)
+        if _RAISED in said
+    ]
+    if raised:
+        calls = " and ".join(dict.fromkeys(said[CALL] for said in of_all if _RAISED in said))
+        raise ValueError(
+            f"{calls} raised in another process of the group, so that all raise; "
+            f"{'; '.join(raised)}"
+        )
+    # A process that calls something else says other things of it.
+    differ = len({said[CALL] for said in of_all}) > 1
+    for name in [CALL] if differ else of_all[0]:
+        check_same(name, [said[name] for said in of_all], group)
 
 
 def digest_of(alike: Mapping[str, object]) -> int:
@@ -60,14 +76,20 @@ def digest_of(alike: Mapping[str, object]) -> int:
     return int.from_bytes(hashlib.blake2b(said.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def check_same(name: str, kinds: list[str]) -> None:
+def check_same(name: str, kinds: list[str], group: ProcessGroup) -> None:
     """Require one kind in all processes; all of them see all kinds and so raise together."""
     if len(set(kinds)) > 1:
-        first = {kind: f"{kind} on rank {kinds.index(kind)}" for kind in kinds}
+        first = {kind: f"{kind} on {_rank_of(kinds.index(kind), group)}" for kind in kinds}
         raise ValueError(
             f"{name} must be the same in all processes of the group; "
             f"got {', '.join(first.values())}"
         )
+
+
+def _rank_of(place: int, group: ProcessGroup) -> str:
+    """A process of a group under the number that it has among all."""
+    rank = dist.get_global_rank(group, place)
+    return f"rank {rank}" if rank == place else f"rank {rank} ({place} of the group)"
 
 
 _Checked = TypeVar("_Checked")
@@ -94,6 +116,6 @@ def failing_together(call: str, group: ProcessGroup) -> Iterator[None]:
         yield
     except Exception as error:
         with suppress(ValueError):  # what the others raise
-            words = f"{call}, which raised {type(error).__name__}: {error}"
-            exchange_headers((), {CALL: words}, group)
+            raised = f"{type(error).__name__}: {error}"
+            exchange_headers((), {CALL: call, _RAISED: raised}, group)
         raise

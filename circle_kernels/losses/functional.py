@@ -92,16 +92,17 @@ def circle_loss(
             batch. ``"world"`` for all processes; a ProcessGroup or a DeviceMesh of one dimension
             for some; ``None`` for THIS PROCESS ALONE, whatever else runs.
             (``torch.distributed.group.WORLD`` is ``None``, too, until ``init_process_group`` has
-            been called; the name is looked up at each call.) A collective call, as its backward
+            been called; ``"world"`` is looked up at each call.) A collective call, as its backward
             pass is; batch sizes may differ, also at every step, and be 0. See docs/distributed.md.
         exchange: ``"gather"``: every process gathers all embeddings, (N, D). ``"ring"``: blocks of
             them travel from process to process, twice, for batches whose embeddings do not fit.
         same_sizes: that every process has as many rows (and references) as this one, always.
             Nothing is exchanged then but data, and the host never waits. Where processes differ in
             another argument, the loss is NaN instead of an error.
-        grad_reduction: what is done to the processes' gradients afterwards. ``"mean"``, as DDP and
-            FSDP do, or ``"sum"``: then they are those of one process with the whole batch. With
-            ``reduction="none"``, of one that has all processes' upstream gradients.
+        grad_reduction: what is done to the processes' gradients afterwards. ``"mean"``: they are
+            averaged, as DDP and FSDP do. ``"sum"``: they are added. The outcome is the gradient of
+            one process with the whole batch; of the loss times a number that has to be the same in
+            all processes. With ``reduction="none"`` that process has all upstream gradients.
         backend: see :func:`circle_kernels.available_backends`.
 
     Returns:

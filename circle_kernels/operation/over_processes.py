@@ -67,8 +67,16 @@ def shared_logsumexps(
     if not torch.compiler.is_compiling() and not _has_sizes(batch.embeddings, sharing.same_sizes):
         refuse_to_be_traced("group", batch.embeddings)
     assert sharing.group is not None
-    sides = (batch.embeddings, batch.ref_emb)
     grad = torch.is_grad_enabled()
+    if (
+        grad
+        and not torch.compiler.is_compiling()
+        and batch.embeddings.shape[0] == 0
+        and not batch.embeddings.requires_grad
+    ):
+        # The others wait for this process in their backward pass.
+        batch = batch._replace(embeddings=batch.embeddings.detach().requires_grad_())
+    sides = (batch.embeddings, batch.ref_emb)
     needs = [grad and side is not None and side.requires_grad for side in sides]
     shared = (
         group_name(sharing.group),

@@ -15,7 +15,7 @@ from circle_kernels.backends.problem import Needs
 from circle_kernels.distributed.collectives import gather_numbers
 from circle_kernels.distributed.columns import Block, Columns, Spread
 from circle_kernels.distributed.groups import group_of_name
-from circle_kernels.distributed.headers import digest_of, exchange_headers
+from circle_kernels.distributed.headers import check_same, digest_of, exchange_headers
 from circle_kernels.operation.band import KEPT_BLOCKS, Band
 from circle_kernels.operation.batch import Batch, Operation
 from circle_kernels.operation.registered import decode
@@ -26,6 +26,8 @@ SHARING = (
     "str group, bool ring, bool same_sizes, str alike, bool needs_embeddings, bool needs_references"
 )
 OF_SHARING = 6
+_EITHER = 2  # what a process without rows says of a gradient, which it can do with and without
+_WHY = "they do where the network is trained, and not inside of torch.no_grad"
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,14 @@ class SharedCall:
         embeddings, _, ref_emb, _, _ = self.batch.tensors
         said: dict[str, object] = {}
         said |= dict(line.split("=", 1) for line in self.alike.split("\n"))
-        said["embeddings"] = f"{embeddings.dtype} of {embeddings.shape[1]} columns"
-        said["ref_emb"] = "none" if ref_emb is None else f"{ref_emb.dtype}"
+        columns = f"{embeddings.dtype} of {embeddings.shape[1]} columns"
+        said["the dtype and the columns of embeddings"] = columns
+        said["the dtype of ref_emb, if there are any,"] = None if ref_emb is None else ref_emb.dtype
         said["formula"] = self.operation.formula.name
         said |= vars(self.operation.formula)
         said["normalize"] = self.operation.normalize
         said["skip_below"] = self.operation.skip_below
         said["exchange"] = "ring" if self.ring else "gather"
-        said["whether embeddings need a gradient"] = self.needs.embeddings
         said["whether ref_emb needs a gradient"] = self.needs.references
         return said
 
@@ -75,7 +77,16 @@ class SharedCall:
         own = (len(batch.embeddings), 0 if batch.ref_emb is None else len(batch.ref_emb))
         if self.same_sizes:
             return tuple((size,) * dist.get_world_size(self.group) for size in own)
-        return tuple(zip(*exchange_headers(own, self.settings, self.group), strict=True))
+        wanted = int(self.needs.embeddings)
+        if own[0] == 0 and wanted:
+            wanted = _EITHER
+        headers = exchange_headers([*own, wanted], self.settings, self.group)
+        rows, references, wanting = zip(*headers, strict=True)
+        told = [bool(each) for each in wanting if each != _EITHER]
+        if len(set(told)) > 1:
+            kinds = [str(max(told) if each == _EITHER else bool(each)) for each in wanting]
+            check_same(f"whether embeddings need a gradient ({_WHY})", kinds, self.group)
+        return rows, references
 
     def agreement(self, like: Tensor) -> Tensor:
         """0, or NaN where processes that told nobody anything differ. The host does not wait."""

@@ -97,7 +97,7 @@ def test_wrong_group_is_named(use, one_process) -> None:
         with pytest.raises(error, match=r"^group must be 'world' .*; " + re.escape(got)):
             use(group)
     square = init_device_mesh("cpu", (1, 1), mesh_dim_names=("replicas", "shards"))
-    with pytest.raises(ValueError, match=r"mesh of 2 dim.*mesh\['replicas'\], or .*_flatten\(\)$"):
+    with pytest.raises(ValueError, match=r"mesh of 2 dim.*mesh\['replicas'\]; .*_flatten\(\)$"):
         use(square)
     with pytest.raises(ValueError, match=r"_flatten\(\), once they have names"):
         use(DeviceMesh("cpu", [[0]]))

@@ -151,6 +151,27 @@ def test_what_changes_after_the_loss_does_not_matter(exchange: str) -> None:
     run_processes(2, _keep_what_was, exchange)
 
 
+def _have_no_rows(rank: int) -> None:
+    """Rows of nobody need no gradient to take part in the backward pass of the others."""
+    rows, labels = side(Case((4,)), (4,), 0)
+    weight = torch.eye(6, dtype=torch.float64, requires_grad=True)
+    mine = rows @ weight if rank == 0 else torch.empty(0, 6, dtype=torch.float64)
+    for exchange in EXCHANGES:
+        circle_loss(mine, labels[: len(mine)], group="world", exchange=exchange).backward(
+            retain_graph=True
+        )
+        with torch.no_grad():
+            circle_loss(mine, labels[: len(mine)], group="world", exchange=exchange)
+    if rank == 0:
+        alone = torch.eye(6, dtype=torch.float64, requires_grad=True)
+        circle_loss(rows @ alone, labels).backward()
+        torch.testing.assert_close(weight.grad, 4 * alone.grad)  # two processes, two losses
+
+
+def test_a_process_without_rows_needs_no_network() -> None:
+    run_processes(2, _have_no_rows)
+
+
 def _half_of_the_processes(rank: int) -> None:
     groups = [dist.new_group(each) for each in ([0, 2], [1, 3])]
     mesh = torch.distributed.init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
