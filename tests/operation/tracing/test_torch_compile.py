@@ -136,7 +136,7 @@ def test_usual_arguments_are_not_traced_through_the_checks(
     """Each name that they look up would be looked up again at every step."""
     embeddings, labels, *_ = inputs(24)
     expected = loss_and_gradients(LOSSES[name], (embeddings, labels))
-    for checks in ("operation_of", "rows_of", "check_batch"):
+    for checks in ("operation_of", "reduction_of", "check_batch"):
         monkeypatch.delattr(f"circle_kernels.losses.functional.{checks}")
     compiled = torch.compile(LOSSES[name], fullgraph=True, backend="aot_eager")
     for ours, wanted in zip(
