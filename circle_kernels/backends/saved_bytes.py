@@ -27,6 +27,8 @@ def from_bytes(saved: Tensor, dtype: torch.dtype) -> Tensor:
             f"circle_kernels: the backward pass wants a log-sum-exp's bytes, got {saved.dtype} of "
             f"shape {tuple(saved.shape)}; {HOOKS}"
         )
+    if saved.numel() == 0:
+        return saved.new_empty(saved.shape, dtype=dtype)
     if saved.storage_offset() % dtype.itemsize or not saved.is_contiguous():
         saved = saved.clone(memory_format=torch.contiguous_format)
     return saved.view(dtype)

@@ -136,8 +136,9 @@ def _named(collective: str, group: ProcessGroup) -> Iterator[None]:
 
 
 def _as_bytes(tensor: Tensor) -> Tensor:
-    """A contiguous tensor as every backend moves it, whatever its dtype."""
-    return tensor.view(torch.uint8)
+    """A contiguous tensor as every backend moves it, whatever its dtype and its shape."""
+    # Of sizes of 1 contiguous tensors may have any strides, which views as bytes do not take.
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
 
 
 def _device_of(group: ProcessGroup) -> torch.device:

@@ -91,12 +91,16 @@ def resolve_group(group: Group) -> ProcessGroup:
 
 
 def group_name(group: Group) -> str:
-    """The name under which every process of the group finds it: :func:`group_of_name`.
+    """What ops are told of a group: :func:`group_of_name` finds it again.
+
+    With this process's rank and how many there are, which graphs have as constants: torch keeps
+    compiled graphs on disk by their ops' arguments, for all processes and later runs.
 
     Raises:
         TypeError, ValueError, RuntimeError: as :func:`resolve_group`.
     """
-    return resolve_group(group).group_name
+    processes = resolve_group(group)
+    return f"{dist.get_rank(processes)}/{processes.size()}/{processes.group_name}"
 
 
 # Compilers call it and keep what it returns, as torch.compiler.assume_constant_result has them do,
@@ -105,12 +109,20 @@ group_name._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def group_of_name(name: str) -> ProcessGroup:
-    """The group of this process that has the name.
+    """The group of this process that :func:`group_name` named.
 
     Raises:
-        RuntimeError, ValueError: it has been destroyed.
+        RuntimeError, ValueError: it has been destroyed, or is another one by now.
     """
-    return dist.distributed_c10d._resolve_process_group(name)  # type: ignore[arg-type]
+    rank, size, known = name.split("/", 2)
+    group = dist.distributed_c10d._resolve_process_group(known)  # type: ignore[arg-type]
+    if (group.rank(), group.size()) != (int(rank), int(size)):
+        raise RuntimeError(
+            f"the group {known!r} was one of {size} processes with this one as rank {rank}, and is "
+            f"now one of {group.size()} with rank {group.rank()}: compile again after "
+            "init_process_group"
+        )
+    return group
 
 
 def describe_group(group: Group | None) -> str:

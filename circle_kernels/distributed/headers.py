@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from circle_kernels.distributed.collectives import gather_integers
 from circle_kernels.distributed.groups import Group, resolve_group
@@ -99,8 +100,8 @@ def check_together(
     check: Callable[[], _Checked], call: str, group: Group, same_sizes: bool
 ) -> _Checked:
     """What ``check`` returns, :func:`failing_together` unless ``same_sizes`` says that there are no
-    headers, or a compiler looks on."""
-    if same_sizes is not False or torch.compiler.is_compiling():
+    headers, or a compiler or a tracer looks on, perhaps in this process alone."""
+    if same_sizes is True or torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
         return check()
     with failing_together(call, resolve_group(group)):
         return check()

@@ -14,7 +14,14 @@ from circle_kernels.distributed.headers import CALL, check_together
 from circle_kernels.distributed.sharing import Sharing
 from circle_kernels.formula import CircleFormula, UnifiedFormula
 from circle_kernels.logsumexp import present_logsumexp
-from circle_kernels.operation.batch import Batch, Operation, check_batch, operation_of, remembered
+from circle_kernels.operation.batch import (
+    Batch,
+    Operation,
+    check_batch,
+    check_shared,
+    operation_of,
+    remembered,
+)
 from circle_kernels.operation.differentiable import usual_loss
 from circle_kernels.operation.eager import logsumexps
 from circle_kernels.operation.reductions import REDUCTIONS, loss_of_sets, softplus
@@ -218,7 +225,9 @@ def loss_of(
     def check() -> tuple[Batch, Operation, RowReduction, Sharing]:
         operation = operation_of(formula_type, **options)
         reduction, sharing = reduction_of(*rows), sharing_of(*shared)
-        return check_batch(*tensors), operation, reduction, sharing
+        batch = check_batch(*tensors)
+        check_shared(batch, operation, sharing)
+        return batch, operation, reduction, sharing
 
     if group is None:
         return pair_loss(*check())

@@ -111,7 +111,6 @@ class Band:
                 saved = sums.saved[place].view(module.saved_shape(problem))
                 passed = Passed(saved, *(torch.stack(upstream) * shares))
             else:
-                problem = self._skipping_less(problem)
                 passed = Passed(module.save(problem, *sums[:2]), *upstream)
             if block is not None and self.self_mode:
                 passed = passed._replace(column_statistics=block[2].T.contiguous())
@@ -122,7 +121,7 @@ class Band:
         own = self.columns.own
         total = _Total(own[0])
         for *rows, of_rows in self.spread.columns(self.rows).everything(statistics):
-            problem = self._skipping_less(self._problem(tuple(rows), own))
+            problem = self._problem(tuple(rows), own)
             if problem.is_empty:
                 continue
             module = self._module(problem)
@@ -136,15 +135,13 @@ class Band:
         ref_emb, ref_labels = (None, None) if block is None else block[:2]
         batch = Batch(rows[0], rows[1], ref_emb, ref_labels)
         problem = self.operation.problem(batch, precision=self.precision)
-        part = len(problem.columns) / max(sum(self.columns.spread.sizes), 1)
-        return problem._replace(kept_part=part)
-
-    def _skipping_less(self, problem: PairProblem) -> PairProblem:
-        """A block whose weights are relative to sums over all blocks, and which may so leave out no
-        more than its part of what a row may lose."""
-        block = max(problem.embeddings.shape[0], problem.columns.shape[0])
-        whole = max(sum(self.spread.sizes), sum(self.columns.spread.sizes), 1)
-        return problem._replace(skip_below=problem.skip_below * block / whole)
+        columns, whole = len(problem.columns), max(sum(self.columns.spread.sizes), 1)
+        # What a row may lose, it may lose over all blocks; where columns count pairs, too, a
+        # backend spreads it over the longer side.
+        longer = max(columns, len(problem.embeddings)) if self.self_mode else columns
+        return problem._replace(
+            kept_part=columns / whole, skip_below=problem.skip_below * longer / whole
+        )
 
     def _module(self, problem: PairProblem) -> Any:
         return serving(problem, self.operation.backend)

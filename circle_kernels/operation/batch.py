@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from circle_kernels.arguments import check_embeddings, check_pair_inputs
-from circle_kernels.backends.choice import check_backend
+from circle_kernels.backends.choice import check_backend, serving
 from circle_kernels.backends.problem import PairProblem
+from circle_kernels.distributed.sharing import Sharing
 from circle_kernels.formula import FORMULAS, CircleFormula, PairFormula, UnifiedFormula
 from circle_kernels.options import check_flag, check_skip_below
 
@@ -147,6 +148,16 @@ def owned(tensor: Tensor | None, is_read: bool = True) -> Tensor | None:
     if is_read or tensor.is_inference():
         return tensor.clone()
     return tensor.data  # whose changes autograd does not count
+
+
+def check_shared(batch: Batch, operation: Operation, sharing: Sharing) -> None:
+    """Require of a batch that processes share that this one can compute it, before others wait.
+
+    Raises:
+        RuntimeError: no backend serves it.
+    """
+    if sharing.group is not None and not torch.compiler.is_compiling():
+        serving(operation.problem(batch), operation.backend)
 
 
 def check_layout(batch: Batch) -> None:

@@ -30,7 +30,7 @@ from circle_kernels.distributed.groups import Group
 from circle_kernels.distributed.headers import check_together
 from circle_kernels.distributed.sharing import Sharing
 from circle_kernels.formula import PairFormula
-from circle_kernels.operation.batch import Batch, Operation, check_batch, owned
+from circle_kernels.operation.batch import Batch, Operation, check_batch, check_shared, owned
 from circle_kernels.operation.differentiable import (
     NO_SECOND_DERIVATIVE,
     traced_gradients,
@@ -101,7 +101,9 @@ def pair_logsumexp(
     def check() -> tuple[Batch, Operation, Sharing]:
         batch = check_batch(embeddings, labels, ref_emb, ref_labels)
         operation = Operation(formula, normalize, skip_below, backend)
-        return batch, operation, Sharing(group, exchange, same_sizes)
+        sharing = Sharing(group, exchange, same_sizes)
+        check_shared(batch, operation, sharing)
+        return batch, operation, sharing
 
     if group is None:
         return logsumexps(*check()[:2])

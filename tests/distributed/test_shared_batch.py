@@ -151,6 +151,69 @@ def test_what_changes_after_the_loss_does_not_matter(exchange: str) -> None:
     run_processes(2, _keep_what_was, exchange)
 
 
+def _share_one_row(rank: int) -> None:
+    """Of sizes of 1 strides say nothing, and may be anything."""
+    pairs = torch.arange(4).view(1, 4) + 4 * rank
+    embeddings = torch.randn(
+        1, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(rank)
+    )
+    for exchange in EXCHANGES:
+        loss = circle_loss(embeddings[:, ::12], pairs[:, 1], group="world", exchange=exchange)
+        assert loss == 0
+        losses = circle_loss(
+            embeddings[:, ::2], torch.tensor(3).expand(1), group="world", exchange=exchange
+        )
+        assert losses == 0
+
+
+def test_strides_of_one_row_do_not_matter() -> None:
+    run_processes(2, _share_one_row)
+
+
+def _skip(rank: int, exchange: str) -> None:
+    """One row weighs references evenly: each of them is a small part of all, not of those here."""
+    generator = torch.Generator().manual_seed(0)
+    sizes, share = (390, 10), 0.1
+    rows, references = torch.nn.functional.normalize(
+        torch.randn(2, 400, 4, dtype=torch.float64, generator=generator), dim=2
+    )
+    formula = CircleFormula(m=0.25, gamma=1.0)
+    own, labels = own_rows(sizes, rank), torch.zeros(sizes[rank], dtype=torch.int64)
+    gradients = []
+    for skip_below in (0.0, share):
+        refs = references[own].clone().requires_grad_()
+        _, sums = pair_logsumexp(
+            rows[own], labels, refs, labels + 1, formula=formula, normalize=False,
+            skip_below=skip_below, group="world", exchange=exchange, backend="cpu",
+        )  # fmt: skip
+        (sums[0] * (rank == 0)).backward()
+        gradients.append(refs.grad)
+    error = (gradients[1] - gradients[0]).norm(dim=1).max()
+    assert error <= share / 400 * formula.max_slope()
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+def test_what_is_skipped_is_a_share_of_all_pairs(exchange: str) -> None:
+    run_processes(2, _skip, exchange)
+
+
+def _hook(rank: int) -> None:
+    """What hooks on saved tensors give back of no rows has strides of 0."""
+    rows, labels = side(Case((3,)), (3,), 0)
+    for exchange in EXCHANGES:
+        own = rows[: 3 * (rank == 0)].clone().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: tensor.numpy().copy(), torch.from_numpy
+        ):
+            loss = circle_loss(own, labels[: len(own)], group="world", exchange=exchange)
+        loss.backward()
+        assert own.grad.shape == own.shape
+
+
+def test_hooks_on_saved_tensors_may_rebuild_them() -> None:
+    run_processes(2, _hook)
+
+
 def _have_no_rows(rank: int) -> None:
     """Rows of nobody need no gradient to take part in the backward pass of the others."""
     rows, labels = side(Case((4,)), (4,), 0)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -52,8 +55,34 @@ def test_whole_graphs_share_batches(exchange: str, same_sizes: bool) -> None:
     run_processes(2, _compile, "aot_eager", sharing)
 
 
-def test_inductor_neither_drops_nor_reorders_what_others_wait_for() -> None:
-    run_processes(2, _compile, "inductor", {"exchange": "gather"})
+def _compile_with_a_cache(rank: int, folder: str, options: dict) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", folder)
+        _compile(rank, "inductor", options)
+
+
+def test_inductor_neither_drops_nor_reorders_what_others_wait_for(tmp_path: Path) -> None:
+    run_processes(2, _compile_with_a_cache, str(tmp_path), {"exchange": "gather"})
+
+
+def _compute_compiled(rank: int, folder: str) -> None:
+    """The gradient of the sums of all pairs is another one in each process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", folder)
+        compiled = torch.compile(circle_loss, fullgraph=True)
+        embeddings, labels = batch(6 * dist.get_world_size())
+        rows = slice(6 * rank, 6 * rank + 6)
+        gradients = []
+        for function in (compiled, circle_loss):
+            own = embeddings[rows].clone().requires_grad_()
+            function(own, labels[rows], group="world", scope="batch").backward()
+            gradients.append(own.grad)
+        torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
+def test_graphs_kept_on_disk_are_those_of_one_rank_among_as_many(tmp_path: Path) -> None:
+    for world_size in (2, 2, 3):
+        run_processes(world_size, _compute_compiled, str(tmp_path))
 
 
 def _trace_in_one_process(rank: int) -> None:
