@@ -102,7 +102,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, ...]:
     call, _ = decode_shared(arguments)
     check_layout(call.batch)
     device = call.batch.embeddings.device
-    sizes = call.sizes()
+    *sizes, wanting = call.sizes()
     precision = float32_precision(device.type)
     band = call.band(sizes, None, precision)
     sums = band.forward(keep=call.blocks_kept > 0)
@@ -121,7 +121,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, ...]:
         *held,
         call.batch.labels.clone(),
         as_bytes(torch.stack([torch.stack([lse_pos, lse_neg]), *sums.partial])),
-        torch.tensor(sizes, device="cpu"),
+        torch.tensor([*sizes, wanting], device="cpu"),
         encode_precision(precision),
         *saved,
     )
@@ -133,15 +133,17 @@ def _backward(*arguments: Any) -> tuple[Tensor, Tensor]:
     *saved, grad_lse_pos, grad_lse_neg = rest
     if call.ring:
         columns = call.batch.embeddings if call.self_mode else call.batch.ref_emb
-    of_rows, of_references = sizes.tolist()
-    band = call.band(
-        (tuple(of_rows), tuple(of_references)),
-        (columns, column_labels),
-        decode_precision(precision),
-    )
-    total, *partial = from_bytes(sums, grad_lse_pos.dtype)
-    known = Sums(total[0], total[1], saved[: call.blocks_kept], partial)
-    gradients = band.backward(known, (grad_lse_pos, grad_lse_neg), call.needs)
+    *told, wanting = map(tuple, sizes.tolist())
+    # A process without rows may want what the others do not, and would wait for them.
+    needs = Needs(call.needs.embeddings and 1 in wanting, call.needs.references)
+    gradients: tuple[Tensor | None, Tensor | None] = (None, None)
+    if any(needs):
+        band = call.band(told, (columns, column_labels), decode_precision(precision))
+        total, *partial = from_bytes(sums, grad_lse_pos.dtype)
+        known = Sums(total[0], total[1], saved[: call.blocks_kept], partial)
+        gradients = band.backward(known, (grad_lse_pos, grad_lse_neg), needs)
+    if call.needs.embeddings and not needs.embeddings:
+        gradients = torch.zeros_like(call.batch.embeddings), gradients[1]
     return without_none(call.batch, gradients)
 
 
@@ -186,7 +188,7 @@ def _forward_fake(*arguments: Any) -> tuple[Tensor, ...]:
         labels.new_empty(side.shape[0] if call.ring else columns),
         labels.new_empty(rows),
         side.new_empty((1 + call.blocks_kept, 2, rows * dtype.itemsize), dtype=torch.uint8),
-        torch.empty(2, processes, dtype=torch.int64, device="cpu"),
+        torch.empty(3, processes, dtype=torch.int64, device="cpu"),
         torch.empty(1, dtype=torch.uint8, device="cpu"),
         *(side.new_empty(size, dtype=torch.uint8) for size in saved),
     )

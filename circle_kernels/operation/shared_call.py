@@ -71,22 +71,21 @@ class SharedCall:
         said["whether ref_emb needs a gradient"] = self.needs.references
         return said
 
-    def sizes(self) -> tuple[tuple[int, ...], ...]:
-        """How many rows and references each process has: all tell, or are said to be alike."""
-        batch = self.batch
-        own = (len(batch.embeddings), 0 if batch.ref_emb is None else len(batch.ref_emb))
+    def sizes(self) -> list[tuple[int, ...]]:
+        """How many rows and references each process has, and whether it wants the gradient of its
+        embeddings: all tell, or are said to be alike."""
+        rows, references = self.batch.embeddings, self.batch.ref_emb
+        own = [len(rows), 0 if references is None else len(references), int(self.needs.embeddings)]
         if self.same_sizes:
-            return tuple((size,) * dist.get_world_size(self.group) for size in own)
-        wanted = int(self.needs.embeddings)
-        if own[0] == 0 and wanted:
-            wanted = _EITHER
-        headers = exchange_headers([*own, wanted], self.settings, self.group)
-        rows, references, wanting = zip(*headers, strict=True)
-        told = [bool(each) for each in wanting if each != _EITHER]
-        if len(set(told)) > 1:
-            kinds = [str(max(told) if each == _EITHER else bool(each)) for each in wanting]
+            return [(size,) * dist.get_world_size(self.group) for size in own]
+        if len(rows) == 0 and self.needs.embeddings:
+            own[2] = _EITHER
+        told = list(zip(*exchange_headers(own, self.settings, self.group), strict=True))
+        wanting = [bool(each) for each in told[2] if each != _EITHER]
+        if len(set(wanting)) > 1:
+            kinds = [str(each != 0) for each in told[2]]
             check_same(f"whether embeddings need a gradient ({_WHY})", kinds, self.group)
-        return rows, references
+        return told
 
     def agreement(self, like: Tensor) -> Tensor:
         """0, or NaN where processes that told nobody anything differ. The host does not wait."""
@@ -94,7 +93,7 @@ class SharedCall:
         agree = (gather_numbers(word, self.group) == word).all()
         return torch.where(agree, 0.0, math.nan).to(like.dtype)
 
-    def band(self, sizes: tuple[tuple[int, ...], ...], held: Block | None, precision: str) -> Band:
+    def band(self, sizes: Sequence[tuple[int, ...]], held: Block | None, precision: str) -> Band:
         """This process's part; ``held`` is what was gathered before."""
         embeddings, labels, ref_emb, ref_labels, _ = self.batch.tensors
         local = (embeddings, labels)

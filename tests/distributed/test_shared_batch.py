@@ -219,10 +219,17 @@ def _have_no_rows(rank: int) -> None:
     rows, labels = side(Case((4,)), (4,), 0)
     weight = torch.eye(6, dtype=torch.float64, requires_grad=True)
     mine = rows @ weight if rank == 0 else torch.empty(0, 6, dtype=torch.float64)
+    refs = rows.clone().requires_grad_()
     for exchange in EXCHANGES:
         circle_loss(mine, labels[: len(mine)], group="world", exchange=exchange).backward(
             retain_graph=True
         )
+        # Nobody's rows need one here, but all references do; and then nothing does.
+        for each in (refs, refs.detach()):
+            sides = mine.detach(), labels[: len(mine)], each, labels
+            loss = circle_loss(*sides, group="world", exchange=exchange)
+            if loss.requires_grad:
+                loss.backward()
         with torch.no_grad():
             circle_loss(mine, labels[: len(mine)], group="world", exchange=exchange)
     if rank == 0:
