@@ -85,7 +85,9 @@ class Path:
 PATHS = {
     "self": Path(),
     "circle_loss": Path(),
+    "blocks": Path(),
     "small batch": Path(small=True),
+    "small blocks": Path(small=True),
     "references": Path("references"),
     "classes": Path("classes"),
     "listed pairs": Path("listed"),
@@ -194,6 +196,20 @@ class LossTask(PathTask):
         }
 
 
+@dataclass(frozen=True)
+class BlocksTask(PathTask):
+    """A batch in blocks, as processes compute it that share it."""
+
+    def errors(self, problem: PairProblem) -> dict[str, float]:
+        """Of the gradient of half of the rows."""
+        module = importlib.import_module(BACKENDS[self.backend].module)
+        device = torch.device(self.case.device)
+        return trial.errors_in_blocks(module, problem, device, self.case.torch_dtype)
+
+
+KINDS = {"circle_loss": LossTask, "blocks": BlocksTask, "small blocks": BlocksTask}
+
+
 def smoke_tasks(device: str, backend: str = "triton") -> list[Task]:
     """All paths, those of the limits as they are first."""
     from circle_kernels.backends.triton.conditions import Limits, conditions_on
@@ -210,7 +226,7 @@ def smoke_tasks(device: str, backend: str = "triton") -> list[Task]:
         path = PATHS[name]
         case = Case(_SMALL_ROWS if path.small else rows, _DEPTH, "random", dtype, device)
         tf32 = "" if precision == "highest" else ", tf32"
-        kind = LossTask if name == "circle_loss" else PathTask
+        kind = KINDS.get(name, PathTask)
         return kind(
             "smoke",
             case,

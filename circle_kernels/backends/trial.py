@@ -52,6 +52,26 @@ def errors(
     return {what: _error(value, truth) for what, value, truth in pairs}
 
 
+def errors_in_blocks(
+    backend: Any, problem: PairProblem, device: torch.device, dtype: torch.dtype
+) -> dict[str, float]:
+    """:func:`errors` of the gradient of a batch's first half, as the process has it that holds
+    these rows: of them among themselves, and beside others whose sums are known."""
+    half = problem.embeddings.shape[0] // 2
+    truth = _results(reference, problem)[2][:half]
+    moved = _moved(problem, device, dtype)
+    lse_pos, lse_neg, _ = backend.forward(moved)
+    statistics = torch.stack([lse_pos, lse_neg, *_upstream(lse_pos)])
+    own = moved._replace(embeddings=moved.embeddings[:half], labels=moved.labels[:half])
+    beside = own._replace(ref_emb=moved.embeddings[half:], ref_labels=moved.labels[half:])
+    total = torch.zeros_like(truth)
+    for block, of_columns in ((own, None), (beside, statistics[:, half:].contiguous())):
+        *sums, grad_lse_pos, grad_lse_neg = statistics[:, :half]
+        passed = Passed(backend.save(block, *sums), grad_lse_pos, grad_lse_neg, of_columns)
+        total += backend.backward(block, passed, Needs(True, False))[0].double().cpu()
+    return {"the embeddings' gradient": _error(total, truth)}
+
+
 def _error(value: Tensor, truth: Tensor) -> float:
     finite = truth.isfinite()
     if not torch.equal(finite, value.isfinite()) or not torch.equal(value[~finite], truth[~finite]):
@@ -89,9 +109,13 @@ def _moved(problem: PairProblem, device: torch.device, dtype: torch.dtype) -> Pa
 def _results(backend: Any, problem: PairProblem) -> list[Tensor]:
     """Log-sum-exps and the gradients of both sides, in float64 on the CPU."""
     lse_pos, lse_neg, saved = backend.forward(problem)
-    # Other numbers for each row and kind, so that no mix-up can cancel.
-    upstream = torch.linspace(0.5, 1.5, len(lse_pos), dtype=lse_pos.dtype, device=lse_pos.device)
-    passed = Passed(saved, upstream, upstream.flip(0))
+    passed = Passed(saved, *_upstream(lse_pos))
     gradients = backend.backward(problem, passed, Needs(True, not problem.self_mode))
     results = (lse_pos, lse_neg, *gradients)
     return [each.double().cpu() for each in results if each is not None]
+
+
+def _upstream(lse: Tensor) -> tuple[Tensor, Tensor]:
+    """Other numbers for each row and kind, so that no mix-up can cancel."""
+    upstream = torch.linspace(0.5, 1.5, len(lse), dtype=lse.dtype, device=lse.device)
+    return upstream, upstream.flip(0)
