@@ -110,7 +110,9 @@ def explain_other_names(
     @functools.wraps(function)
     def explained(*args: _Arguments.args, **options: _Arguments.kwargs) -> _Result:
         if "scale" in options or "margin" in options or "indices_tuple" in options:
-            name = function.__qualname__.removesuffix(".__init__")
+            name = function.__qualname__
+            if name.endswith(".__init__"):
+                name = type(args[0]).__name__  # which may have inherited it
             for other, words in (
                 ("scale", "it is called gamma here"),
                 ("margin", "it is called m here"),

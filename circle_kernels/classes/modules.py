@@ -104,6 +104,52 @@ class ClassHead(nn.Module):
         return self.weight
 
 
+class CircleHead(ClassHead):
+    """What is circle loss's own, wherever the weight is."""
+
+    _formula_type = CircleFormula
+
+    @explain_other_names
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_dim: int,
+        m: float = 0.25,
+        gamma: float = 256.0,
+        *,
+        detach_weights: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__(num_classes, embedding_dim, m, gamma, **options)
+        self.detach_weights = check_flag("detach_weights", detach_weights)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, detach_weights={self.detach_weights}"
+
+    def _formula(self) -> CircleFormula:
+        return CircleFormula(m=self.m, gamma=self.gamma, detach_weights=self.detach_weights)
+
+
+class UnifiedHead(ClassHead):
+    """What is the unified loss's own, wherever the weight is."""
+
+    _formula_type = UnifiedFormula
+
+    @explain_other_names
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_dim: int,
+        m: float = 0.35,
+        gamma: float = 64.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(num_classes, embedding_dim, m, gamma, **options)
+
+    def _formula(self) -> UnifiedFormula:
+        return UnifiedFormula(m=self.m, gamma=self.gamma)
+
+
 class _ClassLoss(ClassHead):
     """What both class losses share whose weight is in each process."""
 
@@ -147,7 +193,7 @@ class _ClassLoss(ClassHead):
         }
 
 
-class ClassCircleLoss(_ClassLoss):
+class ClassCircleLoss(CircleHead, _ClassLoss):
     """Circle loss with class labels; see :func:`circle_kernels.class_circle_loss`.
 
     Args:
@@ -168,22 +214,6 @@ class ClassCircleLoss(_ClassLoss):
         >>> head(embeddings, labels).backward()
     """
 
-    _formula_type = CircleFormula
-
-    @explain_other_names
-    def __init__(
-        self,
-        num_classes: int,
-        embedding_dim: int,
-        m: float = 0.25,
-        gamma: float = 256.0,
-        *,
-        detach_weights: bool = True,
-        **options: Any,
-    ) -> None:
-        super().__init__(num_classes, embedding_dim, m, gamma, **options)
-        self.detach_weights = check_flag("detach_weights", detach_weights)
-
     def forward(
         self,
         embeddings: Tensor,  # (N, D)
@@ -197,14 +227,8 @@ class ClassCircleLoss(_ClassLoss):
             **self._options(),
         )
 
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, detach_weights={self.detach_weights}"
 
-    def _formula(self) -> CircleFormula:
-        return CircleFormula(m=self.m, gamma=self.gamma, detach_weights=self.detach_weights)
-
-
-class ClassUnifiedLoss(_ClassLoss):
+class ClassUnifiedLoss(UnifiedHead, _ClassLoss):
     """AM-Softmax, with ``m=0`` NormFace; see :func:`circle_kernels.class_unified_loss`.
 
     Args:
@@ -214,25 +238,9 @@ class ClassUnifiedLoss(_ClassLoss):
         options: as for :class:`ClassCircleLoss`.
     """
 
-    _formula_type = UnifiedFormula
-
-    @explain_other_names
-    def __init__(
-        self,
-        num_classes: int,
-        embedding_dim: int,
-        m: float = 0.35,
-        gamma: float = 64.0,
-        **options: Any,
-    ) -> None:
-        super().__init__(num_classes, embedding_dim, m, gamma, **options)
-
     def forward(
         self,
         embeddings: Tensor,  # (N, D)
         labels: Tensor,  # (N,)
     ) -> Tensor:
         return class_unified_loss(embeddings, labels, self.weight, **self._options())
-
-    def _formula(self) -> UnifiedFormula:
-        return UnifiedFormula(m=self.m, gamma=self.gamma)

@@ -24,6 +24,7 @@ from circle_kernels.classes.losses import ClassRows, checked_labels, checked_sid
 from circle_kernels.classes.sampling import Sampling, positions_among, sample_classes, sample_size
 from circle_kernels.classes.sampling import gather_rows as rows_of
 from circle_kernels.distributed.collectives import gather_rows, scatter_sums
+from circle_kernels.distributed.columns import Spread
 from circle_kernels.distributed.gradients import refuse_shards_in_ddp
 from circle_kernels.distributed.headers import CALL, exchange_headers, failing_together
 from circle_kernels.distributed.shards import add_to_gradient, check_shards, own_part
@@ -75,22 +76,6 @@ class ShardedCall:
         }
 
 
-@dataclass(frozen=True)
-class _Spread:
-    """Where the rows and the classes of a call are."""
-
-    group: ProcessGroup
-    sizes: list[int]  # rows of each process
-    first_class: int  # of this process
-
-    @property
-    def own_rows(self) -> slice:
-        """This process's among the rows of all."""
-        rank = dist.get_rank(self.group)
-        first = sum(self.sizes[:rank])
-        return slice(first, first + self.sizes[rank])
-
-
 def sharded_class_loss(
     embeddings: Tensor,  # (n, D), n may differ between processes and may be 0
     labels: Tensor,  # (n,)
@@ -137,14 +122,15 @@ def sharded_class_loss(
     if any(wanting) and not wanted:
         # The others wait in their backward pass for what our classes say of their rows.
         embeddings = embeddings.detach().requires_grad_()
-    spread = _Spread(group, sizes, sum(classes[: dist.get_rank(group)]))
+    spread = Spread(tuple(sizes), group, ring=False)
+    first_class = sum(classes[: spread.rank])
     all_labels = gather_rows(numbers, sizes, group)
-    lse = _own_logsumexps(embeddings, all_labels, weight, (call, spread))
+    lse = _own_logsumexps(embeddings, all_labels, weight, (call, spread, first_class))
     exponents = _MergeShards.apply(lse, group).sum(0)
     wrong = all_labels == _WRONG
     if call.rows.reduction == "none":
         exponents = _OwnRows.apply(exponents, spread)
-        wrong = wrong[spread.own_rows]
+        wrong = wrong[spread.own]
     loss = reduce_exponents(exponents, call.rows.reduction)
     factors = torch.ones_like(wrong, dtype=torch.float32).masked_fill(wrong, math.nan)
     return loss * (factors if call.rows.reduction == "none" else factors.prod())
@@ -154,15 +140,15 @@ def _own_logsumexps(
     embeddings: Tensor,  # (n, D)
     labels: Tensor,  # (N,) of all processes, in [0, C), NO_CLASS or _WRONG
     weight: Tensor,
-    how: tuple[ShardedCall, _Spread],
+    how: tuple[ShardedCall, Spread, int],  # with the first class of this process
 ) -> Tensor:  # (2, N)
     """Both log-sum-exps of the rows of all processes over the classes of this one."""
-    call, spread = how
+    call, spread, first_class = how
     own, sampling = own_part(weight), call.sampling
     factor = len(spread.sizes) if call.grad_reduction == "mean" else 1
     dtype = torch.promote_types(embeddings.dtype, own.dtype)
     rows = _GatherEmbeddings.apply(embeddings, spread, dtype, factor)
-    labels = labels - spread.first_class
+    labels = labels - first_class
     labels = labels.masked_fill((labels < 0) | (labels >= len(own)), NO_CLASS)
     correction = 0.0
     if sampling.takes_rows:
@@ -194,7 +180,7 @@ class _GatherEmbeddings(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, embeddings: Tensor, spread: _Spread, dtype: torch.dtype, factor: int
+        ctx: Any, embeddings: Tensor, spread: Spread, dtype: torch.dtype, factor: int
     ) -> Tensor:
         ctx.spread, ctx.dtype, ctx.factor = spread, embeddings.dtype, factor
         # Converted here, so that half types are rounded once, after the sum.
@@ -237,9 +223,9 @@ class _OwnRows(torch.autograd.Function):
     """This process's rows of a vector that all have, each of which gets the gradients of all."""
 
     @staticmethod
-    def forward(ctx: Any, vector: Tensor, spread: _Spread) -> Tensor:
+    def forward(ctx: Any, vector: Tensor, spread: Spread) -> Tensor:
         ctx.spread = spread
-        return vector[spread.own_rows].clone()
+        return vector[spread.own].clone()
 
     @staticmethod
     @once_differentiable

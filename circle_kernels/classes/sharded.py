@@ -11,16 +11,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from circle_kernels.classes.losses import ClassRows
-from circle_kernels.classes.modules import INITIAL_STD, ClassHead
+from circle_kernels.classes.modules import INITIAL_STD, CircleHead, ClassHead, UnifiedHead
 from circle_kernels.classes.sampling import Sampling
 from circle_kernels.classes.shard_loss import ShardedCall, sharded_class_loss
 from circle_kernels.distributed.groups import Group
 from circle_kernels.distributed.headers import CALL, exchange_headers, failing_together
 from circle_kernels.distributed.shards import check_shards, empty_shards, mesh_of, own_part
 from circle_kernels.distributed.sharing import GRAD_REDUCTIONS
-from circle_kernels.formula import CircleFormula, UnifiedFormula
 from circle_kernels.operation.batch import Operation
-from circle_kernels.options import check_choice, check_flag, explain_other_names
+from circle_kernels.options import check_choice
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -158,7 +157,7 @@ class _ShardedClassLoss(ClassHead):
         return self.full_weight()
 
 
-class ShardedClassCircleLoss(_ShardedClassLoss):
+class ShardedClassCircleLoss(CircleHead, _ShardedClassLoss):
     """:class:`circle_kernels.ClassCircleLoss` of which each process holds some of the classes.
 
     Every process passes its rows and gets the loss of the rows of all, equal to that of one process
@@ -209,30 +208,8 @@ class ShardedClassCircleLoss(_ShardedClassLoss):
         >>> head(embeddings, labels).backward()
     """
 
-    _formula_type = CircleFormula
 
-    @explain_other_names
-    def __init__(
-        self,
-        num_classes: int,
-        embedding_dim: int,
-        m: float = 0.25,
-        gamma: float = 256.0,
-        *,
-        detach_weights: bool = True,
-        **options: Any,
-    ) -> None:
-        super().__init__(num_classes, embedding_dim, m, gamma, **options)
-        self.detach_weights = check_flag("detach_weights", detach_weights)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, detach_weights={self.detach_weights}"
-
-    def _formula(self) -> CircleFormula:
-        return CircleFormula(m=self.m, gamma=self.gamma, detach_weights=self.detach_weights)
-
-
-class ShardedClassUnifiedLoss(_ShardedClassLoss):
+class ShardedClassUnifiedLoss(UnifiedHead, _ShardedClassLoss):
     """:class:`circle_kernels.ClassUnifiedLoss` of which each process holds some of the classes.
 
     Args:
@@ -241,22 +218,6 @@ class ShardedClassUnifiedLoss(_ShardedClassLoss):
         m, gamma: margin and scale; by default those of AM-Softmax in the paper.
         options: as for :class:`ShardedClassCircleLoss`, which it is in all else.
     """
-
-    _formula_type = UnifiedFormula
-
-    @explain_other_names
-    def __init__(
-        self,
-        num_classes: int,
-        embedding_dim: int,
-        m: float = 0.35,
-        gamma: float = 64.0,
-        **options: Any,
-    ) -> None:
-        super().__init__(num_classes, embedding_dim, m, gamma, **options)
-
-    def _formula(self) -> UnifiedFormula:
-        return UnifiedFormula(m=self.m, gamma=self.gamma)
 
 
 def _draw_rows(rows: Tensor, first: int, seed: int) -> None:

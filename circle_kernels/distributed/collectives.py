@@ -1,6 +1,7 @@
 """What processes exchange, by the collectives of ``torch.distributed`` and without autograd.
 
-Rows travel as they are, also where processes have different numbers of them: nothing is padded.
+Rows travel as they are, also where processes have different numbers of them; only sums over
+processes are padded.
 """
 
 from __future__ import annotations
