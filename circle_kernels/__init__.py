@@ -9,7 +9,7 @@ from circle_kernels.classes.modules import ClassCircleLoss, ClassUnifiedLoss
 from circle_kernels.classes.sharded import ShardedClassCircleLoss, ShardedClassUnifiedLoss
 from circle_kernels.classes.sparse_sgd import SparseSGD
 from circle_kernels.distributed.gradients import average_gradients, clip_grad_norm_
-from circle_kernels.formula import CircleFormula, UnifiedFormula
+from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
 from circle_kernels.losses.batches import nonfinite_rows, valid_rows
 from circle_kernels.losses.functional import circle_loss, circle_loss_from_similarity, unified_loss
 from circle_kernels.losses.modules import CircleLoss
@@ -20,6 +20,7 @@ __all__ = [
     "CircleLoss",
     "ClassCircleLoss",
     "ClassUnifiedLoss",
+    "PairFormula",
     "ShardedClassCircleLoss",
     "ShardedClassUnifiedLoss",
     "SparseSGD",

@@ -30,7 +30,7 @@ class Backend(NamedTuple):
 
     module: str  # has what problem.py asks for; loaded when it is first asked for
     install: str = ""  # how to get the package that it needs
-    listed_pairs: bool = True  # whether it has code for PairProblem.listed
+    lacks: tuple[str, ...] = ()  # fields of PairProblem that it has no code for, where they are set
     of_torch: bool = False  # both passes are torch's operations, which those who watch can see
     by_autograd: bool = False  # so the forward pass alone is called, to be differentiated
 
@@ -40,8 +40,9 @@ BACKENDS = {
     "triton": Backend(
         "circle_kernels.backends.triton",
         install="pip install 'triton>=3.3', Linux",
+        lacks=("own_columns", "both_sides"),
     ),
-    "cpu": Backend("circle_kernels.backends.cpu"),
+    "cpu": Backend("circle_kernels.backends.cpu", lacks=("own_columns", "both_sides")),
     "tiled": Backend("circle_kernels.backends.tiled", of_torch=True),
     "reference": Backend("circle_kernels.backends.reference", of_torch=True, by_autograd=True),
 }
@@ -148,9 +149,10 @@ def serving(problem: PairProblem, backend: str) -> Any:
 
 
 def _for_its_pairs(name: str, problem: PairProblem) -> Any:
-    """The backend's module, or tiled for listed pairs that it has no code for."""
-    serves = problem.listed is None or BACKENDS[name].listed_pairs
-    return _module(name if serves else _EVERYWHERE)
+    """The backend's module, or tiled for pairs that it has no code for."""
+    wanted = (getattr(problem, field) for field in BACKENDS[name].lacks)
+    lacking = any(each is not None and each is not False for each in wanted)
+    return _module(_EVERYWHERE if lacking else name)
 
 
 def which_saved(saved: Tensor, problem: PairProblem, backend: str) -> Any:
@@ -179,7 +181,7 @@ def run_forward(module: Any, problem: PairProblem) -> tuple[Tensor, Tensor, Tens
     embeddings = problem.embeddings
     if problem.is_empty:
         lse_pos, lse_neg = (
-            embeddings.new_full((len(embeddings),), -math.inf, dtype=problem.result_dtype)
+            embeddings.new_full((problem.num_anchors,), -math.inf, dtype=problem.result_dtype)
             for _ in range(2)
         )
         return lse_pos, lse_neg, new_saved(module, problem)
@@ -241,14 +243,15 @@ def is_of_another(saved: Tensor, module: Any, problem: PairProblem) -> bool:
 def _check_passed(problem: PairProblem, passed: Passed) -> None:
     """Hooks on saved tensors may give back others."""
     saved, grad_lse_pos, grad_lse_neg, _ = passed
-    embeddings, labels, ref_emb, ref_labels, _ = problem.tensors
+    embeddings, labels, ref_emb, ref_labels = problem[:4]
     rows, dtype = embeddings.shape[:1], problem.result_dtype
-    if grad_lse_pos.shape != rows or grad_lse_pos.dtype != dtype:
-        _refuse_passed("grad_lse_pos", f"{dtype} of shape {tuple(rows)}", grad_lse_pos)
+    anchors = (problem.num_anchors,)
+    if grad_lse_pos.shape != anchors or grad_lse_pos.dtype != dtype:
+        _refuse_passed("grad_lse_pos", f"{dtype} of shape {anchors}", grad_lse_pos)
     if grad_lse_neg is not grad_lse_pos and (
-        grad_lse_neg.shape != rows or grad_lse_neg.dtype != dtype
+        grad_lse_neg.shape != anchors or grad_lse_neg.dtype != dtype
     ):
-        _refuse_passed("grad_lse_neg", f"{dtype} of shape {tuple(rows)}", grad_lse_neg)
+        _refuse_passed("grad_lse_neg", f"{dtype} of shape {anchors}", grad_lse_neg)
     if saved.dtype != torch.uint8:
         _refuse_passed("saved", "bytes", saved)
     if labels.shape != rows or labels.dtype != torch.int64:

@@ -27,7 +27,11 @@ _SCALARS = {
 
 def has_code_for(formula: PairFormula) -> bool:
     """Whether the extension knows the formula."""
-    return type(formula) in _KINDS
+    return (
+        type(formula) in _KINDS
+        and formula.gammas[0] == formula.gammas[1] == formula.gamma
+        and (formula.name != "unified" or formula.constants[2] == 0)
+    )
 
 
 @functools.cache

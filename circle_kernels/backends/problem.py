@@ -21,12 +21,15 @@ and, where it has code for them,
 empty one. Not of floats: hooks on saved tensors that compress these would not know their range. The
 backward pass raises RuntimeError where it is not what the forward pass of the problem left.
 
+With ``both_sides`` the columns count pairs as rows do: log-sum-exps and upstream gradients are then
+(N + M,), those of rows first, and gradients of both sides are of all of them.
+
 A batch that is spread over processes is computed in blocks: rows that are here against those of
 elsewhere, as references. A row's sums are then those over all blocks, which ``save`` takes, and a
 pair of one batch counts for its column, too: ``Passed.column_statistics``.
 
 Both passes run without autograd, with autocast off, on checked arguments, and on at least one
-row and one column. Log-sum-exps are (N,) in :attr:`PairProblem.result_dtype`, ``-inf`` for an empty
+row and one column. Log-sum-exps are (N,), or (N + M,), in :attr:`PairProblem.result_dtype`, ``-inf`` for an empty
 set; gradients are in the inputs' dtype.
 """
 
@@ -45,7 +48,7 @@ ROW_POSITIVE, ROW_NEGATIVE, COLUMN_POSITIVE, COLUMN_NEGATIVE = 1, 2, 4, 8
 # Both sides of PairProblem.listed are padded with zeros to a multiple: the C++ kernel's PANEL.
 LISTED_MULTIPLE = 96
 
-TENSORS = ("embeddings", "labels", "ref_emb", "ref_labels", "listed")
+TENSORS = ("embeddings", "labels", "ref_emb", "ref_labels", "listed", "own_columns")
 
 
 class Passed(NamedTuple):
@@ -88,15 +91,20 @@ class PairProblem(NamedTuple):
     # (N, M) uint8, padded: which pairs there are, in place of labels, which then are all equal. No
     # pair is positive for one of its rows and negative for the other.
     listed: Tensor | None = None
+    # (N,) int64, with references and their labels: which of these is each row's own copy, a pair of
+    # neither kind; -1 for none.
+    own_columns: Tensor | None = None
+    # With references and their labels: whether columns count pairs, too, each for itself.
+    both_sides: bool = False
     # How exactly float32 has to be multiplied: "highest", "high" or "medium" (precision.py).
     precision: str = "highest"
     # Part of what a batch may keep for its backward pass, of a problem that is one of its blocks.
     kept_part: float = 1.0
 
     @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    def tensors(self) -> tuple[Tensor | None, ...]:
         """The tensors in the order of :data:`TENSORS`."""
-        return self.embeddings, self.labels, self.ref_emb, self.ref_labels, self.listed
+        return tuple(getattr(self, name) for name in TENSORS)
 
     @property
     def named_tensors(self) -> dict[str, Tensor | None]:
@@ -117,6 +125,12 @@ class PairProblem(NamedTuple):
     @property
     def columns(self) -> Tensor:  # (M, D)
         return self.embeddings if self.ref_emb is None else self.ref_emb
+
+    @property
+    def num_anchors(self) -> int:
+        """How many count pairs: rows and, with ``both_sides``, columns."""
+        rows = self.embeddings.shape[0]
+        return rows + self.columns.shape[0] if self.both_sides else rows
 
     @property
     def classes(self) -> bool:

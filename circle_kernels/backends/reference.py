@@ -40,8 +40,13 @@ def save(problem: PairProblem, lse_pos: Tensor, lse_neg: Tensor) -> Tensor:
 
 def forward(problem: PairProblem) -> tuple[Tensor, Tensor, None]:
     """Log-sum-exps of every row, computed in the embeddings' own dtype."""
-    lse_pos, lse_neg = masked_logsumexps(_similarity(problem), *_masks(problem), problem.formula)
-    return lse_pos.to(problem.result_dtype), lse_neg.to(problem.result_dtype), None
+    similarity, masks = _similarity(problem), _masks(problem)
+    sums = masked_logsumexps(similarity, *masks, problem.formula)
+    if problem.both_sides:
+        of_columns = masked_logsumexps(similarity.T, *(mask.T for mask in masks), problem.formula)
+        sums = tuple(map(torch.cat, zip(sums, of_columns, strict=True)))
+    lse_pos, lse_neg = (each.to(problem.result_dtype) for each in sums)
+    return lse_pos, lse_neg, None
 
 
 def _similarity(problem: PairProblem) -> Tensor:  # (N, M)
@@ -52,7 +57,12 @@ def _masks(problem: PairProblem) -> tuple[Tensor, Tensor]:  # (N, M) bool each
     if problem.listed is not None:
         positive, negative = ((problem.listed & kind) != 0 for kind in (ROW_POSITIVE, ROW_NEGATIVE))
         return positive, negative
-    return pair_masks(problem.labels, None if problem.self_mode else problem.column_labels)
+    masks = pair_masks(problem.labels, None if problem.self_mode else problem.column_labels)
+    if problem.own_columns is None:
+        return masks
+    places = torch.arange(problem.columns.shape[0], device=problem.labels.device)
+    others = problem.own_columns[:, None] != places[None, :]
+    return masks[0] & others, masks[1] & others
 
 
 def backward(

@@ -90,6 +90,10 @@ class _Tiles:
         different = ~same
         if self.on_diagonal(rows, columns):
             same.fill_diagonal_(False)
+        own = self.own(rows, columns)
+        if own is not None:
+            same &= ~own
+            different &= ~own
         return same, different
 
     def slices(self) -> Iterator[tuple[slice, slice]]:
@@ -107,6 +111,14 @@ class _Tiles:
     def mirrored(self, rows: slice, columns: slice) -> bool:
         """Whether the tile also stands for its transpose, which is not visited."""
         return self.problem.self_mode and rows.start != columns.start
+
+    def own(self, rows: slice, columns: slice) -> Tensor | None:
+        """True where a column is the row's own copy; None where there are no copies."""
+        own = self.problem.own_columns
+        if own is None:
+            return None
+        places = torch.arange(columns.start, columns.stop, device=own.device)
+        return own[rows][:, None] == places[None, :]
 
     def similarity(self, rows: slice, columns: slice) -> Tensor:
         return self.rows[rows] @ self.columns[columns].T
@@ -135,11 +147,11 @@ def unusable_reason(device: torch.device, dtype: torch.dtype, formula: PairFormu
 
 def saved_shape(problem: PairProblem) -> tuple[int, int]:
     """Both log-sum-exps as bytes. No other backend saves a matrix."""
-    return (2, problem.embeddings.shape[0] * problem.result_dtype.itemsize)
+    return (2, problem.num_anchors * problem.result_dtype.itemsize)
 
 
 def save(problem: PairProblem, lse_pos: Tensor, lse_neg: Tensor) -> Tensor:
-    """What the backward pass needs of log-sum-exps (N,) each, whoever has computed them."""
+    """What the backward pass needs of both log-sum-exps, whoever has computed them."""
     return as_bytes(torch.stack([lse_pos, lse_neg]))
 
 
@@ -151,8 +163,10 @@ def saves_labels(problem: PairProblem) -> bool:
 def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exps of every row, merged tile by tile."""
     tiles = _Tiles(problem.with_column_labels())
-    lse_pos = tiles.rows.new_full((len(tiles.rows),), -math.inf)
+    lse_pos = tiles.rows.new_full((problem.num_anchors,), -math.inf)
     lse_neg = lse_pos.clone()
+    # Those of columns, which in self mode are the rows.
+    first = len(tiles.rows) if problem.both_sides else 0
     for rows, columns in tiles.slices():
         similarity = tiles.similarity(rows, columns)
         kinds = (
@@ -162,11 +176,12 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
         masks = tiles.masks(rows, columns, dim=0)
         for (lse, logits), mask in zip(kinds, masks, strict=True):
             lse[rows] = torch.logaddexp(lse[rows], masked_logsumexp(logits, mask, dim=1))
-        if tiles.mirrored(rows, columns):
+        if tiles.mirrored(rows, columns) or problem.both_sides:
             if problem.listed is not None:
                 masks = tiles.masks(rows, columns, dim=1)
             for (lse, logits), mask in zip(kinds, masks, strict=True):
-                lse[columns] = torch.logaddexp(lse[columns], masked_logsumexp(logits, mask, dim=0))
+                of_columns = lse[first:][columns]
+                of_columns.copy_(torch.logaddexp(of_columns, masked_logsumexp(logits, mask, dim=0)))
     return lse_pos, lse_neg, save(problem, lse_pos, lse_neg)
 
 
@@ -185,8 +200,11 @@ def backward(
             f"bytes, got shape {tuple(saved.shape)}; {HOOKS}"
         )
     tiles = _Tiles(problem.with_column_labels())
-    of_rows = _Statistics(*from_bytes(saved, problem.result_dtype), *gradients)
+    known = [*from_bytes(saved, problem.result_dtype), *gradients]
+    of_rows = _Statistics(*(each[: len(tiles.rows)] for each in known))
     of_columns = of_rows if problem.self_mode else None
+    if problem.both_sides:
+        of_columns = _Statistics(*(each[len(tiles.rows) :] for each in known))
     if column_statistics is not None:
         of_columns = _Statistics(*column_statistics)
     grad_rows = torch.zeros_like(tiles.rows) if needs.embeddings else None
@@ -231,4 +249,5 @@ def _similarity_gradient(
     gradient = weights.mul_(formula.pair_slopes(similarity, positive))
     if tiles.on_diagonal(rows, columns) and tiles.problem.listed is None:
         gradient.fill_diagonal_(0)
-    return gradient
+    own = tiles.own(rows, columns)
+    return gradient if own is None else gradient.masked_fill_(own, 0)

@@ -96,13 +96,14 @@ def _problems(dtype: torch.dtype) -> Iterator[tuple[str, PairProblem]]:
 
 
 def _moved(problem: PairProblem, device: torch.device, dtype: torch.dtype) -> PairProblem:
-    embeddings, labels, ref_emb, ref_labels, listed = problem.tensors
+    embeddings, labels, ref_emb, ref_labels, listed, own_columns = problem.tensors
     return problem._replace(
         embeddings=embeddings.to(device, dtype),
         labels=labels.to(device),
         ref_emb=None if ref_emb is None else ref_emb.to(device, dtype),
         ref_labels=None if ref_labels is None else ref_labels.to(device),
         listed=None if listed is None else with_padding(listed.to(device)),
+        own_columns=None if own_columns is None else own_columns.to(device),
     )
 
 

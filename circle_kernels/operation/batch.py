@@ -14,7 +14,13 @@ from circle_kernels.arguments import check_embeddings, check_pair_inputs
 from circle_kernels.backends.choice import check_backend, serving
 from circle_kernels.backends.problem import PairProblem
 from circle_kernels.distributed.sharing import Sharing
-from circle_kernels.formula import FORMULAS, CircleFormula, PairFormula, UnifiedFormula
+from circle_kernels.formula import (
+    FORMULAS,
+    CircleFormula,
+    PairFormula,
+    UnifiedFormula,
+    is_known,
+)
 from circle_kernels.options import check_flag, check_skip_below
 
 
@@ -26,12 +32,15 @@ class Batch(NamedTuple):
     ref_emb: Tensor | None = None  # (M, D)
     ref_labels: Tensor | None = None  # (M,) int64
     listed: Tensor | None = None  # (N, M) uint8, padded
+    own_columns: Tensor | None = None  # (N,) int64
     readable: bool = False  # whether somebody has found out that all of them are addressable
 
     @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    def tensors(
+        self,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         """The tensors alone."""
-        return self[:5]
+        return self[:6]
 
     @property
     def requires_grad(self) -> bool:
@@ -54,12 +63,15 @@ class Operation:
     normalize: bool = True
     skip_below: float = 0.0
     backend: str = "auto"
+    both_sides: bool = False  # as PairProblem has it
 
     def __post_init__(self) -> None:
-        if type(self.formula) not in FORMULAS.values():
+        if not is_known(self.formula):
             wanted = " or ".join(known.__name__ for known in FORMULAS.values())
             given = f"{type(self.formula).__name__} {self.formula!r}"
-            raise TypeError(f"formula must be a {wanted}, got {given}")
+            raise TypeError(
+                f"formula must be a {wanted}, or of PairFormula.from_functions, got {given}"
+            )
         # NumPy's, too, become Python's.
         object.__setattr__(self, "normalize", check_flag("normalize", self.normalize))
         object.__setattr__(self, "skip_below", check_skip_below(self.skip_below))
@@ -69,17 +81,15 @@ class Operation:
         self, batch: Batch, *, precision: str = "highest", keep_for_backward: bool = True
     ) -> PairProblem:
         """The operation on a batch, as backends take it."""
-        embeddings, labels, ref_emb, ref_labels, listed = batch.tensors
         return PairProblem(
-            embeddings,
-            labels,
-            ref_emb,
-            ref_labels,
+            *batch[:4],
             formula=self.formula,
             normalize=self.normalize,
             skip_below=self.skip_below,
             keep_for_backward=keep_for_backward,
-            listed=listed,
+            listed=batch.listed,
+            own_columns=batch.own_columns,
+            both_sides=self.both_sides,
             precision=precision,
         )
 
@@ -166,7 +176,7 @@ def check_layout(batch: Batch) -> None:
     Raises:
         TypeError, ValueError: a tensor of the wrong dtype, shape or device.
     """
-    embeddings, labels, ref_emb, ref_labels, listed = batch.tensors
+    embeddings, labels, ref_emb, ref_labels, listed, own_columns = batch.tensors
     check_embeddings("embeddings", embeddings)
     rows, depth = embeddings.shape
     columns = rows if ref_emb is None else ref_emb.shape[0]
@@ -175,6 +185,7 @@ def check_layout(batch: Batch) -> None:
         ("ref_emb", ref_emb, embeddings.dtype, (columns, depth)),
         ("ref_labels", ref_labels, torch.int64, (columns,)),
         ("listed", listed, torch.uint8, (rows, columns)),
+        ("own_columns", own_columns, torch.int64, (rows,)),
     ):
         if tensor is None:
             continue

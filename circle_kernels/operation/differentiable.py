@@ -45,7 +45,7 @@ def _gradient(ctx: Any, grad_lse_pos: Tensor, grad_lse_neg: Tensor, *_: Any) -> 
         Passed(saved, grad_lse_pos, grad_lse_neg),
         Needs(ctx.needs_input_grad[0], ctx.needs_input_grad[2]),
     )
-    return gradients[0], None, gradients[1], *(None,) * 10
+    return gradients[0], None, gradients[1], *(None,) * (len(ctx.settings) + LABELS)
 
 
 def traced_gradients(
@@ -142,6 +142,7 @@ class _AtOnce(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         loss, *gradients = at_once_op(*arguments)
         ctx.needs = Needs(*arguments[-2:])
+        ctx.others = len(arguments) - 3
         # The sides only for who differentiates again, to be told that this cannot be.
         sides = (arguments[0], arguments[2])
         ctx.save_for_backward(
@@ -157,7 +158,7 @@ class _AtOnce(torch.autograd.Function):
             _Scaled.apply(gradient, grad_loss, embeddings, ref_emb) if needed else None
             for gradient, needed in zip(gradients, ctx.needs, strict=True)
         )
-        return of_embeddings, None, of_references, *(None,) * 11
+        return of_embeddings, None, of_references, *(None,) * ctx.others
 
 
 class _Scaled(torch.autograd.Function):
@@ -237,8 +238,8 @@ def usual_loss(
         and options["backend"] in ("auto", "cpu")
     ):
         numbers = variable_numbers(float(m), float(gamma))
-        settings = (formula, *flags, skip_below, options["backend"], reduction)
-        return _differentiable_loss(*tensors, None, numbers, *settings, True, False)
+        settings = (formula, *flags, skip_below, options["backend"], False, reduction)
+        return _differentiable_loss(*tensors, None, None, numbers, *settings, True, False)
     return None
 
 

@@ -177,6 +177,7 @@ def forward_and_keep(
             owned(problem.ref_emb),
             owned(problem.ref_labels, are_read),
             problem.listed,  # which no one else has
+            owned(problem.own_columns),
         )
         # Not beside the tensors: checkpointing runs the forward pass again, and what that reads of
         # the settings goes with what it saves.

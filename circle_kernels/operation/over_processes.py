@@ -41,7 +41,7 @@ from circle_kernels.precision import float32_precision
 _RESULTS = 8 + KEPT_BLOCKS  # tensors that the forward op returns
 # torch keeps compiled graphs on disk by their ops' arguments; with this among them, none is found
 # that an earlier version compiled. Raised when an op returns something else.
-_LAYOUT = 1
+_LAYOUT = 2
 
 
 def shared_logsumexps(
@@ -208,7 +208,7 @@ class _Forward(torch.autograd.Function):
         *inputs, averaged = arguments
         results = _forward_op(*inputs, _LAYOUT)
         columns, column_labels, row_labels, *kept = results[2:]
-        embeddings, _, ref_emb, _, _ = inputs[:LABELS]
+        embeddings, _, ref_emb, *_ = inputs[:LABELS]
         sides = (owned(embeddings), row_labels, owned(ref_emb))
         ctx.save_for_backward(*sides, columns, column_labels, *kept)
         ctx.settings = inputs[LABELS:]
@@ -230,7 +230,7 @@ class _Forward(torch.autograd.Function):
         # Of references that are not gathered, their labels are among what was kept.
         ref_labels = None if ref_emb is None else column_labels.new_empty(ref_emb.shape[0])
         of_rows, of_references = _Backward.apply(
-            *(embeddings, row_labels, ref_emb, ref_labels, None),
+            *(embeddings, row_labels, ref_emb, ref_labels, None, None),
             *ctx.settings,
             *(columns, column_labels, *kept),
             *upstream,
@@ -240,7 +240,7 @@ class _Forward(torch.autograd.Function):
             of_rows if needs.embeddings else None,
             None,
             of_references if needs.references else None,
-            *(None,) * (len(ctx.settings) + 3),
+            *(None,) * (len(ctx.settings) + LABELS - 2),
         )
 
 

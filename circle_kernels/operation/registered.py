@@ -33,22 +33,25 @@ from circle_kernels.precision import PRECISIONS, float32_precision
 # Raised when a backend saves something of another shape, and when an op returns more. torch keeps
 # compiled graphs on disk by the arguments of their ops: with this among them, none is found that an
 # earlier version compiled. (Not as a default, which torch leaves out.)
-SAVED_LAYOUT = 10
+SAVED_LAYOUT = 11
 
 # The arguments of all ops, once: a Batch, and an Operation as ops can carry it. The formula's
 # numbers are a tensor, since to ops every number is a constant, and a schedule of gamma would
 # compile a graph for each of its values.
-BATCH = "Tensor embeddings, Tensor labels, Tensor? ref_emb, Tensor? ref_labels, Tensor? listed"
+BATCH = (
+    "Tensor embeddings, Tensor labels, Tensor? ref_emb, Tensor? ref_labels, Tensor? listed, "
+    "Tensor? own_columns"
+)
 OPERATION = (
     "Tensor parameters, str formula, bool detach_weights, bool normalize, float skip_below, "
-    "str backend"
+    "str backend, bool both_sides"
 )
 # Returned are both log-sum-exps, what was saved, and the precision.
 FORWARD = (
     f"({BATCH}, {OPERATION}, bool keep_for_backward, int saved_layout) -> "
     "(Tensor, Tensor, Tensor, Tensor)"
 )
-LABELS, _OPTIONS = 5, 11  # where the operation and what follows it begin
+LABELS, _OPTIONS = 6, 13  # where the operation and what follows it begin
 
 
 def is_batch_of_gradients(*gradients: Tensor) -> bool:
@@ -73,6 +76,7 @@ def encode(batch: Batch, operation: Operation) -> tuple[Any, ...]:
         operation.normalize,
         operation.skip_below,
         operation.backend,
+        operation.both_sides,
     )
 
 
@@ -257,9 +261,9 @@ at_once_op = define(
 def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, operation, (keep_for_backward, _) = decode(arguments, fake=True)
     problem = operation.problem(batch, keep_for_backward=keep_for_backward)
-    rows = batch.embeddings.shape[0]
     lse_pos, lse_neg = (
-        batch.embeddings.new_empty(rows, dtype=problem.result_dtype) for _ in range(2)
+        batch.embeddings.new_empty(problem.num_anchors, dtype=problem.result_dtype)
+        for _ in range(2)
     )
     saved = new_saved(serving(problem, operation.backend), problem)
     return lse_pos, lse_neg, saved, torch.empty(1, dtype=torch.uint8, device="cpu")

@@ -57,7 +57,7 @@ class SharedCall:
     @property
     def settings(self) -> dict[str, object]:
         """What has to be the same in all processes, in words."""
-        embeddings, _, ref_emb, _, _ = self.batch.tensors
+        embeddings, ref_emb = self.batch.embeddings, self.batch.ref_emb
         said: dict[str, object] = {}
         said |= dict(line.split("=", 1) for line in self.alike.split("\n"))
         columns = f"{embeddings.dtype} of {embeddings.shape[1]} columns"
@@ -95,7 +95,7 @@ class SharedCall:
 
     def band(self, sizes: Sequence[tuple[int, ...]], held: Block | None, precision: str) -> Band:
         """This process's part; ``held`` is what was gathered before."""
-        embeddings, labels, ref_emb, ref_labels, _ = self.batch.tensors
+        embeddings, labels, ref_emb, ref_labels = self.batch[:4]
         local = (embeddings, labels)
         rows, references = (Spread(each, self.group, self.ring) for each in sizes)
         spread = rows

@@ -32,7 +32,9 @@ TOY = Target("toy", "cpu", (torch.float64, torch.float32, torch.bfloat16))
 
 @pytest.fixture(autouse=True)
 def _toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    backend = choice.Backend("tests.support.toys.backend", listed_pairs=False)
+    backend = choice.Backend(
+        "tests.support.toys.backend", lacks=("listed", "own_columns", "both_sides")
+    )
     monkeypatch.setitem(choice.BACKENDS, "toy", backend)
     toy_backend.calls.clear()
     yield

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from circle_kernels import CircleFormula, UnifiedFormula
 from circle_kernels.formula import PairFormula
+from tests.support.formulas import OTHER_FORMULAS
 from tests.support.regimes import REGIMES
 from tests.support.targets import INTERPRETED
 
@@ -31,6 +32,7 @@ class Case:
     def __str__(self) -> str:
         mode = f"{self.n}" if self.m is None else f"{self.n}x{self.m}"
         formula = f"{self.formula.name}-m{self.formula.m}-g{self.formula.gamma:g}"
+        formula = next((name for name, f in OTHER_FORMULAS.items() if f is self.formula), formula)
         flags = "" if self.normalize else "-unnormalised"
         flags += "" if self.formula.detach_weights else "-undetached"
         flags += "-classes" if self.classes else ""
@@ -93,6 +95,8 @@ def _cases() -> list[Case]:
         gamma=32.0, optimum_pos=0.9, optimum_neg=0.1, margin_pos=0.6, margin_neg=0.2
     )
     for formula in (undetached, general, UnifiedFormula(m=0.35, gamma=64.0)):
+        cases += [Case("random", formula=formula), Case("clusters", m=41, formula=formula)]
+    for formula in OTHER_FORMULAS.values():
         cases += [Case("random", formula=formula), Case("clusters", m=41, formula=formula)]
     cases += [Case("random", normalize=False), Case("random", m=41, normalize=False)]
     faces = CircleFormula(m=0.25, gamma=256.0)

@@ -101,7 +101,9 @@ def test_torch_without_the_newer_settings_is_asked_in_the_old_way(
 @pytest.fixture
 def _toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """``auto`` is a backend that notes the precision of each of its passes."""
-    backend = choice.Backend("tests.support.toys.backend", listed_pairs=False)
+    backend = choice.Backend(
+        "tests.support.toys.backend", lacks=("listed", "own_columns", "both_sides")
+    )
     monkeypatch.setitem(choice.BACKENDS, "toy", backend)
     monkeypatch.setitem(choice._BEST_BACKEND, "cpu", "toy")
     toy_backend.precisions.clear()

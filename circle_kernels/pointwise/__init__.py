@@ -1,0 +1,1 @@
+"""Pair formulas that users write as functions of the similarity."""

@@ -1,0 +1,93 @@
+"""The pair formula of two functions that a user wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from circle_kernels.formula import PairFormula
+from circle_kernels.pointwise.program import Program
+from circle_kernels.pointwise.tracing import trace
+
+_NAME = "functions"
+_SAMPLES = 4097
+
+
+@dataclass(frozen=True)
+class FunctionFormula(PairFormula):
+    """See :meth:`circle_kernels.PairFormula.from_functions`. The programs are those of the logits
+    and slopes over ``gamma``."""
+
+    m: ClassVar[float] = 0.0
+    detach_weights: ClassVar[bool] = True  # what is detached, the functions say
+    is_of_functions: ClassVar[bool] = True
+
+    positive: Program
+    negative: Program
+    positive_slope: Program
+    negative_slope: Program
+    gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        self._check()
+
+    @staticmethod
+    def of(
+        positive: Callable[[Tensor], Tensor], negative: Callable[[Tensor], Tensor], gamma: float
+    ) -> FunctionFormula:
+        """The formula of two functions."""
+        positive_program, positive_slope = trace("positive", positive)
+        negative_program, negative_slope = trace("negative", negative)
+        return FunctionFormula(
+            positive_program, negative_program, positive_slope, negative_slope, gamma
+        )
+
+    @property
+    def programs(self) -> tuple[Program, Program, Program, Program]:
+        """Logits of positives and of negatives, then slopes."""
+        return self.positive, self.negative, self.positive_slope, self.negative_slope
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """All of it but ``gamma``, so that graphs which hold it need nothing else to run."""
+        return " | ".join((_NAME, *(program.text for program in self.programs)))
+
+    @staticmethod
+    def from_name(name: str, gamma: float = 1.0) -> FunctionFormula:
+        """The formula that has a name."""
+        kind, *texts = name.split(" | ")
+        if kind != _NAME or len(texts) != 4:
+            raise ValueError(f"circle_kernels: there is no formula {name!r}")
+        positive, negative, positive_slope, negative_slope = map(Program, texts)
+        return FunctionFormula(positive, negative, positive_slope, negative_slope, gamma)
+
+    @property
+    def constants(self) -> tuple[float, float, float, float]:
+        return 0.0, 0.0, 0.0, 0.0
+
+    def parameters(self) -> list[float]:
+        return [float(self.gamma)]
+
+    def positive_logits(self, similarity: Tensor) -> Tensor:
+        return self.positive(similarity) * self.gamma
+
+    def negative_logits(self, similarity: Tensor) -> Tensor:
+        return self.negative(similarity) * self.gamma
+
+    def positive_slopes(self, similarity: Tensor) -> Tensor:
+        return self.positive_slope(similarity) * self.gamma
+
+    def negative_slopes(self, similarity: Tensor) -> Tensor:
+        return self.negative_slope(similarity) * self.gamma
+
+    def max_slope(self, max_similarity: float = 1.0) -> float:
+        """Of what the slopes are at so many similarities, finite ones, with room for those between."""
+        similarity = torch.linspace(
+            -max_similarity, max_similarity, _SAMPLES, dtype=torch.float64, device="cpu"
+        )
+        slopes = torch.stack((self.positive_slope(similarity), self.negative_slope(similarity)))
+        return 1.25 * self.gamma * slopes.abs().nan_to_num(0.0, 0.0).max().item()

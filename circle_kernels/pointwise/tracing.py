@@ -1,0 +1,270 @@
+"""From functions of tensors to programs: what torch says of a function while it runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._decomp import core_aten_decompositions
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from circle_kernels.arguments import describe
+from circle_kernels.pointwise.program import MASKS, Instruction, Program
+
+# Of a program: more than any formula in use has, and little enough to keep in registers.
+_MOST_INSTRUCTIONS = 128
+_LARGEST_POWER = 64
+
+Operand = int | float
+
+# Names of torch's operations, without their overloads, whose operands are those of a program's.
+_SAME = {
+    "neg": "negative",
+    "abs": "absolute",
+    "sign": "sign",
+    "sgn": "sign",
+    "exp": "exp",
+    "expm1": "expm1",
+    "log": "log",
+    "log1p": "log1p",
+    "sqrt": "sqrt",
+    "sin": "sin",
+    "cos": "cos",
+    "tanh": "tanh",
+    "sigmoid": "sigmoid",
+    "mul": "multiply",
+    "div": "divide",
+    "maximum": "maximum",
+    "minimum": "minimum",
+    "gt": "greater",
+    "ge": "greater_equal",
+    "eq": "equal",
+    "ne": "not_equal",
+    "logical_and": "and",
+    "bitwise_and": "and",
+    "logical_or": "or",
+    "bitwise_or": "or",
+    "logical_not": "not",
+    "bitwise_not": "not",
+    "where": "where",
+    "detach": "detach",
+}
+_COPIES = frozenset(("alias", "clone", "expand", "view", "_to_copy", "convert_element_type"))
+_CONSTANTS = {"ones_like": 1.0, "zeros_like": 0.0}
+
+
+def trace(name: str, function: Callable[[Tensor], Tensor]) -> tuple[Program, Program]:
+    """A function of similarities as a program, and its derivative as autograd has it.
+
+    Raises:
+        TypeError, ValueError: something that is not a pointwise function of its argument alone, or
+            that has an operation which no program has; the message has its ``name``.
+    """
+    if not callable(function):
+        raise TypeError(f"{name} must be a function of a tensor, got {describe(function)}")
+    similarity = torch.linspace(-0.9, 0.9, 6, dtype=torch.float64, device="cpu").view(2, 3)
+
+    def value(similarity: Tensor) -> Tensor:
+        result = function(similarity)
+        if not isinstance(result, Tensor) or result.shape != similarity.shape:
+            raise ValueError(
+                f"{name} must return one logit for each similarity: wanted a tensor of shape "
+                f"{tuple(similarity.shape)}, got {describe(result)}"
+            )
+        if result.requires_grad and not similarity.requires_grad:
+            raise ValueError(
+                f"{name} must not hold a tensor that needs a gradient: it would be held constant"
+            )
+        return result
+
+    def slope(similarity: Tensor) -> Tensor:
+        result, derive = torch.func.vjp(value, similarity)
+        return derive(torch.ones_like(result))[0]
+
+    with torch.inference_mode(False), torch.enable_grad():
+        value(similarity)
+        return tuple(  # type: ignore[return-value]
+            _Translation(name, _graph_of(name, each, similarity)).program()
+            for each in (value, slope)
+        )
+
+
+def _graph_of(name: str, function: Callable[[Tensor], Tensor], similarity: Tensor) -> GraphModule:
+    try:
+        # Without what is done in place, of which a graph does not say what it changes.
+        pure = torch.func.functionalize(function, remove="mutations_and_views")
+        graph = make_fx(pure, decomposition_table=core_aten_decompositions())(similarity)
+    except RuntimeError as error:
+        if "data-dependent" not in str(error) and "proxy" not in str(error):
+            raise
+        raise ValueError(
+            f"{name} must compute with tensors alone: it asks for the value of a similarity, as "
+            "'if' and float() do; use torch.where"
+        ) from error
+    graph.graph.eliminate_dead_code()
+    return graph
+
+
+class _Translation:
+    """A graph of torch's operations on its way to a program."""
+
+    def __init__(self, name: str, graph: GraphModule) -> None:
+        self._name = name
+        self._graph = graph
+        self._instructions: list[Instruction] = []
+        self._places: dict[str, int] = {}  # of what has been computed already
+
+    def program(self) -> Program:
+        operands: dict[Node, Operand] = {}
+        for node in self._graph.graph.nodes:
+            if node.op == "placeholder":
+                operands[node] = 0
+            elif node.op == "get_attr":
+                operands[node] = self._held(getattr(self._graph, node.target))
+            elif node.op == "output":
+                result = node.args[0]
+                return self._ended(operands[result] if isinstance(result, Node) else result)
+            else:
+                arguments = [
+                    operands[each] if isinstance(each, Node) else _constant(each)
+                    for each in node.args
+                ]
+                operands[node] = self._translate(node, arguments)
+        raise AssertionError("a graph without an output")
+
+    def _ended(self, result: Operand) -> Program:
+        if result == 0 or isinstance(result, float) or result != len(self._instructions):
+            self._instructions.append(Instruction("copy", (result,)))
+        elif self._is_mask(result):
+            raise ValueError(f"{self._name} must return logits, got booleans; use torch.where")
+        program = Program.of(self._instructions)
+        if len(program.instructions) > _MOST_INSTRUCTIONS:
+            raise ValueError(
+                f"{self._name} must have at most {_MOST_INSTRUCTIONS} operations, and its "
+                f"derivative as many, got {len(program.instructions)}"
+            )
+        return program
+
+    def _held(self, value: object) -> float:
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise ValueError(
+                f"{self._name} must be a function of the similarity and of numbers, got "
+                f"{describe(value)} in it"
+            )
+        return float(value)
+
+    def _translate(self, node: Node, arguments: list[Any]) -> Operand:
+        kind = str(node.target).split(".")[-2]
+        if kind != "_to_copy":
+            kind = kind.removesuffix("_copy")  # of what elsewhere are views
+        if kind in _COPIES:
+            return arguments[0]
+        if kind in _CONSTANTS:
+            return _CONSTANTS[kind]
+        if kind in ("full_like", "full"):
+            return arguments[1]
+        if kind == "scalar_tensor":
+            return arguments[0]
+        if kind in _SAME and not node.kwargs.keys() - {"dtype"}:
+            return self._add(_SAME[kind], *arguments)
+        if kind in ("lt", "le"):
+            return self._add("greater" if kind == "lt" else "greater_equal", *arguments[::-1])
+        if kind in ("add", "sub"):
+            first, second = arguments[:2]
+            if node.kwargs.get("alpha", 1) != 1:
+                second = self._add("multiply", second, node.kwargs["alpha"])
+            return self._add("add" if kind == "add" else "subtract", first, second)
+        if kind == "rsub":
+            return self._add("subtract", arguments[1], arguments[0])
+        if kind == "relu":
+            return self._add("maximum", arguments[0], 0.0)
+        if kind in ("clamp", "clamp_min", "clamp_max"):
+            return self._clamped(kind, arguments, node.kwargs)
+        if kind == "reciprocal":
+            return self._add("divide", 1.0, arguments[0])
+        if kind == "rsqrt":
+            return self._add("divide", 1.0, self._add("sqrt", arguments[0]))
+        if kind == "pow" and isinstance(arguments[1], float):
+            return self._power(arguments[0], arguments[1])
+        raise ValueError(
+            f"{self._name} uses torch's operation {kind!r}, which cannot be fused; what can: "
+            f"{', '.join(sorted({*_SAME, 'add', 'sub', 'pow', 'relu', 'clamp'}))}"
+        )
+
+    def _clamped(self, kind: str, arguments: list[Any], named: dict[str, Any]) -> Operand:
+        value, *bounds = arguments
+        if kind == "clamp":
+            low = bounds[0] if bounds else named.get("min")
+            high = bounds[1] if len(bounds) > 1 else named.get("max")
+        else:
+            low, high = (bounds[0], None) if kind == "clamp_min" else (None, bounds[0])
+        if low is not None:
+            value = self._add("maximum", value, low)
+        return value if high is None else self._add("minimum", value, high)
+
+    def _power(self, base: Operand, exponent: float) -> Operand:
+        if exponent == 0.5:
+            return self._add("sqrt", base)
+        if exponent != round(exponent):
+            return self._add("exp", self._add("multiply", self._add("log", base), exponent))
+        if abs(exponent) > _LARGEST_POWER:
+            raise ValueError(
+                f"{self._name} must have powers of at most {_LARGEST_POWER}, got {exponent}"
+            )
+        result: Operand = 1.0
+        for digit in bin(abs(round(exponent)))[2:]:
+            result = self._add("multiply", result, result)
+            if digit == "1":
+                result = self._add("multiply", result, base)
+        return result if exponent >= 0 else self._add("divide", 1.0, result)
+
+    def _add(self, operation: str, *operands: Any) -> Operand:
+        """The place of an instruction's result, or its value where that is known."""
+        wanted = tuple(
+            self._as_mask(each) if _takes_mask(operation, place) else self._as_number(each)
+            for place, each in enumerate(operands)
+        )
+        if operation == "multiply" and 1.0 in map(_number, wanted):
+            return wanted[0] if _number(wanted[1]) == 1.0 else wanted[1]
+        if operation in ("add", "subtract") and _number(wanted[1]) == 0.0:
+            return wanted[0]
+        instruction = Instruction(operation, wanted)
+        if all(isinstance(each, float) for each in wanted) and operation not in MASKS:
+            known = Program.of([instruction])
+            return known(torch.zeros((), dtype=torch.float64, device="cpu")).item()
+        key = repr(instruction)  # place 2 is not the constant 2.0
+        if key not in self._places:
+            self._instructions.append(instruction)
+            self._places[key] = len(self._instructions)
+        return self._places[key]
+
+    def _as_number(self, value: Operand) -> Operand:
+        return self._add("number", value) if self._is_mask(value) else value
+
+    def _as_mask(self, value: Operand) -> Operand:
+        return value if self._is_mask(value) else self._add("not_equal", value, 0.0)
+
+    def _is_mask(self, value: Operand) -> bool:
+        return (
+            isinstance(value, int)
+            and value > 0
+            and self._instructions[value - 1].operation in MASKS
+        )
+
+
+def _takes_mask(operation: str, place: int) -> bool:
+    return operation in ("and", "or", "not", "number") or (operation == "where" and place == 0)
+
+
+def _constant(value: Any) -> Any:
+    """Numbers as floats: integers are places."""
+    return float(value) if isinstance(value, (bool, int)) else value
+
+
+def _number(operand: Operand) -> float:
+    """The constant, or NaN, which equals nothing."""
+    return operand if isinstance(operand, float) else math.nan
