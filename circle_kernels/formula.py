@@ -31,6 +31,7 @@ class PairFormula:
     """
 
     name: ClassVar[str]
+    is_of_functions: ClassVar[bool] = False
     m: float
     gamma: float
     detach_weights: bool
@@ -74,10 +75,10 @@ class PairFormula:
         what a function detaches is a constant to them, as the weights of Eq. 9 and 10 are.
 
         Args:
-            positive, negative: functions of a tensor of similarities, elementwise, written in torch;
-                they may use arithmetic, comparisons, ``where``, ``relu``, ``clamp``, ``abs``,
-                ``exp``, ``log``, ``sqrt``, powers, ``sin``, ``cos``, ``tanh``, ``sigmoid`` and what
-                is made of these. Python numbers in them become constants.
+            positive, negative: functions of a tensor of similarities, elementwise, written in
+                torch; they may use arithmetic, comparisons, ``where``, ``relu``, ``clamp``,
+                ``abs``, ``exp``, ``log``, ``sqrt``, powers, ``sin``, ``cos``, ``tanh``, ``sigmoid``
+                and what is made of these. Python numbers in them become constants.
             gamma: scale of the logits, greater than 0.
 
         Raises:
@@ -331,4 +332,5 @@ def formula_from_parameters(
 
 def is_known(formula: object) -> bool:
     """Whether ops can carry it: one of :data:`FORMULAS`, or of functions."""
-    return type(formula) in FORMULAS.values() or getattr(formula, "is_of_functions", False)
+    of_functions = isinstance(formula, PairFormula) and formula.is_of_functions
+    return of_functions or type(formula) in FORMULAS.values()

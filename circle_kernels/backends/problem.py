@@ -29,8 +29,8 @@ elsewhere, as references. A row's sums are then those over all blocks, which ``s
 pair of one batch counts for its column, too: ``Passed.column_statistics``.
 
 Both passes run without autograd, with autocast off, on checked arguments, and on at least one
-row and one column. Log-sum-exps are (N,), or (N + M,), in :attr:`PairProblem.result_dtype`, ``-inf`` for an empty
-set; gradients are in the inputs' dtype.
+row and one column. Log-sum-exps are (N,), or (N + M,), in :attr:`PairProblem.result_dtype`,
+``-inf`` for an empty set; gradients are in the inputs' dtype.
 """
 
 from __future__ import annotations

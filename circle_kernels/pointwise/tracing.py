@@ -82,22 +82,24 @@ def trace(name: str, function: Callable[[Tensor], Tensor]) -> tuple[Program, Pro
         return result
 
     def slope(similarity: Tensor) -> Tensor:
-        result, derive = torch.func.vjp(value, similarity)
+        result, derive = torch.func.vjp(value, similarity)  # type: ignore[misc]
         return derive(torch.ones_like(result))[0]
 
     with torch.inference_mode(False), torch.enable_grad():
         value(similarity)
-        return tuple(  # type: ignore[return-value]
-            _Translation(name, _graph_of(name, each, similarity)).program()
-            for each in (value, slope)
-        )
+        return _program_of(name, value, similarity), _program_of(name, slope, similarity)
+
+
+def _program_of(name: str, function: Callable[[Tensor], Tensor], similarity: Tensor) -> Program:
+    return _Translation(name, _graph_of(name, function, similarity)).program()
 
 
 def _graph_of(name: str, function: Callable[[Tensor], Tensor], similarity: Tensor) -> GraphModule:
     try:
         # Without what is done in place, of which a graph does not say what it changes.
         pure = torch.func.functionalize(function, remove="mutations_and_views")
-        graph = make_fx(pure, decomposition_table=core_aten_decompositions())(similarity)
+        decompositions: Any = core_aten_decompositions()
+        graph = make_fx(pure, decomposition_table=decompositions)(similarity)
     except RuntimeError as error:
         if "data-dependent" not in str(error) and "proxy" not in str(error):
             raise

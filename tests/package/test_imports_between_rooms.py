@@ -27,7 +27,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "backends.addressable": (),
     "arguments": ("backends.addressable",),
     "options": ("arguments",),
-    "formula": ("options",),
+    "formula": ("options", "pointwise"),
+    "pointwise": ("formula", "arguments"),  # loaded when a formula of functions is first made
     "reference": ("formula", "logsumexp"),
     "backends": (),
     "backends.problem": ("formula",),
@@ -40,8 +41,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "backends.tiled": (*OF_BACKENDS, "logsumexp"),
     "backends.gathered": OF_BACKENDS,
     "backends.cpu": (*OF_BACKENDS, "backends.cpu_arguments", "_cpu"),
-    "backends.cpu_arguments": ("formula", "backends.problem"),
-    "backends.triton": (*OF_BACKENDS, "_version", "backends.remembered", "backends.trial"),
+    "backends.cpu_arguments": ("formula", "pointwise", "backends.problem"),
+    "backends.triton": (
+        *OF_BACKENDS,
+        "_version",
+        "pointwise",
+        "backends.remembered",
+        "backends.trial",
+    ),
     "backends.choice": (
         *OF_BACKENDS,
         "options",
