@@ -32,6 +32,7 @@ class PairFormula:
 
     name: ClassVar[str]
     is_of_functions: ClassVar[bool] = False
+    greater_than_0: ClassVar[tuple[str, ...]] = _GAMMAS  # numbers beside gamma
     m: float
     gamma: float
     detach_weights: bool
@@ -54,7 +55,7 @@ class PairFormula:
             if not -_LARGEST <= value <= _LARGEST:
                 real_number(name, value)  # says of large integers what it can
                 raise ValueError(f"{name} must be finite, got {value!r}")
-        for name in ("gamma", *(name for name in names if name in _GAMMAS)):
+        for name in ("gamma", *(name for name in names if name in self.greater_than_0)):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be greater than 0, got {getattr(self, name)!r}")
         if type(self.detach_weights) is not bool:
@@ -251,7 +252,9 @@ class UnifiedFormula(PairFormula):
         m: margin between positive and negative similarity, any finite number.
         gamma: scale, greater than 0.
         margin_pos, margin_neg: ``Delta_p`` and ``Delta_n``; by default ``0`` and ``-m``.
-        gamma_pos, gamma_neg: ``gamma_p`` and ``gamma_n``; by default both ``gamma``.
+        gamma_pos, gamma_neg: ``gamma_p`` and ``gamma_n``; by default both ``gamma``. The former may
+            be less than 0: positives then count as negatives do, as in the denominators of
+            contrastive losses.
         detach_weights: no effect, since every pair has weight 1; kept so that formulas can be
             exchanged.
 
@@ -261,6 +264,7 @@ class UnifiedFormula(PairFormula):
     """
 
     name: ClassVar[str] = "unified"
+    greater_than_0: ClassVar[tuple[str, ...]] = ("gamma_neg",)
 
     m: float = 0.0
     gamma: float = 80.0
@@ -304,7 +308,7 @@ class UnifiedFormula(PairFormula):
         return torch.full_like(similarity, self.gammas[1])
 
     def max_slope(self, max_similarity: float = 1.0) -> float:
-        return max(self.gammas)
+        return max(map(abs, self.gammas))
 
 
 def _gammas(formula: CircleFormula | UnifiedFormula) -> tuple[float, float]:

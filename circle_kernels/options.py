@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import operator
 from collections.abc import Callable
 from numbers import Real
@@ -65,6 +66,14 @@ def real_number(name: str, value: SupportsFloat) -> float:
         return float(value)
     except OverflowError:
         raise ValueError(f"{name} must be finite as a float, got {describe(value)}") from None
+
+
+def positive_number(name: str, value: SupportsFloat) -> float:
+    """:func:`real_number` that is finite and greater than 0."""
+    number = real_number(name, value)
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name} must be greater than 0 and finite, got {value!r}")
+    return number
 
 
 def check_integer(name: str, value: SupportsIndex, smallest: int = INT64.min) -> int:

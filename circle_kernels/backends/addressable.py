@@ -42,6 +42,13 @@ def is_plain(tensor: Tensor) -> bool:
     return all_addressable(tensor) and not is_watched()
 
 
+def host_may_look(tensor: Tensor) -> bool:
+    """Whether there are numbers to be had, without a device to wait for or a compiler to object."""
+    if torch.compiler.is_compiling() or tensor.device.type != "cpu":
+        return False
+    return is_plain(tensor)
+
+
 def obstacle(tensor: Tensor) -> str | None:
     """Why a kernel may not read a tensor by its address, shape and strides; None where it may.
 

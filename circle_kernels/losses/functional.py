@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,6 +15,14 @@ from circle_kernels.distributed.headers import CALL, check_together
 from circle_kernels.distributed.sharing import Sharing
 from circle_kernels.formula import CircleFormula, UnifiedFormula
 from circle_kernels.logsumexp import present_logsumexp
+from circle_kernels.losses.pairs import (
+    OF_PAIRS,
+    OF_SHARING,
+    PairOptions,
+    Tensors,
+    pair_rows,
+    sharing_of,
+)
 from circle_kernels.operation.batch import (
     Batch,
     Operation,
@@ -24,11 +33,13 @@ from circle_kernels.operation.batch import (
 )
 from circle_kernels.operation.differentiable import usual_loss
 from circle_kernels.operation.eager import logsumexps
+from circle_kernels.operation.pair_masks import PairMask
 from circle_kernels.operation.reductions import REDUCTIONS, loss_of_sets, softplus
 from circle_kernels.operation.row_losses import reduced_row_losses
 from circle_kernels.options import check_choice, explain_other_names
 
 SCOPES = ("anchor", "batch")
+_OF_FORMULA = ("m", "gamma", "detach_weights")
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,7 @@ class RowReduction:
 @explain_other_names
 def circle_loss(
     embeddings: Tensor,  # (N, D)
-    labels: Tensor,  # (N,)
+    labels: Tensor | None,  # (N,)
     ref_emb: Tensor | None = None,  # (M, D)
     ref_labels: Tensor | None = None,  # (M,)
     *,
@@ -61,6 +72,9 @@ def circle_loss(
     detach_weights: bool = True,
     normalize: bool = True,
     skip_below: float = 0.0,
+    ignore_label: int | None = None,
+    pair_mask: PairMask | None = None,
+    self_index: Tensor | None = None,  # (N,)
     group: Group | None = None,
     exchange: str = "gather",
     same_sizes: bool = False,
@@ -75,7 +89,7 @@ def circle_loss(
 
     Args:
         embeddings: (N, D), float16, bfloat16, float32 or float64; need not be normalised.
-        labels: (N,) integers of any dtype, any values.
+        labels: (N,) integers of any dtype, any values; ``None`` with ``pair_mask``.
         ref_emb: (M, D) references to compare with, on the same device; of two dtypes the wider one
             counts. Without them the batch is compared with itself, and an embedding is not compared
             with itself.
@@ -94,6 +108,17 @@ def circle_loss(
         skip_below: share of a row's total weight that may be left out of the gradient to save work,
             in [0, 1); 0 is exact, and the loss always is. The C++ kernel makes use of it; bound and
             meaning are in docs/derivation.md.
+        ignore_label: rows and references with this label take part in nothing, as unlabelled data:
+            the rows' loss is 0, and so are the gradients. On a device the host waits to know how
+            many are left.
+        pair_mask: which pairs are positive and which negative, in place of labels, as where a row
+            has several: a boolean matrix (N, M), of which True is positive and False negative
+            (without references, M = N and the diagonal is left out); a sparse one, whose entries
+            are the positive pairs; an int8 matrix, 1 for positive, -1 for negative and 0 for
+            neither; or four vectors of indices, rows and columns of the positive pairs, then of the
+            negative ones. Takes one byte for each of the N * M pairs.
+        self_index: (N,) integers: the place of each row's own copy among the references, which is
+            left out as neither positive nor negative; -1 for none.
         group: the processes that share one batch, each of which gives its own rows (and references,
             where given) and computes these rows' part; every process returns the loss of the whole
             batch. ``"world"`` for all processes; a ProcessGroup or a DeviceMesh of one dimension
@@ -128,6 +153,7 @@ def circle_loss(
         CircleFormula,
         (embeddings, labels, ref_emb, ref_labels),
         (scope, reduction),
+        (ignore_label, pair_mask, self_index),
         (group, exchange, same_sizes, grad_reduction),
         m=m,
         gamma=gamma,
@@ -141,7 +167,7 @@ def circle_loss(
 @explain_other_names
 def unified_loss(
     embeddings: Tensor,  # (N, D)
-    labels: Tensor,  # (N,)
+    labels: Tensor | None,  # (N,)
     ref_emb: Tensor | None = None,  # (M, D)
     ref_labels: Tensor | None = None,  # (M,)
     *,
@@ -151,6 +177,9 @@ def unified_loss(
     reduction: str = "mean",
     normalize: bool = True,
     skip_below: float = 0.0,
+    ignore_label: int | None = None,
+    pair_mask: PairMask | None = None,
+    self_index: Tensor | None = None,  # (N,)
     group: Group | None = None,
     exchange: str = "gather",
     same_sizes: bool = False,
@@ -167,6 +196,7 @@ def unified_loss(
         UnifiedFormula,
         (embeddings, labels, ref_emb, ref_labels),
         (scope, reduction),
+        (ignore_label, pair_mask, self_index),
         (group, exchange, same_sizes, grad_reduction),
         m=m,
         gamma=gamma,
@@ -209,14 +239,17 @@ def circle_loss_from_similarity(
 
 def loss_of(
     formula_type: type[CircleFormula] | type[UnifiedFormula],
-    tensors: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+    tensors: Tensors,
     rows: tuple[str, str],
+    chosen: tuple[int | None, PairMask | None, Tensor | None],
     shared: tuple[Group | None, str, bool, str],
     **options: Any,
 ) -> Tensor:
-    """The loss of what users give: arguments of :func:`check_batch`, :class:`RowReduction`,
-    :class:`Sharing` and :func:`operation_of`."""
+    """The loss of what users give: arguments of :func:`check_batch`, :class:`RowReduction`, what
+    chooses pairs, :class:`Sharing` and :func:`operation_of`."""
     group, _, same_sizes, _ = shared
+    if tensors[1] is None or any(each is not None for each in chosen):
+        return _loss_of_chosen(formula_type, tensors, rows, (*chosen, *shared), options)
     if torch.compiler.is_compiling():
         loss = usual_loss(formula_type.name, tensors, (*rows, group), options)
         if loss is not None:
@@ -225,7 +258,7 @@ def loss_of(
     def check() -> tuple[Batch, Operation, RowReduction, Sharing]:
         operation = operation_of(formula_type, **options)
         reduction, sharing = reduction_of(*rows), sharing_of(*shared)
-        batch = check_batch(*tensors)
+        batch = check_batch(*tensors)  # type: ignore[arg-type]
         check_shared(batch, operation, sharing)
         return batch, operation, reduction, sharing
 
@@ -234,9 +267,42 @@ def loss_of(
     return pair_loss(*check_together(check, f"{formula_type.name}_loss", group, same_sizes))
 
 
+def _loss_of_chosen(
+    formula_type: type[CircleFormula] | type[UnifiedFormula],
+    tensors: Tensors,
+    rows: tuple[str, str],
+    pairs: tuple[Any, ...],
+    options: dict[str, Any],
+) -> Tensor:
+    """:func:`loss_of` where something else than labels alone says which pairs count."""
+    scope, reduction = rows
+    reduction_of(scope, reduction)
+    numbers = {name: options.pop(name) for name in _OF_FORMULA if name in options}
+    options.update(zip((*OF_PAIRS, *OF_SHARING), pairs, strict=True))
+    call = f"{formula_type.name}_loss"
+    for name in ("pair_mask", "group") if scope == "batch" else ():
+        if options[name] is not None:
+            raise ValueError(
+                f"{call} takes {name} with scope='anchor' where labels do not say alone which "
+                "pairs count; got scope='batch'"
+            )
+    checked = pair_rows(
+        call,
+        lambda: formula_type(**numbers),
+        tensors,
+        reduction,
+        cast(PairOptions, options),
+        scope=scope,
+    )
+    exponents = checked.logsumexps()
+    if scope == "batch":
+        return loss_of_sets(*exponents, in_self_mode=tensors[2] is None)
+    both = exponents[0] + exponents[1]
+    return checked.reduced(softplus(both), both != -math.inf)
+
+
 # Nearly every step has these from the one before.
 reduction_of = remembered(RowReduction)
-sharing_of = remembered(Sharing)
 
 
 def pair_loss(batch: Batch, operation: Operation, rows: RowReduction, sharing: Sharing) -> Tensor:

@@ -12,7 +12,8 @@ from circle_kernels.distributed.sharing import Sharing
 from circle_kernels.formula import CircleFormula
 from circle_kernels.losses.functional import RowReduction, loss_of
 from circle_kernels.operation.batch import operation_of
-from circle_kernels.options import explain_other_names
+from circle_kernels.operation.pair_masks import PairMask
+from circle_kernels.options import check_integer, explain_other_names
 
 
 class CircleLoss(nn.Module):
@@ -34,6 +35,7 @@ class CircleLoss(nn.Module):
         detach_weights: bool = True,
         normalize: bool = True,
         skip_below: float = 0.0,
+        ignore_label: int | None = None,
         group: Group | None = None,
         exchange: str = "gather",
         same_sizes: bool = False,
@@ -60,6 +62,9 @@ class CircleLoss(nn.Module):
         self.detach_weights = operation.formula.detach_weights
         self.normalize = operation.normalize
         self.skip_below = operation.skip_below
+        if ignore_label is not None:
+            check_integer("ignore_label", ignore_label)
+        self.ignore_label = ignore_label
         self.group = group
         self.exchange = exchange
         self.same_sizes = sharing.same_sizes
@@ -70,14 +75,18 @@ class CircleLoss(nn.Module):
     def forward(
         self,
         embeddings: Tensor,  # (N, D)
-        labels: Tensor,  # (N,)
+        labels: Tensor | None,  # (N,)
         ref_emb: Tensor | None = None,  # (M, D)
         ref_labels: Tensor | None = None,  # (M,)
+        *,
+        pair_mask: PairMask | None = None,
+        self_index: Tensor | None = None,  # (N,)
     ) -> Tensor:
         return loss_of(
             CircleFormula,
             (embeddings, labels, ref_emb, ref_labels),
             (self.scope, self.reduction),
+            (self.ignore_label, pair_mask, self_index),
             (self.group, self.exchange, self.same_sizes, self.grad_reduction),
             m=self.m,
             gamma=self.gamma,
@@ -114,7 +123,8 @@ class CircleLoss(nn.Module):
         return (
             f"m={self.m}, gamma={self.gamma}, scope={self.scope!r}, reduction={self.reduction!r}, "
             f"detach_weights={self.detach_weights}, normalize={self.normalize}, "
-            f"skip_below={self.skip_below}, {self._describe_sharing()}, backend={self.backend!r}"
+            f"skip_below={self.skip_below}, ignore_label={self.ignore_label}, "
+            f"{self._describe_sharing()}, backend={self.backend!r}"
         )
 
     def _describe_sharing(self) -> str:

@@ -39,13 +39,47 @@ def shared_loss(
         of_processes = _differentiable_op(own, told, group).unbind(1)
         return loss_of_sets(*of_processes, in_self_mode=batch.ref_emb is None)
     exponents = lse_pos + lse_neg
-    losses = softplus(exponents)
+    counted = exponents != -math.inf if reduction == "mean" else torch.ones_like(exponents)
+    return _reduced(softplus(exponents), counted.sum(), told, group, reduction)
+
+
+def reduced_over_processes(
+    losses: Tensor,  # (n,) of this process
+    number: Tensor | int,
+    told: Tensor,
+    sharing: Sharing,
+    reduction: str,
+) -> Tensor:
+    """``reductions.reduce_losses`` over the rows of all processes.
+
+    Gradients reach this process's losses, as many times as the processes' average divides them by.
+    """
+    assert sharing.group is not None
+    if sharing.grad_reduction == "mean":
+        losses = _TimesProcesses.apply(losses, group_name(sharing.group))
+    number = torch.as_tensor(number, device=losses.device)
+    return _reduced(losses, number, told, group_name(sharing.group), reduction)
+
+
+def _reduced(losses: Tensor, number: Tensor, told: Tensor, group: str, reduction: str) -> Tensor:
     if reduction == "none":
         return losses
-    counted = exponents != -math.inf if reduction == "mean" else torch.ones_like(exponents)
-    own = torch.stack([losses.sum(), counted.sum().to(losses.dtype)])
+    own = torch.stack([losses.sum(), number.to(losses.dtype)])
     total, count = _differentiable_op(own, told, group).sum(0)
     return total if reduction == "sum" else total / count.detach().clamp_min(1)
+
+
+class _TimesProcesses(torch.autograd.Function):
+    """What it is given, with its gradient times the number of processes."""
+
+    @staticmethod
+    def forward(ctx: Any, losses: Tensor, group: str) -> Tensor:
+        ctx.processes = dist.get_world_size(group_of_name(group))
+        return losses.view_as(losses)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.processes, None
 
 
 # What each process has, (K,), in the order of ranks: (processes, K). Gradients reach this process's
