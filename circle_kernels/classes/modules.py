@@ -15,6 +15,7 @@ from circle_kernels.classes.losses import (
     class_unified_loss,
 )
 from circle_kernels.classes.sampling import Sampling
+from circle_kernels.classes.smoothing import check_label_smoothing
 from circle_kernels.distributed.gradients import refuse_ddp
 from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
 from circle_kernels.operation.batch import operation_of
@@ -142,9 +143,16 @@ class UnifiedHead(ClassHead):
         embedding_dim: int,
         m: float = 0.35,
         gamma: float = 64.0,
+        *,
+        label_smoothing: float = 0.0,
         **options: Any,
     ) -> None:
         super().__init__(num_classes, embedding_dim, m, gamma, **options)
+        sampling = Sampling(self.sample_rate, self.sample_correction, self.sparse_grad)
+        self.label_smoothing = check_label_smoothing(label_smoothing, sampling)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, label_smoothing={self.label_smoothing}"
 
     def _formula(self) -> UnifiedFormula:
         return UnifiedFormula(m=self.m, gamma=self.gamma)
@@ -235,6 +243,7 @@ class ClassUnifiedLoss(UnifiedHead, _ClassLoss):
         num_classes: C.
         embedding_dim: D.
         m, gamma: margin and scale; by default those of AM-Softmax in the paper.
+        label_smoothing: see :func:`circle_kernels.class_unified_loss`.
         options: as for :class:`ClassCircleLoss`.
     """
 
@@ -243,4 +252,10 @@ class ClassUnifiedLoss(UnifiedHead, _ClassLoss):
         embeddings: Tensor,  # (N, D)
         labels: Tensor,  # (N,)
     ) -> Tensor:
-        return class_unified_loss(embeddings, labels, self.weight, **self._options())
+        return class_unified_loss(
+            embeddings,
+            labels,
+            self.weight,
+            label_smoothing=self.label_smoothing,
+            **self._options(),
+        )

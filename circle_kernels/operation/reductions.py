@@ -60,7 +60,11 @@ def reduce_exponents(exponents: Tensor, reduction: str) -> Tensor:  # of (N,), a
 
     A row without positives or negatives has the exponent -inf, hence loss and gradient exactly 0.
     """
-    losses = softplus(exponents)
+    return reduce_losses(softplus(exponents), exponents, reduction)
+
+
+def reduce_losses(losses: Tensor, exponents: Tensor, reduction: str) -> Tensor:
+    """The losses (N,) of rows with these exponents (N,), reduced: a scalar or (N,)."""
     if reduction == "none":
         return losses
     return losses.sum() / rows_counted(exponents, losses, reduction)
