@@ -144,7 +144,7 @@ class _ShardedClassLoss(ClassHead):
         return ShardedCall(
             type(self).__name__,
             Operation(self._formula(), self.normalize, self.skip_below, self.backend),
-            ClassRows(self.reduction, self.ignore_index),
+            ClassRows(self.reduction, self.ignore_index, self.label_smoothing),
             Sampling(
                 self.sample_rate if self.training else 1.0,
                 self.sample_correction,
@@ -216,6 +216,7 @@ class ShardedClassUnifiedLoss(UnifiedHead, _ShardedClassLoss):
         num_classes: C, of all processes together.
         embedding_dim: D.
         m, gamma: margin and scale; by default those of AM-Softmax in the paper.
+        label_smoothing: see :func:`circle_kernels.class_unified_loss`.
         options: as for :class:`ShardedClassCircleLoss`, which it is in all else.
     """
 
