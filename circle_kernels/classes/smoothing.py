@@ -78,11 +78,14 @@ def _plain_sums(embeddings: Tensor, weight: Tensor, normalize: bool) -> Tensor:
     embeddings, weight = embeddings.to(dtype), weight.to(dtype)
     if normalize:
         embeddings, weight = F.normalize(embeddings, dim=1), F.normalize(weight, dim=1)
-    return embeddings @ weight.sum(0)
+    return (embeddings * weight.sum(0)).sum(1)
 
 
 class _SimilaritySums(torch.autograd.Function):
-    """The products with the sum of all class weights, of which no copy is made on the way."""
+    """The products with the sum of all class weights, of which no copy is made on the way.
+
+    No matrix products, which PyTorch's settings may make less precise: they take no time here.
+    """
 
     @staticmethod
     def forward(ctx: Any, embeddings: Tensor, weight: Tensor, normalize: bool) -> Tensor:
@@ -91,7 +94,7 @@ class _SimilaritySums(torch.autograd.Function):
             total += unit_rows(part, normalize).rows.sum(0)
         ctx.save_for_backward(owned(embeddings), weight if ctx.needs_input_grad[1] else None, total)
         ctx.normalize = normalize
-        return unit_rows(embeddings, normalize).rows @ total
+        return (unit_rows(embeddings, normalize).rows * total).sum(1)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
@@ -102,7 +105,7 @@ class _SimilaritySums(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 grad_embeddings = rows.input_gradient(upstream[0][:, None] * total)
             if ctx.needs_input_grad[1]:
-                direction = upstream[0] @ rows.rows  # the same for every class
+                direction = (upstream[0][:, None] * rows.rows).sum(0)  # the same for every class
                 parts = (
                     unit_rows(part, ctx.normalize).input_gradient(direction.expand_as(part))
                     for part in _parts(weight)
