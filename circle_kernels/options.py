@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import inspect
 import operator
 from collections.abc import Callable
 from numbers import Real
@@ -20,6 +21,12 @@ from circle_kernels.arguments import (
     SIGNED_DTYPES,
     UNSIGNED_DTYPES,
     describe,
+)
+
+NO_SMOOTHING = (
+    "it takes the mean of all logits, which is that of the similarities for class_unified_loss "
+    "alone; for ClassCircleLoss take torch.nn.functional.cross_entropy of "
+    "get_logits(embeddings, labels), which stores the (N, C) logits"
 )
 
 
@@ -115,10 +122,16 @@ def explain_other_names(
     function: Callable[_Arguments, _Result],
 ) -> Callable[_Arguments, _Result]:
     """The function, with a TypeError that names the right argument for what others call it."""
+    smooths = "label_smoothing" in inspect.signature(function).parameters
 
     @functools.wraps(function)
     def explained(*args: _Arguments.args, **options: _Arguments.kwargs) -> _Result:
-        if "scale" in options or "margin" in options or "indices_tuple" in options:
+        if (
+            "scale" in options
+            or "margin" in options
+            or "indices_tuple" in options
+            or (not smooths and "label_smoothing" in options)
+        ):
             name = function.__qualname__
             if name.endswith(".__init__"):
                 name = type(args[0]).__name__  # which may have inherited it
@@ -126,8 +139,9 @@ def explain_other_names(
                 ("scale", "it is called gamma here"),
                 ("margin", "it is called m here"),
                 ("indices_tuple", MINERS),
+                ("label_smoothing", NO_SMOOTHING),
             ):
-                if other in options:
+                if other in options and not (smooths and other == "label_smoothing"):
                     raise TypeError(f"{name}() takes no {other}: {words}")
         return function(*args, **options)
 

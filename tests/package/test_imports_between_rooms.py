@@ -69,7 +69,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "backends.gathered",
     ),
     "losses": (*OPERATION, "distributed"),
-    "classes": (*OPERATION, "distributed", "backends.choice", "reference"),
+    "classes": (*OPERATION, "distributed", "backends.choice", "backends.rows", "reference"),
     # Nobody imports integrations.
     "integrations": (*OPERATION, "losses", "distributed"),
     "": (  # what users import
