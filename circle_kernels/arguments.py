@@ -79,18 +79,17 @@ def check_labels(name: str, value: Tensor, rows: int, of: str) -> None:
         )
 
 
-def check_references(name: str, value: Tensor, embeddings: Tensor) -> None:
-    """Require a matrix that checked embeddings can be compared with."""
+def check_references(name: str, value: Tensor, embeddings: Tensor, of: str = "embeddings") -> None:
+    """Require a matrix that checked embeddings, named ``of``, can be compared with."""
     check_embeddings(name, value)
     if value.shape[1] != embeddings.shape[1]:
         raise ValueError(
-            f"{name} must have as many columns as embeddings: "
+            f"{name} must have as many columns as {of}: "
             f"wanted {embeddings.shape[1]}, got {value.shape[1]}"
         )
     if value.device != embeddings.device:
         raise ValueError(
-            f"{name} must be on the device of embeddings: wanted {embeddings.device}, "
-            f"got {value.device}"
+            f"{name} must be on the device of {of}: wanted {embeddings.device}, got {value.device}"
         )
 
 

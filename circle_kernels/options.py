@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import inspect
+import math
 import operator
 from collections.abc import Callable
 from numbers import Real

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 import torch
@@ -61,16 +61,26 @@ class PairRows:
     given: int = 0  # how many these are
     told: Tensor | None = None  # by the exchange of a batch that processes share
 
-    def logsumexps(self) -> tuple[Tensor, Tensor]:
-        """Both log-sum-exps (n,) of the rows that are not ignored."""
+    def logsumexps(self, *, both_sides: bool = False) -> tuple[Tensor, Tensor]:
+        """Both log-sum-exps (n,) of the rows that are not ignored; (n + m,) with those of the
+        references, where all are in this process and ``both_sides`` asks for it."""
         if self.sharing.group is None:
-            return logsumexps(self.batch, self.operation)
+            return logsumexps(self.batch, replace(self.operation, both_sides=both_sides))
         # With its ops, which few need and whose definition takes milliseconds.
         from circle_kernels.operation import over_processes
 
         shared = (self.batch, self.operation, self.sharing)
         lse_pos, lse_neg, self.told = over_processes.shared_logsumexps(*shared, alike=self.alike)
         return lse_pos, lse_neg
+
+    def logsumexps_over_processes(self) -> tuple[Tensor, Tensor]:
+        """:meth:`logsumexps` of rows that all processes have, over the references of all."""
+        of_this_one = logsumexps(self.batch, self.operation)
+        if self.sharing.group is None:
+            return of_this_one
+        from circle_kernels.operation import shared_losses
+
+        return shared_losses.logsumexps_over_processes(*of_this_one, self.sharing, self.alike)
 
     def positives(self) -> Positives:
         """The positive pairs of the rows that are not ignored."""

@@ -81,9 +81,9 @@ class Positives:
     @functools.cached_property
     def sides(self) -> tuple[Tensor, Tensor]:
         """Rows and columns as similarities are the products of; differentiable."""
-        rows = _unit_rows(self.batch.embeddings, self.normalize)
+        rows = unit_rows(self.batch.embeddings, self.normalize)
         same = self.columns is self.batch.embeddings
-        return rows, rows if same else _unit_rows(self.columns, self.normalize)
+        return rows, rows if same else unit_rows(self.columns, self.normalize)
 
     @functools.cached_property
     def _classes(self) -> tuple[Tensor, Tensor, int]:
@@ -105,7 +105,7 @@ class Positives:
         return (own >= 0) & (self.column_labels[own.clamp_min(0)] == self.batch.labels)
 
 
-def _unit_rows(embeddings: Tensor, normalize: bool) -> Tensor:
+def unit_rows(embeddings: Tensor, normalize: bool) -> Tensor:
     """What ``backends.rows.unit_rows`` has, by operations that torch differentiates."""
     rows = embeddings.to(result_dtype(embeddings.dtype))
     if not normalize:

@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from circle_kernels.distributed.collectives import gather_numbers
-from circle_kernels.distributed.groups import group_name, group_of_name
+from circle_kernels.distributed.groups import group_name, group_of_name, resolve_group
+from circle_kernels.distributed.headers import exchange_headers
 from circle_kernels.distributed.sharing import Sharing
 from circle_kernels.logsumexp import present_logsumexp
 from circle_kernels.operation.batch import Batch, Operation
@@ -67,6 +68,26 @@ def _reduced(losses: Tensor, number: Tensor, told: Tensor, group: str, reduction
     own = torch.stack([losses.sum(), number.to(losses.dtype)])
     total, count = _differentiable_op(own, told, group).sum(0)
     return total if reduction == "sum" else total / count.detach().clamp_min(1)
+
+
+def logsumexps_over_processes(
+    lse_pos: Tensor,  # (C,) of rows that all processes have, over the columns of this one
+    lse_neg: Tensor,  # (C,)
+    sharing: Sharing,
+    alike: Mapping[str, str],
+) -> tuple[Tensor, Tensor]:
+    """The same over the columns of all processes. Gradients reach this process's part."""
+    assert sharing.group is not None
+    rows = lse_pos.shape[0]
+    if not (sharing.same_sizes or torch.compiler.is_compiling()):
+        agreed = {**alike, "the number of rows that all processes have": rows}
+        exchange_headers((), agreed, resolve_group(sharing.group))
+    name = group_name(sharing.group)
+    own = torch.cat([lse_pos, lse_neg])
+    if sharing.grad_reduction == "mean":
+        own = _TimesProcesses.apply(own, name)
+    of_all = present_logsumexp(_differentiable_op(own, own.detach(), name), dim=0)
+    return of_all[:rows], of_all[rows:]
 
 
 class _TimesProcesses(torch.autograd.Function):
