@@ -1,1 +1,84 @@
-"""The pair-wise losses as functions and as modules."""
+"""Pair losses and losses with class weights, as functions and as modules, on the fused operation.
+
+Names and numbers are those of pytorch-metric-learning; :func:`circle_kernels.circle_loss` and
+:func:`circle_kernels.unified_loss` are the front door.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from circle_kernels.losses.class_modules import ArcFaceLoss, CosFaceLoss, ProxyNCALoss
+    from circle_kernels.losses.clip import clip_loss
+    from circle_kernels.losses.pair_losses import (
+        multi_similarity_loss,
+        n_pairs_loss,
+        ntxent_loss,
+        supcon_loss,
+    )
+    from circle_kernels.losses.pair_modules import (
+        CLIPLoss,
+        MultiSimilarityLoss,
+        NPairsLoss,
+        NTXentLoss,
+        ProxyAnchorLoss,
+        SupConLoss,
+    )
+    from circle_kernels.losses.proxy_losses import (
+        arcface_loss,
+        cosface_loss,
+        proxy_anchor_loss,
+        proxy_nca_loss,
+    )
+
+# Loaded when they are first asked for: who computes circle loss needs none of them.
+_MODULES = {
+    "class_modules": ("ArcFaceLoss", "CosFaceLoss", "ProxyNCALoss"),
+    "clip": ("clip_loss",),
+    "pair_losses": ("multi_similarity_loss", "n_pairs_loss", "ntxent_loss", "supcon_loss"),
+    "pair_modules": (
+        "CLIPLoss",
+        "MultiSimilarityLoss",
+        "NPairsLoss",
+        "NTXentLoss",
+        "ProxyAnchorLoss",
+        "SupConLoss",
+    ),
+    "proxy_losses": ("arcface_loss", "cosface_loss", "proxy_anchor_loss", "proxy_nca_loss"),
+}
+_PLACES = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "ArcFaceLoss",
+    "CLIPLoss",
+    "CosFaceLoss",
+    "MultiSimilarityLoss",
+    "NPairsLoss",
+    "NTXentLoss",
+    "ProxyAnchorLoss",
+    "ProxyNCALoss",
+    "SupConLoss",
+    "arcface_loss",
+    "clip_loss",
+    "cosface_loss",
+    "multi_similarity_loss",
+    "n_pairs_loss",
+    "ntxent_loss",
+    "proxy_anchor_loss",
+    "proxy_nca_loss",
+    "supcon_loss",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -16,7 +16,47 @@ from circle_kernels.operation.pair_masks import PairMask
 from circle_kernels.options import check_integer, explain_other_names
 
 
-class CircleLoss(nn.Module):
+class SharingModule(nn.Module):
+    """A loss that processes may share: how it is saved, copied and shown."""
+
+    group: Group | None
+    exchange: str
+    same_sizes: bool
+    grad_reduction: str
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is saved; a process group belongs to running processes."""
+        if not is_saveable(self.group):
+            raise TypeError(
+                f"{type(self).__name__} with group={describe_group(self.group)} cannot be saved, "
+                "since a process group lasts no longer than its processes: use group='world', "
+                "which is looked up at each call, or set group to None before saving"
+            )
+        return self.__dict__
+
+    def __copy__(self) -> SharingModule:
+        """Copies within this process share the group."""
+        copied = type(self).__new__(type(self))
+        copied.__dict__ = self.__dict__.copy()
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SharingModule:
+        """A copy that shares the process group, a handle that cannot be copied."""
+        memo[id(self.group)] = self.group
+        copied = type(self).__new__(type(self))
+        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return copied
+
+    def _describe_sharing(self) -> str:
+        if self.group is None:
+            return "group=None (this process alone)"
+        return (
+            f"group={describe_group(self.group)}, exchange={self.exchange!r}, "
+            f"same_sizes={self.same_sizes}, grad_reduction={self.grad_reduction!r}"
+        )
+
+
+class CircleLoss(SharingModule):
     """Circle loss with pair-wise labels; see :func:`circle_kernels.circle_loss`.
 
     Example:
@@ -96,41 +136,10 @@ class CircleLoss(nn.Module):
             backend=self.backend,
         )
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What is saved; a process group belongs to running processes."""
-        if not is_saveable(self.group):
-            raise TypeError(
-                f"{type(self).__name__} with group={describe_group(self.group)} cannot be saved, "
-                "since a process group lasts no longer than its processes: use group='world', "
-                "which is looked up at each call, or set group to None before saving"
-            )
-        return self.__dict__
-
-    def __copy__(self) -> CircleLoss:
-        """Copies within this process share the group."""
-        copied = type(self).__new__(type(self))
-        copied.__dict__ = self.__dict__.copy()
-        return copied
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> CircleLoss:
-        """A copy that shares the process group, a handle that cannot be copied."""
-        memo[id(self.group)] = self.group
-        copied = type(self).__new__(type(self))
-        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
-        return copied
-
     def extra_repr(self) -> str:
         return (
             f"m={self.m}, gamma={self.gamma}, scope={self.scope!r}, reduction={self.reduction!r}, "
             f"detach_weights={self.detach_weights}, normalize={self.normalize}, "
             f"skip_below={self.skip_below}, ignore_label={self.ignore_label}, "
             f"{self._describe_sharing()}, backend={self.backend!r}"
-        )
-
-    def _describe_sharing(self) -> str:
-        if self.group is None:
-            return "group=None (this process alone)"
-        return (
-            f"group={describe_group(self.group)}, exchange={self.exchange!r}, "
-            f"same_sizes={self.same_sizes}, grad_reduction={self.grad_reduction!r}"
         )

@@ -124,17 +124,10 @@ def pair_rows(
             processes where one of those that share the batch has one.
     """
     given: dict[str, Any] = dict(options)
-    unknown = given.keys() - PairOptions.__annotations__.keys()
-    if unknown:
-        raise TypeError(f"{call}() got an unexpected keyword argument {min(unknown)!r}")
     group, same_sizes = given.get("group"), given.get("same_sizes", False)
 
     def check() -> PairRows:
-        check_choice("reduction", reduction, REDUCTIONS)
-        sharing = sharing_of(**{name: given[name] for name in OF_SHARING if name in given})
-        operation = Operation(
-            formula(), **{name: given[name] for name in _OF_OPERATION if name in given}
-        )
+        operation, sharing = checked_options(call, formula, reduction, options)
         batch, kept = _checked_batch(call, tensors, given)
         check_shared(batch, operation, sharing)
         alike = {CALL: call, "scope": scope, "reduction": reduction}
@@ -144,6 +137,26 @@ def pair_rows(
     if group is None:
         return check()
     return check_together(check, call, group, same_sizes)
+
+
+def checked_options(
+    call: str, formula: Callable[[], PairFormula], reduction: str, options: PairOptions
+) -> tuple[Operation, Sharing]:
+    """What a call's options say of all batches.
+
+    Raises:
+        TypeError, ValueError: one that there is not, or of the wrong type or range.
+    """
+    unknown = options.keys() - PairOptions.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"{call}() got an unexpected keyword argument {min(unknown)!r}")
+    given: dict[str, Any] = dict(options)
+    check_choice("reduction", reduction, REDUCTIONS)
+    if given.get("ignore_label") is not None:
+        check_integer("ignore_label", given["ignore_label"])
+    sharing = sharing_of(**{name: given[name] for name in OF_SHARING if name in given})
+    of_operation = {name: given[name] for name in _OF_OPERATION if name in given}
+    return Operation(formula(), **of_operation), sharing
 
 
 def _checked_batch(

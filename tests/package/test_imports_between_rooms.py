@@ -68,7 +68,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "backends.cpu",
         "backends.gathered",
     ),
-    "losses": (*OPERATION, "distributed"),
+    "losses": (*OPERATION, "distributed", "classes", "backends.choice"),
     "classes": (*OPERATION, "distributed", "backends.choice", "backends.rows", "reference"),
     # Nobody imports integrations.
     "integrations": (*OPERATION, "losses", "distributed"),
