@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -15,14 +15,6 @@ from circle_kernels.distributed.headers import CALL, check_together
 from circle_kernels.distributed.sharing import Sharing
 from circle_kernels.formula import CircleFormula, UnifiedFormula
 from circle_kernels.logsumexp import present_logsumexp
-from circle_kernels.losses.pairs import (
-    OF_PAIRS,
-    OF_SHARING,
-    PairOptions,
-    Tensors,
-    pair_rows,
-    sharing_of,
-)
 from circle_kernels.operation.batch import (
     Batch,
     Operation,
@@ -30,13 +22,17 @@ from circle_kernels.operation.batch import (
     check_shared,
     operation_of,
     remembered,
+    sharing_of,
 )
 from circle_kernels.operation.differentiable import usual_loss
 from circle_kernels.operation.eager import logsumexps
-from circle_kernels.operation.pair_masks import PairMask
 from circle_kernels.operation.reductions import REDUCTIONS, loss_of_sets, softplus
 from circle_kernels.operation.row_losses import reduced_row_losses
 from circle_kernels.options import check_choice, explain_other_names
+
+if TYPE_CHECKING:
+    from circle_kernels.losses.pairs import PairOptions, Tensors
+    from circle_kernels.operation.pair_masks import PairMask
 
 SCOPES = ("anchor", "batch")
 _OF_FORMULA = ("m", "gamma", "detach_weights")
@@ -275,6 +271,8 @@ def _loss_of_chosen(
     options: dict[str, Any],
 ) -> Tensor:
     """:func:`loss_of` where something else than labels alone says which pairs count."""
+    from circle_kernels.losses.pairs import OF_PAIRS, OF_SHARING, pair_rows
+
     scope, reduction = rows
     reduction_of(scope, reduction)
     numbers = {name: options.pop(name) for name in _OF_FORMULA if name in options}
@@ -291,7 +289,7 @@ def _loss_of_chosen(
         lambda: formula_type(**numbers),
         tensors,
         reduction,
-        cast(PairOptions, options),
+        cast("PairOptions", options),
         scope=scope,
     )
     exponents = checked.logsumexps()
@@ -301,7 +299,6 @@ def _loss_of_chosen(
     return checked.reduced(softplus(both), both != -math.inf)
 
 
-# Nearly every step has these from the one before.
 reduction_of = remembered(RowReduction)
 
 

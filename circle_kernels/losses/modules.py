@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -12,8 +12,10 @@ from circle_kernels.distributed.sharing import Sharing
 from circle_kernels.formula import CircleFormula
 from circle_kernels.losses.functional import RowReduction, loss_of
 from circle_kernels.operation.batch import operation_of
-from circle_kernels.operation.pair_masks import PairMask
 from circle_kernels.options import check_integer, explain_other_names
+
+if TYPE_CHECKING:
+    from circle_kernels.operation.pair_masks import PairMask
 
 
 class SharingModule(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -15,12 +15,14 @@ from circle_kernels.distributed.groups import Group
 from circle_kernels.distributed.headers import CALL, check_together
 from circle_kernels.distributed.sharing import Sharing
 from circle_kernels.formula import PairFormula
-from circle_kernels.operation.batch import Batch, Operation, check_batch, check_shared, remembered
+from circle_kernels.operation.batch import Batch, Operation, check_batch, check_shared, sharing_of
 from circle_kernels.operation.eager import logsumexps
-from circle_kernels.operation.pair_masks import PairMask, masked_batch
-from circle_kernels.operation.positives import Positives
 from circle_kernels.operation.reductions import REDUCTIONS, reduce_losses
 from circle_kernels.options import check_choice, check_integer
+
+if TYPE_CHECKING:
+    from circle_kernels.operation.pair_masks import PairMask
+    from circle_kernels.operation.positives import Positives
 
 # Embeddings, labels, references and their labels, as users give them.
 Tensors = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
@@ -44,8 +46,6 @@ class PairOptions(TypedDict, total=False):
 _OF_OPERATION = ("normalize", "skip_below", "backend")
 OF_PAIRS = ("ignore_label", "pair_mask", "self_index")
 OF_SHARING = ("group", "exchange", "same_sizes", "grad_reduction")
-
-sharing_of = remembered(Sharing)
 
 
 @dataclass
@@ -84,6 +84,8 @@ class PairRows:
 
     def positives(self) -> Positives:
         """The positive pairs of the rows that are not ignored."""
+        from circle_kernels.operation.positives import Positives
+
         if self.sharing.group is None:
             return Positives.of(self.batch, self.operation.normalize)
         raise NotImplementedError
@@ -132,7 +134,8 @@ def pair_rows(
         check_shared(batch, operation, sharing)
         alike = {CALL: call, "scope": scope, "reduction": reduction}
         alike["grad_reduction"] = sharing.grad_reduction
-        return PairRows(batch, operation, sharing, alike, reduction, kept, tensors[0].shape[0])
+        given_rows = tensors[0].shape[0]
+        return PairRows(batch, operation, sharing, alike, reduction, kept=kept, given=given_rows)
 
     if group is None:
         return check()
@@ -180,6 +183,8 @@ def _checked_batch(
                 f"{call} takes pair_mask in place of labels: give labels=None, and neither "
                 "ref_labels nor ignore_label"
             )
+        from circle_kernels.operation.pair_masks import masked_batch
+
         return masked_batch(embeddings, ref_emb, mask, self_index), None
     if labels is None:
         raise TypeError(f"{call} wants labels, or pair_mask in their place; got None for both")

@@ -135,6 +135,10 @@ def operation_of(
     return Operation(formula, **options)
 
 
+# Nearly every step has the one from the step before.
+sharing_of = remembered(Sharing)
+
+
 def check_batch(
     embeddings: Tensor,  # (N, D)
     labels: Tensor,  # (N,)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from circle_kernels.formula import PairFormula
+from circle_kernels.pair_formula import PairFormula
 from circle_kernels.pointwise.program import Program
 from circle_kernels.pointwise.tracing import trace
 
