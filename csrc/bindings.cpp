@@ -198,9 +198,10 @@ PYBIND11_MODULE(_cpu, module) {
       .value("none", Reduction::none);
 
   py::class_<Formula>(module, "Formula")
-      .def(py::init<FormulaKind, double, double, double, double, double, bool>(), py::kw_only(),
-           py::arg("kind"), py::arg("gamma"), py::arg("optimum_pos"), py::arg("optimum_neg"),
-           py::arg("margin_pos"), py::arg("margin_neg"), py::arg("detach_weights"));
+      .def(py::init<FormulaKind, double, double, double, double, double, double, bool>(),
+           py::kw_only(), py::arg("kind"), py::arg("gamma_pos"), py::arg("gamma_neg"),
+           py::arg("optimum_pos"), py::arg("optimum_neg"), py::arg("margin_pos"),
+           py::arg("margin_neg"), py::arg("detach_weights"));
   main_thread =
       py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
   module.attr("PANEL") = PANEL;

@@ -27,11 +27,7 @@ _SCALARS = {
 
 def has_code_for(formula: PairFormula) -> bool:
     """Whether the extension knows the formula."""
-    return (
-        type(formula) in _KINDS
-        and formula.gammas[0] == formula.gammas[1] == formula.gamma
-        and (formula.name != "unified" or formula.constants[2] == 0)
-    )
+    return type(formula) in _KINDS
 
 
 @functools.cache
@@ -76,10 +72,12 @@ def _scalar(extension: ModuleType, dtype: torch.dtype) -> object:
 
 @functools.lru_cache(maxsize=16)
 def _describe_formula(extension: ModuleType, formula: PairFormula) -> object:
+    gamma_pos, gamma_neg = formula.gammas
     optimum_pos, optimum_neg, margin_pos, margin_neg = formula.constants
     return extension.Formula(
         kind=getattr(extension.FormulaKind, _KINDS[type(formula)]),
-        gamma=formula.gamma,
+        gamma_pos=gamma_pos,
+        gamma_neg=gamma_neg,
         optimum_pos=optimum_pos,
         optimum_neg=optimum_neg,
         margin_pos=margin_pos,

@@ -14,9 +14,9 @@ enum class FormulaKind { circle, unified };
 // The pair formula and its numbers; circle_kernels/formula.py says what they mean.
 struct Formula {
   FormulaKind kind;
-  double gamma;
+  double gamma_pos, gamma_neg;
   double optimum_pos, optimum_neg;  // O_p, O_n; unused by the unified formula
-  double margin_pos, margin_neg;    // Delta_p, Delta_n; the unified formula's m is -Delta_n
+  double margin_pos, margin_neg;    // Delta_p, Delta_n
   bool detach_weights;
 };
 

@@ -119,7 +119,7 @@ bool forward_with(const Problem& problem, const Classes& classes, const BFloatPr
   auto* totals = allocate<TilePartial<T>>(arena, row_panels);
   T* scratch = allocate<T>(arena, problem.threads * PANEL * PANEL);
   T *lse_pos = static_cast<T*>(result.lse_pos), *lse_neg = static_cast<T*>(result.lse_neg);
-  const double nats = nats_per_logit(logits, problem.formula);
+  const Nats nats = nats_per_logit(logits, problem.formula);
 
 #pragma omp parallel num_threads(problem.threads)
   {
@@ -192,9 +192,9 @@ bool forward_with(const Problem& problem, const Classes& classes, const BFloatPr
     operands.end();
 #pragma omp for schedule(static)
     for (int64_t panel = 0; panel < row_panels; ++panel) {
-      write_logsumexps(totals[panel].positive, operands.rows, panel, nats,
+      write_logsumexps(totals[panel].positive, operands.rows, panel, nats.positive,
                        saved.lse_pos + panel * PANEL, lse_pos);
-      write_logsumexps(totals[panel].negative, operands.rows, panel, nats,
+      write_logsumexps(totals[panel].negative, operands.rows, panel, nats.negative,
                        saved.lse_neg + panel * PANEL, lse_neg);
     }
   }
