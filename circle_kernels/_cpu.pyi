@@ -43,8 +43,8 @@ class Formula:
 
 # values, count, dim, row_stride, dim_stride, labels, label_stride
 Side = tuple[int, int, int, int, int, int, int]
-# normalize, skip_below, kept_tiles, threads, bfloat_terms
-Settings = tuple[bool, float, int, int, int]
+# normalize, skip_below, kept_tiles, threads, bfloat_terms, both_sides
+Settings = tuple[bool, float, int, int, int, bool]
 # address, row_stride
 Listed = tuple[int, int]
 

@@ -29,8 +29,8 @@ Embeddings make_embeddings(const Side& side) {
           reinterpret_cast<const int64_t*>(side[5]), side[6]};
 }
 
-// (normalize, skip_below, kept_tiles, threads, bfloat_terms)
-using Settings = std::tuple<bool, double, int64_t, int, int>;
+// (normalize, skip_below, kept_tiles, threads, bfloat_terms, both_sides)
+using Settings = std::tuple<bool, double, int64_t, int, int, bool>;
 
 // (address, row_stride) of ListedPair for every pair, or zeros
 using Listed = std::array<int64_t, 2>;
@@ -66,7 +66,7 @@ void run_interruptible(Pass pass) {
 
 Problem make_problem(Scalar scalar, const Side& rows, const std::optional<Side>& columns,
                      const Formula& formula, const Settings& settings, const Listed& listed) {
-  const auto& [normalize, skip_below, kept_tiles, threads, bfloat_terms] = settings;
+  const auto& [normalize, skip_below, kept_tiles, threads, bfloat_terms, both_sides] = settings;
   return {scalar,
           make_embeddings(rows),
           make_embeddings(columns.value_or(rows)),
@@ -79,6 +79,7 @@ Problem make_problem(Scalar scalar, const Side& rows, const std::optional<Side>&
           bfloat_terms,
           reinterpret_cast<const uint8_t*>(listed[0]),
           listed[1],
+          both_sides,
           PyThread_get_thread_ident() == main_thread ? handler_has_raised : nullptr};
 }
 
@@ -159,7 +160,7 @@ void loss_and_gradients(Scalar scalar, const Side& rows, const std::optional<Sid
                         Reduction reduction, const StepAddresses& tensors) {
   const Level& level = current_level();
   const Problem problem = make_problem(scalar, rows, columns, formula, settings, listed);
-  const int64_t count = problem.rows.count;
+  const int64_t count = problem.anchors();
   run_interruptible([&] {
     with_float(scalar == Scalar::float64, [&](auto zero) {
       using T = decltype(zero);

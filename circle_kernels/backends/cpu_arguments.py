@@ -50,6 +50,7 @@ def describe(extension: ModuleType, problem: PairProblem, kept_tiles: int = 0) -
             kept_tiles,
             torch.get_num_threads(),
             _BFLOAT_TERMS[problem.precision],
+            problem.both_sides,
         ),
         (0, 0) if problem.listed is None else (problem.listed.data_ptr(), problem.listed.stride(0)),
     )

@@ -41,7 +41,8 @@ template <class T>
 struct Statistics {
   SideStatistics<T> rows;
   SideStatistics<T> columns;  // in self mode the rows' again; empty unless `columns_too`
-  // Whether columns are rows of the same batch, which count each pair as well: G + G^T is wanted.
+  // Whether columns count each pair as well, as rows of the same batch or for themselves: G + G^T
+  // is wanted.
   bool columns_too;
   // A power of two near the largest of the gradients, which factors 2^(shift - lse) would otherwise
   // carry out of the exponent's range; gradients of embeddings get it back at the very end.
@@ -131,15 +132,21 @@ Statistics<T> make_statistics(const Operands<T>& operands, const Saved<T>& saved
   const bool self_mode = operands.problem.self_mode;
   const Formula& formula = operands.problem.formula;
   Statistics<T> statistics{};
-  statistics.rows = {
-      row_statistics(rows, saved.lse_pos, static_cast<const T*>(input.grad_lse_pos), arena),
-      row_statistics(rows, saved.lse_neg, static_cast<const T*>(input.grad_lse_neg), arena)};
-  statistics.columns_too = self_mode || input.column_statistics != nullptr;
+  const auto of_side = [&](const Panels<T>& side, const LogSumExps<T>& sums, int64_t first) {
+    const auto *grad_pos = static_cast<const T*>(input.grad_lse_pos) + first,
+               *grad_neg = static_cast<const T*>(input.grad_lse_neg) + first;
+    return SideStatistics<T>{row_statistics(side, sums.positive, grad_pos, arena),
+                             row_statistics(side, sums.negative, grad_neg, arena)};
+  };
+  statistics.rows = of_side(rows, saved.rows, 0);
+  const bool both_sides = operands.problem.both_sides;
+  statistics.columns_too = self_mode || both_sides || input.column_statistics != nullptr;
   int exponent = gradient_exponent(statistics.rows, rows.count, formula);
   const bool others = statistics.columns_too && !self_mode;
   if (others) {
     const auto* given = static_cast<const T*>(input.column_statistics);
-    statistics.columns = column_statistics(columns, given, nats, arena);
+    statistics.columns = both_sides ? of_side(columns, saved.columns, rows.count)
+                                    : column_statistics(columns, given, nats, arena);
     const int of_columns = gradient_exponent(statistics.columns, columns.count, formula);
     if (of_columns > exponent) exponent = of_columns;
   }

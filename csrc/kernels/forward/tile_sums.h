@@ -1,10 +1,10 @@
 // The forward pass: both log-sum-exps of every row, from tiles that are never all in memory.
 //
 // A tile's sums are taken relative to one value for the whole tile, so that one exponential per
-// pair serves the tile's rows and, in self mode, its columns. Where that would lose a row or a
-// column whose logits lie far below the tile's highest, the tile is summed again, exactly. Partial
-// sums of a chunk of tiles are then merged in a fixed order: results do not depend on the number of
-// threads.
+// pair serves the tile's rows and, where they count pairs, its columns. Where that would lose a row
+// or a column whose logits lie far below the tile's highest, the tile is summed again, exactly.
+// Partial sums of a chunk of tiles are then merged in a fixed order: results do not depend on the
+// number of threads.
 #pragma once
 
 #include "common/memory.h"
@@ -89,7 +89,7 @@ void mark_empty(PartialSums<T>& partial) {
 // `weighing` also the tile's weights, and then exponentials lie inside exp2's range.
 //
 // Logits are copied: through a reference, every store might have changed them.
-template <class T, Pairs pairs, bool mirrored, bool weighing, class Logits>
+template <class T, Pairs pairs, bool for_columns, bool weighing, class Logits>
 bool sum_tile(const Tile<T>& tile, const T* similarities, const TileShifts<T>& shifts,
               Logits logits, TilePartial<T>& rows, TilePartial<T>* columns, T* weights) {
   constexpr bool mixed = pairs != Pairs::negative;
@@ -111,7 +111,7 @@ bool sum_tile(const Tile<T>& tile, const T* similarities, const TileShifts<T>& s
         };
         row_positive += counted(masks.row_positive);
         row_negative += counted(masks.row_negative);
-        if constexpr (mirrored) {
+        if constexpr (for_columns) {
           column_positive[vector] += counted(masks.column_positive);
           column_negative[vector] += counted(masks.column_negative);
         }
@@ -123,7 +123,7 @@ bool sum_tile(const Tile<T>& tile, const T* similarities, const TileShifts<T>& s
         const Vec<T> exponential =
             exp2<T, !weighing>(logits.negative(similarity) - shifts.negative);
         row_negative += exponential;
-        if constexpr (mirrored) column_negative[vector] += exponential;
+        if constexpr (for_columns) column_negative[vector] += exponential;
         if constexpr (weighing) {
           stream(weights + at, exponential * logits.negative_slope(similarity));
         }
@@ -144,7 +144,7 @@ bool sum_tile(const Tile<T>& tile, const T* similarities, const TileShifts<T>& s
   };
   finish_sums(rows.negative, shifts.negative);
   if constexpr (mixed) finish_sums(rows.positive, shifts.positive);
-  if constexpr (mirrored) {
+  if constexpr (for_columns) {
     std::memcpy(columns->negative.sum, column_negative, sizeof column_negative);
     finish_sums(columns->negative, shifts.negative);
     if constexpr (mixed) {
@@ -156,8 +156,8 @@ bool sum_tile(const Tile<T>& tile, const T* similarities, const TileShifts<T>& s
 }
 
 // Sums of a tile relative to each row's and each column's own highest logit: exact whatever the
-// range, at one exponential more per pair in self mode.
-template <class T, Pairs pairs, bool mirrored, class Logits>
+// range, at one exponential more per pair where columns count pairs.
+template <class T, Pairs pairs, bool for_columns, class Logits>
 void sum_tile_exactly(const Tile<T>& tile, const T* similarities, const Logits& logits,
                       TilePartial<T>& rows, TilePartial<T>* columns) {
   const int64_t live = tile.live_rows();
@@ -203,7 +203,7 @@ void sum_tile_exactly(const Tile<T>& tile, const T* similarities, const Logits& 
   }
   mark_empty(rows.positive);
   mark_empty(rows.negative);
-  if constexpr (mirrored) {
+  if constexpr (for_columns) {
     for (int vector = 0; vector < PANEL_VECTORS<T>; ++vector) {
       Vec<T> sum_positive{}, sum_negative{};
       for (int64_t row = 0; row < live; ++row) {
@@ -222,7 +222,7 @@ void sum_tile_exactly(const Tile<T>& tile, const T* similarities, const Logits& 
   }
 }
 
-// Chooses the body of sum_tile that a tile needs; `columns` is null unless the tile is mirrored.
+// Chooses the body of sum_tile that a tile needs; `columns` is null unless they count its pairs.
 template <class T, bool weighing, class Logits>
 bool sum_tile(const Tile<T>& tile, const T* similarities, const TileShifts<T>& shifts,
               const Logits& logits, TilePartial<T>& rows, TilePartial<T>* columns, T* weights) {
