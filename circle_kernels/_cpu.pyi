@@ -45,8 +45,8 @@ class Formula:
 Side = tuple[int, int, int, int, int, int, int]
 # normalize, skip_below, kept_tiles, threads, bfloat_terms, both_sides
 Settings = tuple[bool, float, int, int, int, bool]
-# address, row_stride
-Listed = tuple[int, int]
+# address, row_stride of listed pairs; address, stride of own columns
+Pairs = tuple[int, int, int, int]
 
 def level() -> str: ...
 def supported_levels() -> list[str]: ...
@@ -56,7 +56,7 @@ def forward(
     columns: Side | None,
     formula: Formula,
     settings: Settings,
-    listed: Listed,
+    pairs: Pairs,
     results: tuple[int, int, int, int],  # lse_pos, lse_neg, saved, its bytes
 ) -> None: ...
 def save(
@@ -65,7 +65,7 @@ def save(
     columns: Side | None,
     formula: Formula,
     settings: Settings,
-    listed: Listed,
+    pairs: Pairs,
     tensors: tuple[int, int, int, int],  # lse_pos, lse_neg, saved, its bytes
 ) -> None: ...
 def mark_pairs(
@@ -86,7 +86,7 @@ def backward(
     columns: Side | None,
     formula: Formula,
     settings: Settings,
-    listed: Listed,
+    pairs: Pairs,
     # saved, its bytes, grad_lse_pos, grad_lse_neg, column_statistics, grad_rows, grad_columns
     tensors: tuple[int, int, int, int, int, int, int],
 ) -> None: ...
@@ -96,7 +96,7 @@ def loss_and_gradients(
     columns: Side | None,
     formula: Formula,
     settings: Settings,
-    listed: Listed,
+    pairs: Pairs,
     reduction: Reduction,
     tensors: tuple[int, int, int, int],  # saved bytes, loss, grad_rows, grad_columns
 ) -> None: ...

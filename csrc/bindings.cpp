@@ -32,8 +32,8 @@ Embeddings make_embeddings(const Side& side) {
 // (normalize, skip_below, kept_tiles, threads, bfloat_terms, both_sides)
 using Settings = std::tuple<bool, double, int64_t, int, int, bool>;
 
-// (address, row_stride) of ListedPair for every pair, or zeros
-using Listed = std::array<int64_t, 2>;
+// (address, row_stride) of ListedPair for every pair and (address, stride) of own columns, or zeros
+using Pairs = std::array<int64_t, 4>;
 
 // Python runs its signal handlers, Ctrl-C's among them, between its own instructions: a long pass
 // has to ask for it. As rarely as nobody notices, since the GIL may be somebody else's at the time.
@@ -65,7 +65,7 @@ void run_interruptible(Pass pass) {
 }
 
 Problem make_problem(Scalar scalar, const Side& rows, const std::optional<Side>& columns,
-                     const Formula& formula, const Settings& settings, const Listed& listed) {
+                     const Formula& formula, const Settings& settings, const Pairs& pairs) {
   const auto& [normalize, skip_below, kept_tiles, threads, bfloat_terms, both_sides] = settings;
   return {scalar,
           make_embeddings(rows),
@@ -77,9 +77,11 @@ Problem make_problem(Scalar scalar, const Side& rows, const std::optional<Side>&
           kept_tiles,
           threads,
           bfloat_terms,
-          reinterpret_cast<const uint8_t*>(listed[0]),
-          listed[1],
+          reinterpret_cast<const uint8_t*>(pairs[0]),
+          pairs[1],
           both_sides,
+          reinterpret_cast<const int64_t*>(pairs[2]),
+          pairs[3],
           PyThread_get_thread_ident() == main_thread ? handler_has_raised : nullptr};
 }
 
@@ -87,11 +89,11 @@ Problem make_problem(Scalar scalar, const Side& rows, const std::optional<Side>&
 using ForwardAddresses = std::array<int64_t, 4>;
 
 void forward(Scalar scalar, const Side& rows, const std::optional<Side>& columns,
-             const Formula& formula, const Settings& settings, const Listed& listed,
+             const Formula& formula, const Settings& settings, const Pairs& pairs,
              const ForwardAddresses& results) {
   const Level& level = current_level();
   run_interruptible([&] {
-    run_forward(level, make_problem(scalar, rows, columns, formula, settings, listed),
+    run_forward(level, make_problem(scalar, rows, columns, formula, settings, pairs),
                 {reinterpret_cast<void*>(results[0]), reinterpret_cast<void*>(results[1]),
                  reinterpret_cast<void*>(results[2]), results[3]});
   });
@@ -99,11 +101,11 @@ void forward(Scalar scalar, const Side& rows, const std::optional<Side>& columns
 
 // (lse_pos, lse_neg, saved, its bytes)
 void save(Scalar scalar, const Side& rows, const std::optional<Side>& columns,
-          const Formula& formula, const Settings& settings, const Listed& listed,
+          const Formula& formula, const Settings& settings, const Pairs& pairs,
           const ForwardAddresses& tensors) {
   const Level& level = current_level();
   py::gil_scoped_release release;
-  run_save(level, make_problem(scalar, rows, columns, formula, settings, listed),
+  run_save(level, make_problem(scalar, rows, columns, formula, settings, pairs),
            {reinterpret_cast<const void*>(tensors[0]), reinterpret_cast<const void*>(tensors[1]),
             reinterpret_cast<void*>(tensors[2]), tensors[3]});
 }
@@ -113,11 +115,11 @@ using BackwardAddresses = std::array<int64_t, 7>;
 
 // At the forward pass's level, and with the tiles that it kept, whatever the settings say now.
 void backward(Scalar scalar, const Side& rows, const std::optional<Side>& columns,
-              const Formula& formula, const Settings& settings, const Listed& listed,
+              const Formula& formula, const Settings& settings, const Pairs& pairs,
               const BackwardAddresses& tensors) {
   run_interruptible([&] {
     run_backward(
-        make_problem(scalar, rows, columns, formula, settings, listed),
+        make_problem(scalar, rows, columns, formula, settings, pairs),
         {reinterpret_cast<const void*>(tensors[0]), tensors[1],
          reinterpret_cast<const void*>(tensors[2]), reinterpret_cast<const void*>(tensors[3]),
          reinterpret_cast<const void*>(tensors[4])},
@@ -156,10 +158,10 @@ using StepAddresses = std::array<int64_t, 4>;
 
 // Both passes with the losses of rows between them: a small batch takes as long as three calls.
 void loss_and_gradients(Scalar scalar, const Side& rows, const std::optional<Side>& columns,
-                        const Formula& formula, const Settings& settings, const Listed& listed,
+                        const Formula& formula, const Settings& settings, const Pairs& pairs,
                         Reduction reduction, const StepAddresses& tensors) {
   const Level& level = current_level();
-  const Problem problem = make_problem(scalar, rows, columns, formula, settings, listed);
+  const Problem problem = make_problem(scalar, rows, columns, formula, settings, pairs);
   const int64_t count = problem.anchors();
   run_interruptible([&] {
     with_float(scalar == Scalar::float64, [&](auto zero) {
@@ -230,16 +232,16 @@ PYBIND11_MODULE(_cpu, module) {
   });
   // Tuples are described above.
   module.def("forward", &forward, py::arg("scalar"), py::arg("rows"), py::arg("columns"),
-             py::arg("formula"), py::arg("settings"), py::arg("listed"), py::arg("results"));
+             py::arg("formula"), py::arg("settings"), py::arg("pairs"), py::arg("results"));
   module.def("save", &save, py::arg("scalar"), py::arg("rows"), py::arg("columns"),
-             py::arg("formula"), py::arg("settings"), py::arg("listed"), py::arg("tensors"));
+             py::arg("formula"), py::arg("settings"), py::arg("pairs"), py::arg("tensors"));
   module.def("backward", &backward, py::arg("scalar"), py::arg("rows"), py::arg("columns"),
-             py::arg("formula"), py::arg("settings"), py::arg("listed"), py::arg("tensors"));
+             py::arg("formula"), py::arg("settings"), py::arg("pairs"), py::arg("tensors"));
   module.def("mark_pairs", &mark_pairs_at, py::arg("list"), py::arg("kind"), py::arg("matrix"),
              py::arg("threads"));
   module.def("row_losses", &row_losses_at, py::arg("is_double"), py::arg("tensors"),
              py::arg("rows"), py::arg("reduction"));
   module.def("loss_and_gradients", &loss_and_gradients, py::arg("scalar"), py::arg("rows"),
-             py::arg("columns"), py::arg("formula"), py::arg("settings"), py::arg("listed"),
+             py::arg("columns"), py::arg("formula"), py::arg("settings"), py::arg("pairs"),
              py::arg("reduction"), py::arg("tensors"));
 }

@@ -52,8 +52,12 @@ def describe(extension: ModuleType, problem: PairProblem, kept_tiles: int = 0) -
             _BFLOAT_TERMS[problem.precision],
             problem.both_sides,
         ),
-        (0, 0) if problem.listed is None else (problem.listed.data_ptr(), problem.listed.stride(0)),
+        (*_describe_matrix(problem.listed), *_describe_matrix(problem.own_columns)),
     )
+
+
+def _describe_matrix(values: Tensor | None) -> tuple[int, int]:
+    return (0, 0) if values is None else (values.data_ptr(), values.stride(0))
 
 
 def _describe_side(values: Tensor, labels: Tensor) -> tuple[int, ...]:

@@ -59,6 +59,10 @@ struct Problem {
   const uint8_t* listed = nullptr;
   int64_t listed_stride = 0;
   bool both_sides = false;
+  // (N,) which of the columns is each row's own copy, a pair of neither kind; -1 for none. Null
+  // without, in self mode and where pairs are listed.
+  const int64_t* own_columns = nullptr;
+  int64_t own_stride = 0;
   // Asked by the calling thread between pieces of work, some microseconds apart; true ends the pass
   // before it is done. Null where nobody wants to be asked.
   bool (*interrupted)() = nullptr;

@@ -21,7 +21,8 @@ struct Header {
   uint8_t self_mode;
   uint8_t skips;  // whether there is what skip_below needs, in place of shifts
   uint8_t both_sides;
-  uint8_t unused[16];
+  uint8_t own_copies;  // whether there are pairs of neither kind
+  uint8_t unused[15];
 };
 static_assert(sizeof(Header) == SAVED_HEADER_BYTES);
 
@@ -36,6 +37,7 @@ Header header_of(const Problem& problem) {
   header.self_mode = problem.self_mode;
   header.skips = problem.skip_below > 0;
   header.both_sides = problem.both_sides;
+  header.own_copies = problem.own_columns != nullptr;
   return header;
 }
 
@@ -45,7 +47,8 @@ std::string described(const Header& header) {
           : header.both_sides ? " (which count pairs, too)"
                               : "") +
          ", dim " + std::to_string(header.dim) + ", " + std::to_string(header.number_bytes) +
-         "-byte results, skip_below " + (header.skips ? "above 0" : "0") + ", " +
+         "-byte results, own copies " + (header.own_copies ? "left out" : "none") +
+         ", skip_below " + (header.skips ? "above 0" : "0") + ", " +
          std::to_string(header.kept_tiles) + " tiles kept";
 }
 

@@ -42,6 +42,30 @@ struct Unseen {
   int64_t positives, negatives;
 };
 
+struct UnseenCopies {
+  Unseen *of_rows, *of_columns;
+};
+
+template <class T>
+UnseenCopies unseen_copies(const Operands<T>& operands, Arena& arena) {
+  const Panels<T>&rows = operands.rows, &columns = operands.columns;
+  const auto none = [&](int64_t count) {
+    Unseen* unseen = allocate<Unseen>(arena, count);
+    for (int64_t index = 0; index < count; ++index) unseen[index] = {0, 0};
+    return unseen;
+  };
+  const UnseenCopies copies{none(rows.count), none(columns.count)};
+  for (int64_t row = 0; row < rows.count; ++row) {
+    const int64_t column = operands.own[row];
+    if (column < 0) continue;
+    const bool positive = rows.class_ids[row] == columns.class_ids[column];
+    const auto add = [&](Unseen& unseen) { ++(positive ? unseen.positives : unseen.negatives); };
+    if (is_broken(columns, column)) add(copies.of_rows[row]);
+    if (is_broken(rows, row)) add(copies.of_columns[column]);
+  }
+  return copies;
+}
+
 // Sums of `side` over pairs with all `others` but those unseen, which may be null.
 template <class T>
 void poison_side(const Panels<T>& side, const Panels<T>& others, const Unseen* unseen, Arena& arena,
@@ -74,9 +98,11 @@ void poison(const Operands<T>& operands, Arena& arena, const Saved<T>& saved) {
     poison_listed(operands, saved.rows);
     return;
   }
-  poison_side<T>(rows, columns, nullptr, arena, saved.rows);
+  const bool copies = operands.problem.own_columns != nullptr;
+  const UnseenCopies unseen = copies ? unseen_copies(operands, arena) : UnseenCopies{};
+  poison_side(rows, columns, unseen.of_rows, arena, saved.rows);
   if (operands.problem.both_sides) {
-    poison_side<T>(columns, rows, nullptr, arena, saved.columns);
+    poison_side(columns, rows, unseen.of_columns, arena, saved.columns);
   }
 }
 

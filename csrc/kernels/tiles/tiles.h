@@ -25,6 +25,7 @@ struct Tile {
   bool self_mode;
   const uint8_t* listed;  // ListedPair of the tile's first pair; null where classes count
   int64_t listed_stride;
+  const Int<T>* own;  // (PANEL,) places of rows' own copies; null where none is in the tile
 
   int64_t live_rows() const { return rows.live(row); }
   int64_t live_columns() const { return columns.live(column); }
@@ -34,10 +35,10 @@ struct Tile {
   // Whether the tile also stands for its transpose, which is not visited.
   bool mirrored() const { return self_mode && row != column; }
   // Whether every pair of the tile is a negative one: no row's class in the range of the columns',
-  // no padding among the columns, no embedding against itself. Most tiles, since panels are in
-  // label order.
+  // no padding among the columns, no embedding against itself or its own copy. Most tiles, since
+  // panels are in label order.
   bool only_negatives() const {
-    return listed == nullptr && !columns.padded(column) &&
+    return listed == nullptr && own == nullptr && !columns.padded(column) &&
            !rows.any_class_in(row, columns.first_class(column), columns.last_class(column));
   }
   Pairs pairs() const {
@@ -88,10 +89,10 @@ CIRCLE_INLINE PairMasks<T> pair_masks(const Tile<T>& tile, int64_t row, int64_t 
   const Vec<Int<T>> classes = load(tile.column_classes() + first_column);
   const Vec<Int<T>> same = classes == tile.row_classes()[row];
   const Vec<Int<T>> present = classes != static_cast<Int<T>>(NO_CLASS);
-  Vec<Int<T>> positive = same & present;
-  const Vec<Int<T>> negative = ~same & present;
-  if (tile.on_diagonal() && row >= first_column && row < first_column + LANES<T>) {
-    positive[row - first_column] = 0;
+  Vec<Int<T>> positive = same & present, negative = ~same & present;
+  if (tile.own != nullptr) {
+    const int64_t lane = tile.own[row] - tile.column * PANEL - first_column;
+    if (lane >= 0 && lane < LANES<T>) positive[lane] = negative[lane] = 0;
   }
   return {positive, negative, positive, negative, positive, negative};
 }
