@@ -5,6 +5,7 @@ from enum import Enum
 PANEL: int
 has_openmp: bool
 SAVED_HEADER_BYTES: int
+OPERATIONS: dict[str, int]  # codes of what pointwise/program.py names
 
 class Block:
     def __init__(self, bytes: int) -> None: ...
@@ -26,6 +27,7 @@ class Reduction(Enum):
 class FormulaKind(Enum):
     circle = ...
     unified = ...
+    functions = ...
 
 class Formula:
     def __init__(
@@ -39,6 +41,8 @@ class Formula:
         margin_pos: float,
         margin_neg: float,
         detach_weights: bool,
+        # of functions four, as cpu_arguments.ByteCode has them
+        programs: list[tuple[list[float], int, list[tuple[int, list[int], int]]]],
     ) -> None: ...
 
 # values, count, dim, row_stride, dim_stride, labels, label_stride

@@ -11,6 +11,7 @@
 #include "common/dispatch.h"
 #include "common/listed.h"
 #include "common/memory.h"
+#include "common/program_memory.h"
 #include "common/row_losses.h"
 
 namespace py = pybind11;
@@ -65,13 +66,13 @@ void run_interruptible(Pass pass) {
 }
 
 Problem make_problem(Scalar scalar, const Side& rows, const std::optional<Side>& columns,
-                     const Formula& formula, const Settings& settings, const Pairs& pairs) {
+                     const OwnedFormula& formula, const Settings& settings, const Pairs& pairs) {
   const auto& [normalize, skip_below, kept_tiles, threads, bfloat_terms, both_sides] = settings;
   return {scalar,
           make_embeddings(rows),
           make_embeddings(columns.value_or(rows)),
           !columns,
-          formula,
+          formula.formula(),
           normalize,
           skip_below,
           kept_tiles,
@@ -89,7 +90,7 @@ Problem make_problem(Scalar scalar, const Side& rows, const std::optional<Side>&
 using ForwardAddresses = std::array<int64_t, 4>;
 
 void forward(Scalar scalar, const Side& rows, const std::optional<Side>& columns,
-             const Formula& formula, const Settings& settings, const Pairs& pairs,
+             const OwnedFormula& formula, const Settings& settings, const Pairs& pairs,
              const ForwardAddresses& results) {
   const Level& level = current_level();
   run_interruptible([&] {
@@ -101,7 +102,7 @@ void forward(Scalar scalar, const Side& rows, const std::optional<Side>& columns
 
 // (lse_pos, lse_neg, saved, its bytes)
 void save(Scalar scalar, const Side& rows, const std::optional<Side>& columns,
-          const Formula& formula, const Settings& settings, const Pairs& pairs,
+          const OwnedFormula& formula, const Settings& settings, const Pairs& pairs,
           const ForwardAddresses& tensors) {
   const Level& level = current_level();
   py::gil_scoped_release release;
@@ -115,7 +116,7 @@ using BackwardAddresses = std::array<int64_t, 7>;
 
 // At the forward pass's level, and with the tiles that it kept, whatever the settings say now.
 void backward(Scalar scalar, const Side& rows, const std::optional<Side>& columns,
-              const Formula& formula, const Settings& settings, const Pairs& pairs,
+              const OwnedFormula& formula, const Settings& settings, const Pairs& pairs,
               const BackwardAddresses& tensors) {
   run_interruptible([&] {
     run_backward(
@@ -158,7 +159,7 @@ using StepAddresses = std::array<int64_t, 4>;
 
 // Both passes with the losses of rows between them: a small batch takes as long as three calls.
 void loss_and_gradients(Scalar scalar, const Side& rows, const std::optional<Side>& columns,
-                        const Formula& formula, const Settings& settings, const Pairs& pairs,
+                        const OwnedFormula& formula, const Settings& settings, const Pairs& pairs,
                         Reduction reduction, const StepAddresses& tensors) {
   const Level& level = current_level();
   const Problem problem = make_problem(scalar, rows, columns, formula, settings, pairs);
@@ -191,7 +192,8 @@ PYBIND11_MODULE(_cpu, module) {
       .value("float64", Scalar::float64);
   py::enum_<FormulaKind>(module, "FormulaKind")
       .value("circle", FormulaKind::circle)
-      .value("unified", FormulaKind::unified);
+      .value("unified", FormulaKind::unified)
+      .value("functions", FormulaKind::functions);
 
   py::enum_<Reduction>(module, "Reduction")
       .value("mean", Reduction::mean)
@@ -200,11 +202,21 @@ PYBIND11_MODULE(_cpu, module) {
       .value("sum", Reduction::sum)
       .value("none", Reduction::none);
 
-  py::class_<Formula>(module, "Formula")
-      .def(py::init<FormulaKind, double, double, double, double, double, double, bool>(),
+  py::class_<OwnedFormula>(module, "Formula")
+      .def(py::init([](FormulaKind kind, double gamma_pos, double gamma_neg, double optimum_pos,
+                       double optimum_neg, double margin_pos, double margin_neg,
+                       bool detach_weights, const std::vector<ByteCode>& programs) {
+             return std::make_unique<OwnedFormula>(
+                 Formula{kind, gamma_pos, gamma_neg, optimum_pos, optimum_neg, margin_pos,
+                         margin_neg, detach_weights},
+                 programs);
+           }),
            py::kw_only(), py::arg("kind"), py::arg("gamma_pos"), py::arg("gamma_neg"),
            py::arg("optimum_pos"), py::arg("optimum_neg"), py::arg("margin_pos"),
-           py::arg("margin_neg"), py::arg("detach_weights"));
+           py::arg("margin_neg"), py::arg("detach_weights"), py::arg("programs"));
+  py::dict operations;
+  for (int32_t code = 0; code < OPERATIONS; ++code) operations[OPERATION_NAMES[code].name] = code;
+  module.attr("OPERATIONS") = operations;
   main_thread =
       py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
   module.attr("PANEL") = PANEL;

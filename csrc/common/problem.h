@@ -9,7 +9,9 @@ namespace circle_kernels {
 
 enum class Scalar { float16, bfloat16, float32, float64 };
 
-enum class FormulaKind { circle, unified };
+enum class FormulaKind { circle, unified, functions };
+
+struct FormulaPrograms;  // program.h
 
 // The pair formula and its numbers; circle_kernels/formula.py says what they mean.
 struct Formula {
@@ -18,6 +20,8 @@ struct Formula {
   double optimum_pos, optimum_neg;  // O_p, O_n; unused by the unified formula
   double margin_pos, margin_neg;    // Delta_p, Delta_n
   bool detach_weights;
+  const FormulaPrograms* programs =
+      nullptr;  // of functions, for which the rest but gamma is unused
 };
 
 // One set of embeddings with its labels, as the caller holds it. Strides count elements.

@@ -7,6 +7,7 @@
 
 #include "common/memory.h"
 #include "kernels/products/panels.h"
+#include "kernels/tiles/formula.h"
 #include "kernels/tiles/saved.h"
 
 namespace circle_kernels {

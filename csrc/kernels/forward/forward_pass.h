@@ -18,14 +18,16 @@ constexpr int64_t FORWARD_CHUNK = 48;
 
 // Both partials of one tile; `columns` is null unless they count its pairs. What is to be kept of
 // the tile goes to `kept`, if that is not null: weights with the shifts returned, or similarities.
-template <class T, class Logits>
-TileShifts<T> tile_partials(const Tile<T>& tile, const T* similarities, const TileRanges<T>& ranges,
-                            const Logits& logits, TilePartial<T>& rows, TilePartial<T>* columns,
-                            T* kept) {
-  const SharedShifts<T> shared = shared_shifts(ranges, logits);
+// Slopes are there once `fill_slopes` was called.
+template <class T, class Logits, class FillSlopes>
+TileShifts<T> tile_partials(const Tile<T>& tile, const T* similarities,
+                            const TileLogits<T, Logits>& logits, FillSlopes fill_slopes,
+                            TilePartial<T>& rows, TilePartial<T>* columns, T* kept) {
+  const SharedShifts<T> shared = shared_shifts(logits.positive, logits.negative);
   const bool weighing = kept != nullptr && shared.finite && shared.weighable;
+  if (weighing) fill_slopes();
   const auto sum = [&](auto body) {
-    return body(tile, similarities, shared.shifts, logits, rows, columns, kept);
+    return body(tile, similarities, shared.shifts, logits.of_pair, rows, columns, kept);
   };
   const bool exact =
       weighing ? sum(sum_tile<T, true, Logits>) : shared.finite && sum(sum_tile<T, false, Logits>);
@@ -33,8 +35,9 @@ TileShifts<T> tile_partials(const Tile<T>& tile, const T* similarities, const Ti
     // Classes are looked up pair by pair in a tile of negatives, too.
     const auto sum_exactly = [&](auto pairs) {
       constexpr Pairs P = decltype(pairs)::value;
-      columns != nullptr ? sum_tile_exactly<T, P, true>(tile, similarities, logits, rows, columns)
-                         : sum_tile_exactly<T, P, false>(tile, similarities, logits, rows, columns);
+      const auto run = [&](auto body) { body(tile, similarities, logits.of_pair, rows, columns); };
+      columns != nullptr ? run(sum_tile_exactly<T, P, true, Logits>)
+                         : run(sum_tile_exactly<T, P, false, Logits>);
     };
     tile.listed != nullptr ? sum_exactly(PairsConstant<Pairs::listed>())
                            : sum_exactly(PairsConstant<Pairs::mixed>());
@@ -70,6 +73,8 @@ bool forward_with(const Problem& problem, const Classes& classes, const BFloatPr
   auto* totals = allocate<TilePartial<T>>(arena, total_panels);
   TilePartial<T>* column_totals = both_sides ? totals + row_panels : totals;
   T* scratch = allocate<T>(arena, problem.threads * PANEL * PANEL);
+  const int64_t logit_size = logit_scratch_size(logits);
+  T* logit_scratch = allocate<T>(arena, problem.threads * logit_size);
   T *lse_pos = static_cast<T*>(result.lse_pos), *lse_neg = static_cast<T*>(result.lse_neg);
   const Nats nats = nats_per_logit(logits, problem.formula);
 
@@ -102,14 +107,16 @@ bool forward_with(const Problem& problem, const Classes& classes, const BFloatPr
             kept != nullptr && !keeps_weights ? kept : scratch + thread_index() * PANEL * PANEL;
         const TileRanges<T> ranges = operands.multiply_with_ranges(tile, similarities);
         const int64_t slot = chunk.slot(row, column);
-        const TileShifts<T> shifts =
-            tile_partials(tile, similarities, ranges, logits, row_partials[slot],
-                          both_sides || tile.mirrored() ? &column_partials[slot] : nullptr,
-                          keeps_weights ? kept : nullptr);
+        T* of_logits = logit_scratch + thread_index() * logit_size;
+        const auto tile_logits = logits_of_tile(logits, tile, similarities, ranges, of_logits);
+        const TileShifts<T> shifts = tile_partials(
+            tile, similarities, tile_logits,
+            [&] { slopes_of_tile(logits, tile, similarities, of_logits); }, row_partials[slot],
+            both_sides || tile.mirrored() ? &column_partials[slot] : nullptr,
+            keeps_weights ? kept : nullptr);
         if (keeps_weights) saved.shifts[place] = shifts;
         if (saved.highest != nullptr) {
-          saved.highest[place] =
-              tile.only_negatives() ? negative_range(logits, ranges.negative).highest : INFINITE<T>;
+          saved.highest[place] = tile.only_negatives() ? tile_logits.negative.highest : INFINITE<T>;
         }
       }
 
@@ -160,11 +167,8 @@ bool forward_with(const Problem& problem, const Classes& classes, const BFloatPr
   if (operands.end_wanted()) return false;
   poison(operands, arena, saved);
   const auto hand_on = [&](const Panels<T>& side, const LogSumExps<T>& sums, int64_t first) {
-    for (int64_t row = 0; row < side.count; ++row) {
-      const int64_t place = first + side.caller_row(row);
-      if (sums.positive[row] != sums.positive[row]) lse_pos[place] = sums.positive[row];
-      if (sums.negative[row] != sums.negative[row]) lse_neg[place] = sums.negative[row];
-    }
+    hand_on_specials<T, Logits::EVALUATED>(side, sums.positive, lse_pos + first);
+    hand_on_specials<T, Logits::EVALUATED>(side, sums.negative, lse_neg + first);
   };
   hand_on(operands.rows, saved.rows, 0);
   if (both_sides) hand_on(operands.columns, saved.columns, problem.rows.count);

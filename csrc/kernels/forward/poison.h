@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/tiles/saved.h"
+#include "kernels/tiles/tile_logits.h"
 
 namespace circle_kernels {
 namespace {
@@ -103,6 +104,26 @@ void poison(const Operands<T>& operands, Arena& arena, const Saved<T>& saved) {
   poison_side(rows, columns, unseen.of_rows, arena, saved.rows);
   if (operands.problem.both_sides) {
     poison_side(columns, rows, unseen.of_columns, arena, saved.columns);
+  }
+}
+
+// Hands on to the caller's order what a log-sum-exp has become since it was written there: NaN, or
+// infinite where logits are that programs gave. The backward pass finds nothing to do for a sum of
+// 0, and NaN for one without an end.
+template <class T, bool evaluated>
+void hand_on_specials(const Panels<T>& side, T* base_2, T* natural) {
+  constexpr T ENDLESS = LARGEST_LOGIT<T> / 2;
+  for (int64_t row = 0; row < side.count; ++row) {
+    T& sum = base_2[row];
+    T& result = natural[side.caller_row(row)];
+    if (sum != sum) result = sum;
+    if (!evaluated) continue;
+    if (sum > ENDLESS) {
+      result = INFINITE<T>;
+      sum = NOT_A_NUMBER<T>;
+    } else if (sum < -ENDLESS) {
+      result = sum = -INFINITE<T>;
+    }
   }
 }
 

@@ -9,7 +9,7 @@
 
 #include "common/memory.h"
 #include "kernels/tiles/saved.h"
-#include "kernels/tiles/tiles.h"
+#include "kernels/tiles/tile_logits.h"
 #include "kernels/vectors/exp2.h"
 
 namespace circle_kernels {
@@ -54,10 +54,8 @@ struct SharedShifts {
   bool finite, weighable;
 };
 
-template <class T, class Logits>
-SharedShifts<T> shared_shifts(const TileRanges<T>& ranges, const Logits& logits) {
-  const LogitRange<T> positive = positive_range(logits, ranges.positive);
-  const LogitRange<T> negative = negative_range(logits, ranges.negative);
+template <class T>
+SharedShifts<T> shared_shifts(const LogitRange<T>& positive, const LogitRange<T>& negative) {
   const TileShifts<T> shifts{shift_of(positive), shift_of(negative)};
   return {shifts, shifts.positive - shifts.positive == 0 && shifts.negative - shifts.negative == 0,
           shifts.positive - (positive.highest - positive.spread) <= FARTHEST<T> &&
@@ -104,8 +102,8 @@ bool sum_tile(const Tile<T>& tile, const T* similarities, const TileShifts<T>& s
       if constexpr (mixed) {
         const PairMasks<T> masks = pair_masks<T, pairs>(tile, row, vector * LANES<T>);
         const Vec<T> exponential = exp2<T, !weighing>(
-            select<T>(masks.positive, logits.positive(similarity) - shifts.positive,
-                      logits.negative(similarity) - shifts.negative));
+            select<T>(masks.positive, logits.positive(similarity, at) - shifts.positive,
+                      logits.negative(similarity, at) - shifts.negative));
         const auto counted = [&](Vec<Int<T>> mask) {
           return select<T>(mask, exponential, Vec<T>{});
         };
@@ -116,16 +114,25 @@ bool sum_tile(const Tile<T>& tile, const T* similarities, const TileShifts<T>& s
           column_negative[vector] += counted(masks.column_negative);
         }
         if constexpr (weighing) {
-          stream(weights + at, counted(masks.positive) * logits.positive_slope(similarity) +
-                                   counted(masks.negative) * logits.negative_slope(similarity));
+          const Vec<T> positive_slope = logits.positive_slope(similarity, at);
+          const Vec<T> negative_slope = logits.negative_slope(similarity, at);
+          if constexpr (Logits::EVALUATED) {
+            // Of the other kind a slope may be infinite.
+            const Vec<T> slope = select<T>(masks.positive, positive_slope, negative_slope);
+            stream(weights + at,
+                   select<T>(masks.positive | masks.negative, exponential * slope, Vec<T>{}));
+          } else {
+            stream(weights + at, counted(masks.positive) * positive_slope +
+                                     counted(masks.negative) * negative_slope);
+          }
         }
       } else {
         const Vec<T> exponential =
-            exp2<T, !weighing>(logits.negative(similarity) - shifts.negative);
+            exp2<T, !weighing>(logits.negative(similarity, at) - shifts.negative);
         row_negative += exponential;
         if constexpr (for_columns) column_negative[vector] += exponential;
         if constexpr (weighing) {
-          stream(weights + at, exponential * logits.negative_slope(similarity));
+          stream(weights + at, exponential * logits.negative_slope(similarity, at));
         }
       }
     }
@@ -162,8 +169,10 @@ void sum_tile_exactly(const Tile<T>& tile, const T* similarities, const Logits& 
                       TilePartial<T>& rows, TilePartial<T>* columns) {
   const int64_t live = tile.live_rows();
   const auto logit = [&](int64_t row, int vector, const PairMasks<T>& masks) {
-    const Vec<T> similarity = load(similarities + row * PANEL + vector * LANES<T>);
-    return select<T>(masks.positive, logits.positive(similarity), logits.negative(similarity));
+    const int64_t at = row * PANEL + vector * LANES<T>;
+    const Vec<T> similarity = load(similarities + at);
+    return select<T>(masks.positive, logits.positive(similarity, at),
+                     logits.negative(similarity, at));
   };
   const auto only = [](Vec<Int<T>> mask, Vec<T> value, T otherwise) {
     return select<T>(mask, value, splat(otherwise));
