@@ -132,7 +132,10 @@ def _bytes_to_save(problem: PairProblem, kept: int) -> int:
     extension = _loaded()
     panel = extension.PANEL
     rest = _tiles_of(problem) if problem.skip_below > 0 else 2 * kept
-    entries = kept * panel * panel + 2 * _panels_of(problem.embeddings) * panel + rest
+    panels = _panels_of(problem.embeddings)
+    if problem.both_sides:
+        panels += _panels_of(problem.columns)
+    entries = kept * panel * panel + 2 * panels * panel + rest
     return extension.SAVED_HEADER_BYTES + entries * problem.result_dtype.itemsize
 
 
@@ -156,13 +159,12 @@ def _complete(problem: PairProblem) -> PairProblem:
 
 
 def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
-    """Both log-sum-exps of every row, and what the backward pass can use."""
+    """Both log-sum-exps of every anchor, and what the backward pass can use."""
     problem = _complete(problem)
     extension = _loaded()
-    rows = problem.embeddings.shape[0]
-    dtype = problem.result_dtype
-    lse_pos = torch.empty(rows, dtype=dtype, device="cpu")
-    lse_neg = torch.empty(rows, dtype=dtype, device="cpu")
+    anchors, dtype = problem.num_anchors, problem.result_dtype
+    lse_pos = torch.empty(anchors, dtype=dtype, device="cpu")
+    lse_neg = torch.empty(anchors, dtype=dtype, device="cpu")
     kept_tiles, size = _plan_saved(problem)
     saved = _new_saved(extension, size)
     extension.forward(

@@ -10,6 +10,7 @@
 #include "kernels/backward/backward_pass.h"
 #include "kernels/forward/forward_pass.h"
 #include "kernels/forward/known_sums.h"
+#include "kernels/tiles/programs.h"
 
 namespace circle_kernels {
 namespace {
@@ -21,6 +22,9 @@ bool with_logits(const Problem& problem, Run run) {
     using T = decltype(zero);
     if (problem.formula.kind == FormulaKind::unified) {
       return run(zero, UnifiedLogits<T>(problem.formula));
+    }
+    if (problem.formula.kind == FormulaKind::functions) {
+      return run(zero, ProgramLogits<T>(problem.formula));
     }
     return problem.formula.detach_weights ? run(zero, CircleLogits<T, true>(problem.formula))
                                           : run(zero, CircleLogits<T, false>(problem.formula));

@@ -61,10 +61,10 @@ Losses permitted_losses(const Inputs& inputs, const Reference& expected) {
       if (inputs.asked.self_mode() && i == j) continue;
       const double similarity = 1 + inputs.rows.value(i, 1) * other.value(j, 1);
       const bool positive = inputs.rows.label(i) == other.label(j);
-      const double share =
-          positive
-              ? std::exp(-formula.gamma * similarity - expected.lse_pos[i])
-              : std::exp(formula.gamma * (similarity - formula.margin_neg) - expected.lse_neg[i]);
+      const double share = positive
+                               ? std::exp(-formula.gamma_pos * similarity - expected.lse_pos[i])
+                               : std::exp(formula.gamma_neg * (similarity - formula.margin_neg) -
+                                          expected.lse_neg[i]);
       if (share > equal_part) continue;
       losses.rows[i] += share;
       columns[j] += share;
@@ -78,8 +78,8 @@ double check_losses(const Case& asked, const ReferenceGradient& expected, const 
                     const std::vector<double>& permitted) {
   double largest = 0;
   for (int64_t index = 0; index < values.count(); index += 2) {
-    const double weight = expected.values[index] / asked.formula.gamma;
-    const double loss = weight - values.at(index) / asked.formula.gamma;
+    const double weight = expected.values[index] / asked.formula.gamma_neg;
+    const double loss = weight - values.at(index) / asked.formula.gamma_neg;
     const double rounding = TOLERANCE * weight + 1e-9;
     CHECK_WITH(loss >= -rounding && loss <= permitted[index / 2] + rounding,
                "%g of %g, %g permitted; %s", loss, weight, permitted[index / 2],

@@ -106,11 +106,18 @@ const char* name_of(Scalar scalar) {
 
 Formula circle_formula(double gamma, bool detach_weights) {
   constexpr double MARGIN = 0.4;
-  return {FormulaKind::circle, gamma, 1 + MARGIN, -MARGIN, 1 - MARGIN, MARGIN, detach_weights};
+  return {FormulaKind::circle, gamma,  gamma,         1 + MARGIN, -MARGIN,
+          1 - MARGIN,          MARGIN, detach_weights};
 }
 
 Formula unified_formula(double gamma) {
-  return {FormulaKind::unified, gamma, 0, 0, 0, -0.35, true};
+  return {FormulaKind::unified, gamma, gamma, 0, 0, 0, -0.35, true};
+}
+
+Formula two_scales(Formula formula, double gamma_pos, double margin_pos) {
+  formula.gamma_pos = gamma_pos;
+  formula.margin_pos = margin_pos;
+  return formula;
 }
 
 std::string describe(const Case& asked) {
@@ -124,9 +131,10 @@ std::string describe(const Case& asked) {
          (asked.self_mode() ? "self mode" : std::to_string(asked.columns) + " columns") + ", dim " +
          std::to_string(asked.dim) + ", " + labels[static_cast<int>(asked.labels)] + ", " +
          layouts[static_cast<int>(asked.layout)] + ", " + (circle ? "circle" : "unified") +
-         (circle && !formula.detach_weights ? " not detached" : "") + ", gamma " +
-         std::to_string(formula.gamma) + (asked.normalize ? ", normalized" : ", as given") +
-         ", skip below " + std::to_string(asked.skip_below) + ", gradients " +
+         (circle && !formula.detach_weights ? " not detached" : "") + ", gammas " +
+         std::to_string(formula.gamma_pos) + " and " + std::to_string(formula.gamma_neg) +
+         (asked.normalize ? ", normalized" : ", as given") + ", skip below " +
+         std::to_string(asked.skip_below) + ", gradients " +
          upstreams[static_cast<int>(asked.upstream)] + ", times " +
          std::to_string(asked.upstream_scale);
 }

@@ -42,6 +42,8 @@ struct Case {
 
 Formula circle_formula(double gamma, bool detach_weights);
 Formula unified_formula(double gamma);
+// The formula with other numbers for positives.
+Formula two_scales(Formula formula, double gamma_pos, double margin_pos);
 
 std::string describe(const Case& asked);
 

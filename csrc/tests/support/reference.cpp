@@ -20,11 +20,11 @@ struct Pair {
 
 // `size` is |x| |y|, which the similarity's rounding errors are relative to.
 Pair evaluate(const Formula& formula, Kind kind, double similarity, double size) {
-  const double gamma = formula.gamma;
   const bool positive = kind == Kind::positive;
+  const double gamma = positive ? formula.gamma_pos : formula.gamma_neg;
   const double sign = positive ? -1 : 1;
   if (formula.kind == FormulaKind::unified) {
-    const double margin = positive ? 0 : -formula.margin_neg;
+    const double margin = positive ? -formula.margin_pos : -formula.margin_neg;
     return {sign * gamma * (similarity + margin), sign * gamma, gamma * (size + std::abs(margin)),
             gamma};
   }
