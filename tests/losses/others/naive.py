@@ -141,7 +141,8 @@ def _arcface(x: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
 
 def _cosface(x: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
     s = unit(x) @ unit(weight).T
-    return _cross_entropy(64 * (s - 0.35 * F.one_hot(labels, len(weight))), labels)
+    own = F.one_hot(labels, len(weight)).to(s.dtype)
+    return _cross_entropy(64 * (s - 0.35 * own), labels)
 
 
 def _clip(x: Tensor, _: Tensor, texts: Tensor) -> Tensor:
