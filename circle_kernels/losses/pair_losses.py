@@ -110,7 +110,8 @@ def supcon_loss(
     counted &= has_negatives.any()
     lse_all = torch.logaddexp(lse_pos, lse_neg)
     losses = lse_all - positives.mean_similarity() * rows.operation.formula.gamma
-    return rows.reduced(torch.where(counted, losses, 0.0), counted)
+    # A row that is NaN says so, with or without positives.
+    return rows.reduced(torch.where(counted | lse_all.isnan(), losses, 0.0), counted)
 
 
 def ntxent_loss(
@@ -154,6 +155,7 @@ def ntxent_loss(
         losses = softplus(lse_pos + lse_neg)
     else:
         losses = positives.softplus_sums(lse_neg, rows.operation.formula.gamma)
+        losses = torch.where(lse_neg.isnan(), lse_neg, losses)  # without positives, too
     return rows.reduced(losses, positives.numbers)
 
 

@@ -85,7 +85,8 @@ def arcface_loss(
         present = lse_pos != -math.inf  # not so for rows to ignore
         similarity = torch.where(present, lse_pos, 0.0) / -scale
         losses = softplus(lse_neg - scale * with_margin(similarity))
-        return torch.where(present, losses, 0.0)
+        # A row to ignore that is NaN says so, as in the other class losses.
+        return torch.where(present, losses, torch.where(lse_neg.isnan(), lse_neg, 0.0))
 
     formula = UnifiedFormula(gamma=scale)
     return _of_classes("arcface_loss", (embeddings, labels, weight), formula, options, losses_of)
