@@ -19,7 +19,7 @@ from circle_kernels.losses.pairs import PairOptions, pair_rows
 from circle_kernels.operation.batch import Batch, Operation, check_batch
 from circle_kernels.operation.reductions import REDUCTIONS, softplus
 from circle_kernels.operation.row_losses import reduced_row_losses
-from circle_kernels.options import check_choice, positive_number, real_number
+from circle_kernels.options import check_choice, finite_number, positive_number
 
 
 def multi_similarity_loss(
@@ -55,7 +55,7 @@ def multi_similarity_loss(
 
     def formula() -> UnifiedFormula:
         scales = positive_number("alpha", alpha), positive_number("beta", beta)
-        margin = real_number("base", base)
+        margin = finite_number("base", base)
         return UnifiedFormula(
             margin_pos=margin, margin_neg=margin, gamma_pos=scales[0], gamma_neg=scales[1]
         )
