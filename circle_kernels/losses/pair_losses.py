@@ -15,6 +15,7 @@ from typing_extensions import Unpack
 
 from circle_kernels.backends.addressable import host_may_look
 from circle_kernels.formula import UnifiedFormula
+from circle_kernels.logsumexp import present_logsumexp
 from circle_kernels.losses.pairs import PairOptions, pair_rows
 from circle_kernels.operation.batch import Batch, Operation, check_batch
 from circle_kernels.operation.reductions import REDUCTIONS, softplus
@@ -108,7 +109,7 @@ def supcon_loss(
     has_negatives = lse_neg != -math.inf
     counted = (lse_pos != -math.inf) & ((positives.numbers > 1) | has_negatives)
     counted &= has_negatives.any()
-    lse_all = torch.logaddexp(lse_pos, lse_neg)
+    lse_all = present_logsumexp(torch.stack([lse_pos, lse_neg]), dim=0)
     losses = lse_all - positives.mean_similarity() * rows.operation.formula.gamma
     # A row that is NaN says so, with or without positives.
     return rows.reduced(torch.where(counted | lse_all.isnan(), losses, 0.0), counted)
