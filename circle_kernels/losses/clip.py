@@ -82,8 +82,7 @@ def _scaled(
     image_emb: Tensor, text_emb: Tensor, logit_scale: float | Tensor, options: PairOptions
 ) -> tuple[Tensor, Tensor, float]:
     """Both sides, and the scale of their similarities: 1 where a tensor of it is in one of them."""
-    if not torch.compiler.is_compiling():
-        check_kinds(image_emb=image_emb, text_emb=text_emb)
+    check_kinds(image_emb=image_emb, text_emb=text_emb)
     check_embeddings("image_emb", image_emb)
     check_references("text_emb", text_emb, image_emb, of="image_emb")
     if text_emb.shape[0] != image_emb.shape[0]:
