@@ -17,7 +17,7 @@ from torch import Tensor
 
 from circle_kernels.backends.choice import without_autocast
 from circle_kernels.backends.problem import ROW_POSITIVE, result_dtype
-from circle_kernels.operation.batch import Batch
+from circle_kernels.operation.batch import Batch, owned
 from circle_kernels.operation.differentiable import no_second_derivative
 from circle_kernels.operation.reductions import softplus
 from circle_kernels.operation.registered import define
@@ -267,8 +267,8 @@ def _backward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 class _SoftplusSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        *tensors, ctx.gamma = arguments
-        ctx.save_for_backward(*tensors)
+        rows, columns, *of_users, listed, shifts, ctx.gamma = arguments
+        ctx.save_for_backward(rows, columns, *map(owned, of_users), listed, shifts)
         return _forward_op(*arguments)
 
     @staticmethod
