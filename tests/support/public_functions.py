@@ -20,6 +20,7 @@ from circle_kernels import (
     circle_loss_from_similarity,
     class_circle_loss,
     class_unified_loss,
+    losses,
     pair_logsumexp,
     unified_loss,
 )
@@ -62,6 +63,10 @@ def inputs(names: tuple[str, ...]) -> dict[str, Tensor]:
         "values": draw(3, DEPTH),
         "grad_lse_pos": torch.full((ROWS,), 0.7),
         "grad_lse_neg": torch.full((ROWS,), -0.4),
+        "image_emb": draw(REFERENCES, DEPTH),
+        "text_emb": draw(REFERENCES, DEPTH),
+        "self_index": torch.arange(ROWS) % (REFERENCES + 1) - 1,
+        "pair_mask": same,
     }
     if "saved" in names:
         made = _raw_forward("auto", **{name: inputs[name] for name in PAIRS})
@@ -116,11 +121,11 @@ def _drop_in(
     library: bool = False,
     **listed: Tensor,
 ) -> Tensor:
-    from pytorch_metric_learning import losses
+    from pytorch_metric_learning import losses as theirs
 
     from circle_kernels.integrations.pytorch_metric_learning import CircleLoss as DropIn
 
-    loss = losses.CircleLoss if library else DropIn
+    loss = theirs.CircleLoss if library else DropIn
     indices = tuple(listed.values()) or None
     return loss(**OPTIONS)(embeddings, labels, indices, ref_emb, ref_labels)
 
@@ -213,6 +218,38 @@ FUNCTIONS = {
     ),
     "ClassCircleLoss": _with_reference(
         HEAD, lambda backend="auto", **t: _head(*t.values(), backend=backend)
+    ),
+    **{
+        f"{function.__name__}{of}": _with_reference(
+            arguments,
+            lambda backend="auto", function=function, **t: function(*t.values(), backend=backend),
+        )
+        for function, arguments, of in (
+            (losses.multi_similarity_loss, PAIRS, ""),
+            (losses.supcon_loss, PAIRS, ""),
+            (losses.ntxent_loss, PAIRS, ""),
+            (losses.ntxent_loss, SELF, " alone"),
+            (losses.n_pairs_loss, SELF, ""),
+            (losses.proxy_anchor_loss, HEAD, ""),
+            (losses.proxy_nca_loss, HEAD, ""),
+            (losses.arcface_loss, HEAD, ""),
+        )
+    },
+    "clip_loss": _with_reference(
+        ("image_emb", "text_emb"),
+        lambda backend="auto", **t: losses.clip_loss(*t.values(), 3.0, backend=backend),
+    ),
+    "circle_loss of chosen pairs": _with_reference(
+        (*PAIRS, "self_index"),
+        lambda self_index, backend="auto", **t: circle_loss(
+            *t.values(), **OPTIONS, self_index=self_index, ignore_label=2, backend=backend
+        ),
+    ),
+    "supcon_loss of a mask": _with_reference(
+        ("embeddings", "pair_mask"),
+        lambda embeddings, pair_mask, backend="auto": losses.supcon_loss(
+            embeddings, None, pair_mask=pair_mask, backend=backend
+        ),
     ),
     "circle_loss_from_similarity": Function(
         ("sp", "sn"),

@@ -14,6 +14,7 @@ from circle_kernels import (
     circle_loss,
     class_circle_loss,
     class_unified_loss,
+    losses,
     pair_logsumexp,
     unified_loss,
 )
@@ -46,7 +47,24 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "class unified smoothed": lambda x, y, weight, _, **options: class_unified_loss(
         x, y, weight, m=0.2, gamma=16, label_smoothing=0.2, **options
     ),
+    "multi-similarity": lambda *tensors, **options: losses.multi_similarity_loss(
+        *tensors, beta=16, **options
+    ),
+    "supcon": lambda *tensors, **options: losses.supcon_loss(*tensors, temperature=0.2, **options),
+    "ntxent": lambda *tensors, **options: losses.ntxent_loss(*tensors, temperature=0.2, **options),
+    "proxy-anchor": lambda x, y, weight, _, **options: losses.proxy_anchor_loss(
+        x, y, weight, alpha=16, **options
+    ),
+    "arcface": lambda x, y, weight, _, **options: losses.arcface_loss(
+        x, y, weight, scale=16, **options
+    ),
+    "clip": lambda x, _, texts, __, **options: losses.clip_loss(
+        x[: len(texts)], texts, 16.0, **options
+    ),
 }
+# Whose other side, a weight or texts, is no choice.
+OF_TWO_SIDES = ("class circle", "class unified", "class unified smoothed")
+OF_TWO_SIDES += ("proxy-anchor", "arcface", "clip")
 for_every_loss = pytest.mark.parametrize("loss", LOSSES)
 
 
