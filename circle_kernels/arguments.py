@@ -162,6 +162,12 @@ def _check_dense(name: str, value: Tensor) -> None:
     check_undistributed(name, value)
 
 
+def check_numbers(name: str, value: Tensor) -> None:
+    """Require numbers, where shapes of results depend on them."""
+    if value.is_meta or isinstance(value, FakeTensor):
+        raise ValueError(f"{name} must hold numbers, got a tensor that has none")
+
+
 def is_distributed(value: object) -> bool:
     """Whether it is a DTensor; nobody has one who has not imported the module, which is large."""
     distributed = sys.modules.get("torch.distributed.tensor")

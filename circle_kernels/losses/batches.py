@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from circle_kernels.arguments import (
     beside,
     check_embeddings,
     check_kinds,
     check_labels,
+    check_numbers,
     label_numbers,
 )
 from circle_kernels.backends.addressable import materialized
@@ -71,8 +71,7 @@ def nonfinite_rows(embeddings: Tensor) -> Tensor:  # (K,) int64
     """
     check_kinds(embeddings=embeddings)
     check_embeddings("embeddings", embeddings)
-    if embeddings.is_meta or isinstance(embeddings, FakeTensor):
-        raise ValueError("embeddings must hold numbers, got a tensor that has none")
+    check_numbers("embeddings", embeddings)
     smallest, largest = embeddings.detach().aminmax(dim=1)  # NaN where one is
     return (~(smallest.isfinite() & largest.isfinite())).nonzero().squeeze(1)
 

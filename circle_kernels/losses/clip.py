@@ -60,7 +60,7 @@ def clip_loss(
     images, texts, gamma = checked
     if isinstance(logit_scale, Tensor):
         options = {**options, "normalize": False}
-    labels = torch.arange(images.shape[0], device=images.device)
+    labels = images.new_ones(images.shape[0], dtype=torch.int64).cumsum(0)  # fake where images are
     if group is not None:  # of no two processes the same
         labels = labels + (rank_in(group) << _RANK_BITS)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from circle_kernels.arguments import check_numbers
 from circle_kernels.backends.addressable import host_may_look
 from circle_kernels.formula import UnifiedFormula
 from circle_kernels.logsumexp import present_logsumexp
@@ -112,7 +113,7 @@ def supcon_loss(
     lse_all = present_logsumexp(torch.stack([lse_pos, lse_neg]), dim=0)
     losses = lse_all - positives.mean_similarity() * rows.operation.formula.gamma
     # A row that is NaN says so, with or without positives.
-    return rows.reduced(torch.where(counted | lse_all.isnan(), losses, 0.0), counted)
+    return rows.reduced(losses.masked_fill(~(counted | lse_all.isnan()), 0.0), counted)
 
 
 def ntxent_loss(
@@ -190,6 +191,7 @@ def n_pairs_loss(
         As :func:`circle_kernels.circle_loss`.
     """
     batch = check_batch(embeddings, labels, None, None)
+    check_numbers("embeddings", batch.embeddings)
     labels, order = batch.labels.sort(stable=True)
     same = torch.cat([labels.new_zeros(1, dtype=torch.bool), labels[1:] == labels[:-1]])
     second = (same[1:] & ~same[:-1]).nonzero().squeeze(1) + 1

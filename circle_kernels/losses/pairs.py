@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 from torch import Tensor
 
-from circle_kernels.arguments import INTEGER_DTYPES, beside, check_kinds, describe
+from circle_kernels.arguments import (
+    INTEGER_DTYPES,
+    beside,
+    check_embeddings,
+    check_kinds,
+    check_numbers,
+    check_references,
+    describe,
+)
 from circle_kernels.backends.addressable import host_may_look, materialized
 from circle_kernels.distributed.groups import Group
 from circle_kernels.distributed.headers import CALL, check_together
@@ -195,7 +203,8 @@ def _checked_batch(
 
 
 def _checked_self_index(index: Tensor, embeddings: Tensor, ref_emb: Tensor | None) -> Tensor:
-    check_kinds(self_index=index, embeddings=embeddings)
+    check_kinds(self_index=index, embeddings=embeddings, ref_emb=ref_emb)
+    check_embeddings("embeddings", embeddings)
     wanted = (
         "self_index must be integers of shape (rows,): of each row the place of its own copy "
         "among the references, or -1"
@@ -204,6 +213,7 @@ def _checked_self_index(index: Tensor, embeddings: Tensor, ref_emb: Tensor | Non
         raise TypeError(f"{wanted}; got {describe(index)}")
     if ref_emb is None:
         raise ValueError("self_index needs ref_emb, among which own copies are; got None")
+    check_references("ref_emb", ref_emb, embeddings)
     if index.shape != embeddings.shape[:1]:
         raise ValueError(f"{wanted}; wanted {tuple(embeddings.shape[:1])}, got {describe(index)}")
     index = beside("self_index", materialized(index), embeddings).to(torch.int64)
@@ -221,6 +231,7 @@ def _checked_self_index(index: Tensor, embeddings: Tensor, ref_emb: Tensor | Non
 def _without_ignored(batch: Batch, ignored: int) -> tuple[Batch, Tensor | None]:
     """On a device the host waits to know how many rows are left."""
     embeddings, labels, ref_emb, ref_labels = batch[:4]
+    check_numbers("labels", labels)
     kept = (labels != ignored).nonzero().squeeze(1)
     own = None if batch.own_columns is None else batch.own_columns[kept]
     batch = batch._replace(embeddings=embeddings[kept], labels=labels[kept], own_columns=own)

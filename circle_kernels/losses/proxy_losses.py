@@ -82,11 +82,11 @@ def arcface_loss(
     scale, with_margin = positive_number("scale", scale), margin_function(margin)
 
     def losses_of(lse_pos: Tensor, lse_neg: Tensor) -> Tensor:
-        present = lse_pos != -math.inf  # not so for rows to ignore
-        similarity = torch.where(present, lse_pos, 0.0) / -scale
+        absent = lse_pos == -math.inf  # so for rows to ignore
+        similarity = lse_pos.masked_fill(absent, 0.0) / -scale
         losses = softplus(lse_neg - scale * with_margin(similarity))
         # A row to ignore that is NaN says so, as in the other class losses.
-        return torch.where(present, losses, torch.where(lse_neg.isnan(), lse_neg, 0.0))
+        return torch.where(absent, lse_neg.masked_fill(~lse_neg.isnan(), 0.0), losses)
 
     formula = UnifiedFormula(gamma=scale)
     return _of_classes("arcface_loss", (embeddings, labels, weight), formula, options, losses_of)
@@ -210,7 +210,7 @@ def proxy_anchor_loss(
     embeddings, proxies, labels, factors = checked
     if ignored is not None:
         options = {**options, "ignore_label": NO_CLASS}
-    classes = torch.arange(len(proxies), device=labels.device)
+    classes = labels.new_ones(len(proxies)).cumsum(0) - 1  # fake where labels are
     rows = pair_rows(call, formula, (proxies, classes, embeddings, labels), reduction, options)
     lse_pos, lse_neg = rows.logsumexps_over_processes()
     positives, negatives = softplus(lse_pos), softplus(lse_neg)

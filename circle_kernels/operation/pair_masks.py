@@ -10,6 +10,7 @@ from torch import Tensor
 from circle_kernels.arguments import (
     check_embeddings,
     check_kinds,
+    check_numbers,
     check_references,
     describe,
     one_dtype,
@@ -30,6 +31,9 @@ from circle_kernels.operation.listed_pairs import (
 # neither; or rows and columns of the positive pairs, then of the negative ones.
 PairMask: TypeAlias = Tensor | tuple[Tensor, Tensor, Tensor, Tensor]
 
+_SPARSE = frozenset(
+    (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
+)
 _WANTED = (
     "pair_mask must be a boolean, int8 or sparse matrix of shape (rows, references), or four "
     "vectors of indices: rows and columns of the positive pairs, then of the negative ones"
@@ -50,7 +54,7 @@ def masked_batch(
         TypeError, ValueError: one of the wrong type, shape, dtype or device.
         IndexError: an index out of range.
     """
-    check_kinds(embeddings=embeddings, ref_emb=ref_emb)
+    check_kinds(embeddings=embeddings, ref_emb=ref_emb, **_dense(mask))
     check_embeddings("embeddings", embeddings)
     embeddings = materialized(embeddings)
     if ref_emb is not None:
@@ -72,18 +76,28 @@ def masked_batch(
     return listed_batch(embeddings, ref_emb, kinds)
 
 
+def _dense(mask: PairMask) -> dict[str, Tensor]:
+    """What has to have its numbers in memory of its own, by name; sparse matrices have several."""
+    if isinstance(mask, (tuple, list)):
+        return {f"pair_mask[{place}]": each for place, each in enumerate(mask)}
+    is_sparse = isinstance(mask, Tensor) and mask.layout in _SPARSE
+    return {} if is_sparse else {"pair_mask": mask}
+
+
 def _kinds_of(mask: PairMask, rows: int, columns: int, device: torch.device) -> Tensor:
     """What :func:`pair_matrix` would return, of any mask."""
     if isinstance(mask, (tuple, list)):
         return _listed(tuple(mask), rows, columns, device)
     if not isinstance(mask, Tensor):
         raise TypeError(f"{_WANTED}; got {describe(mask)}")
+    check_numbers("pair_mask", mask)
+    mask = mask if mask.layout in _SPARSE else materialized(mask)
     if mask.shape != (rows, columns):
         raise ValueError(f"{_WANTED}; wanted {(rows, columns)}, got {describe(mask)}")
     if mask.device != device:
         raise ValueError(f"pair_mask must be on the device of embeddings, got {describe(mask)}")
     kinds = no_pairs(rows, columns, device)
-    if mask.layout is not torch.strided:
+    if mask.layout in _SPARSE:
         entries = mask.to_sparse_coo().coalesce()
         present = entries.values() != 0
         kinds.fill_(ROW_NEGATIVE)
@@ -103,7 +117,9 @@ def _listed(lists: tuple[Tensor, ...], rows: int, columns: int, device: torch.de
         for each in lists
     ):
         raise TypeError(f"{_WANTED}; got {', '.join(map(describe, lists))}")
-    indices = PairIndices(*(each.to(device, torch.int64) for each in lists))
+    for each in lists:
+        check_numbers("pair_mask", each)
+    indices = PairIndices(*(materialized(each).to(device, torch.int64) for each in lists))
     kinds = pair_matrix(indices, rows, columns)
     if (kinds == ROW_POSITIVE | ROW_NEGATIVE).any():
         raise ValueError("pair_mask must not have a pair both as positive and as negative")

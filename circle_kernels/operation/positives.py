@@ -56,7 +56,7 @@ class Positives:
         if batch.ref_emb is not None and batch.ref_labels is not None:
             sides = (batch.ref_emb, batch.ref_labels)
             return Positives(batch, normalize, batch.own_columns, *sides)
-        own = torch.arange(batch.labels.shape[0], device=batch.labels.device)
+        own = torch.ones_like(batch.labels).cumsum(0) - 1  # fake where labels are
         return Positives(batch, normalize, own, batch.embeddings, batch.labels)
 
     @_once
@@ -65,7 +65,7 @@ class Positives:
         if self.batch.listed is not None:
             return ((self.batch.listed & ROW_POSITIVE) != 0).sum(1)
         of_rows, of_columns, classes = self._classes
-        counts = torch.zeros(classes, dtype=torch.int64, device=of_rows.device)
+        counts = of_rows.new_zeros(classes)
         counts.index_add_(0, of_columns, torch.ones_like(of_columns))
         numbers = counts[of_rows]
         return numbers if self.own_columns is None else numbers - self._own_is_among.to(torch.int64)
@@ -82,8 +82,8 @@ class Positives:
             total = (rows * sums[of_rows]).sum(1)
             if self.own_columns is not None:
                 own = (rows * columns[self.own_columns.clamp_min(0)]).sum(1)
-                total = total - torch.where(self._own_is_among, own, 0.0)
-        return torch.where(self.numbers > 0, total / self.numbers.clamp_min(1), 0.0)
+                total = total - own.masked_fill(~self._own_is_among, 0.0)
+        return (total / self.numbers.clamp_min(1)).masked_fill(self.numbers == 0, 0.0)
 
     def softplus_sums(self, shifts: Tensor, gamma: float) -> Tensor:  # (n,)
         """``sum_p softplus(shift_i - gamma s_ip)`` over the positives of each row; differentiable,
