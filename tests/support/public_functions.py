@@ -66,7 +66,6 @@ def inputs(names: tuple[str, ...]) -> dict[str, Tensor]:
         "image_emb": draw(REFERENCES, DEPTH),
         "text_emb": draw(REFERENCES, DEPTH),
         "self_index": torch.arange(ROWS) % (REFERENCES + 1) - 1,
-        "pair_mask": same,
     }
     if "saved" in names:
         made = _raw_forward("auto", **{name: inputs[name] for name in PAIRS})
@@ -128,6 +127,11 @@ def _drop_in(
     loss = theirs.CircleLoss if library else DropIn
     indices = tuple(listed.values()) or None
     return loss(**OPTIONS)(embeddings, labels, indices, ref_emb, ref_labels)
+
+
+def _supcon_of_lists(embeddings: Tensor, backend: str = "auto", **lists: Tensor) -> Tensor:
+    mask = tuple(lists.values())
+    return losses.supcon_loss(embeddings, None, pair_mask=mask, backend=backend)
 
 
 def _sgd(parameter: Tensor, values: Tensor) -> Tensor:
@@ -245,11 +249,11 @@ FUNCTIONS = {
             *t.values(), **OPTIONS, self_index=self_index, ignore_label=2, backend=backend
         ),
     ),
-    "supcon_loss of a mask": _with_reference(
-        ("embeddings", "pair_mask"),
-        lambda embeddings, pair_mask, backend="auto": losses.supcon_loss(
-            embeddings, None, pair_mask=pair_mask, backend=backend
-        ),
+    "supcon_loss of lists": Function(
+        ("embeddings", *LISTED),
+        _supcon_of_lists,
+        functools.partial(_supcon_of_lists, backend="reference"),
+        called="pair_mask",
     ),
     "circle_loss_from_similarity": Function(
         ("sp", "sn"),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from circle_kernels import CircleLoss, circle_loss, losses, unified_loss
 from tests.losses.others.naive import (
@@ -223,7 +224,6 @@ PLACES = torch.arange(2)
         ((X, None), {"pair_mask": MASK.float()}, TypeError, "boolean, int8 or sparse .*float32"),
         ((X, None), {"pair_mask": MASK.long()}, TypeError, "boolean, int8 or sparse .*int64"),
         ((X, None), {"pair_mask": 3}, TypeError, "pair_mask must be .* got int 3"),
-        ((X, None), {"pair_mask": MASK.to("meta")}, ValueError, "pair_mask must be on the device"),
         ((X, None), {"pair_mask": (PLACES,) * 3}, TypeError, "four vectors of indices"),
         ((X, None), {"pair_mask": (PLACES.float(),) * 4}, TypeError, "four vectors of indices"),
         ((X, None), {"pair_mask": (PLACES, PLACES, PLACES, PLACES[1:])}, ValueError, "2 rows and"),
@@ -247,3 +247,27 @@ def test_masks_are_not_for_one_loss_of_all_pairs(function: Callable) -> None:
     numbers = {} if function is circle_loss else {"m": 0.2, "gamma": 16}
     with pytest.raises(ValueError, match="pair_mask with scope='anchor'"):
         function(X, None, pair_mask=MASK, scope="batch", **numbers)
+
+
+def _freed() -> Tensor:
+    mask = MASK.clone()
+    mask.untyped_storage().resize_(0)
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (_freed, ValueError, "pair_mask must have memory for its entries"),
+        (lambda: torch.nested.nested_tensor(list(MASK)), TypeError, "pair_mask must be a dense"),
+        (lambda: FakeTensorMode().from_tensor(MASK), TypeError, "pair_mask must hold numbers"),
+        (lambda: MASK.to("meta"), ValueError, "pair_mask must hold numbers"),
+        (lambda: (PLACES, PLACES, PLACES.to("meta"), PLACES), ValueError, "pair_mask must hold"),
+    ],
+    ids=["freed", "nested", "fake", "meta", "meta list"],
+)
+def test_masks_without_numbers_are_named(
+    make: Callable[[], Any], error: type, message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        circle_loss(X, None, pair_mask=make())
