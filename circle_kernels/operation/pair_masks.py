@@ -56,6 +56,7 @@ def masked_batch(
     """
     check_kinds(embeddings=embeddings, ref_emb=ref_emb, **_dense(mask))
     check_embeddings("embeddings", embeddings)
+    check_numbers("embeddings", embeddings)
     embeddings = materialized(embeddings)
     if ref_emb is not None:
         check_references("ref_emb", ref_emb, embeddings)
@@ -120,7 +121,19 @@ def _listed(lists: tuple[Tensor, ...], rows: int, columns: int, device: torch.de
     for each in lists:
         check_numbers("pair_mask", each)
     indices = PairIndices(*(materialized(each).to(device, torch.int64) for each in lists))
-    kinds = pair_matrix(indices, rows, columns)
+    for kind, among_rows, among_columns in (
+        ("positive", indices.rows_pos, indices.columns_pos),
+        ("negative", indices.rows_neg, indices.columns_neg),
+    ):
+        if len(among_rows) != len(among_columns):
+            raise ValueError(
+                f"pair_mask must have one column for each row of its {kind} pairs, got "
+                f"{len(among_rows)} rows and {len(among_columns)} columns"
+            )
+    try:
+        kinds = pair_matrix(indices, rows, columns)
+    except IndexError as error:
+        raise IndexError(f"pair_mask has an index out of range: {error}") from None
     if (kinds == ROW_POSITIVE | ROW_NEGATIVE).any():
         raise ValueError("pair_mask must not have a pair both as positive and as negative")
     return kinds
