@@ -79,7 +79,7 @@ def no_second_derivative(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
     raise RuntimeError(NO_SECOND_DERIVATIVE)
 
 
-def _one_by_one(op: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:
+def one_by_one(op: Callable[..., Any]) -> Callable[..., Any]:
     """The rule of ``torch.func.vmap`` for an op: one call for each member of the batch."""
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
@@ -92,6 +92,8 @@ def _one_by_one(op: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:
             )
             for index in range(info.batch_size)
         ]
+        if isinstance(members[0], Tensor):
+            return torch.stack(members), 0
         results = tuple(torch.stack(values) for values in zip(*members, strict=True))
         return results, (0,) * len(results)
 
@@ -100,8 +102,8 @@ def _one_by_one(op: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:
 
 # For graphs that were traced where no gradient was wanted, or that lost the function around the op.
 torch.library.register_autograd(forward_op, _gradient, setup_context=_keep_for_gradient)
-torch.library.register_vmap(forward_op, _one_by_one(forward_op))
-torch.library.register_vmap(backward_op, _one_by_one(backward_op))
+torch.library.register_vmap(forward_op, one_by_one(forward_op))
+torch.library.register_vmap(backward_op, one_by_one(backward_op))
 
 
 class _Forward(torch.autograd.Function):

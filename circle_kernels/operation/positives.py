@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from circle_kernels.backends.addressable import under_transforms
 from circle_kernels.backends.choice import without_autocast
 from circle_kernels.backends.problem import ROW_POSITIVE, result_dtype
 from circle_kernels.operation.batch import Batch, owned
-from circle_kernels.operation.differentiable import no_second_derivative
+from circle_kernels.operation.differentiable import no_second_derivative, one_by_one
 from circle_kernels.operation.reductions import softplus
 from circle_kernels.operation.registered import define
 
@@ -90,7 +91,8 @@ class Positives:
         also with respect to the shifts (n,)."""
         rows, columns = self.sides
         given = (self.batch.labels, self.column_labels, self.own_columns, self.batch.listed)
-        return _differentiable_op(rows, columns, *given, shifts, gamma)
+        op = _SoftplusSums.apply if under_transforms() else _differentiable_op
+        return op(rows, columns, *given, shifts, gamma)
 
     @_once
     def sides(self) -> tuple[Tensor, Tensor]:
@@ -133,12 +135,17 @@ def unit_rows(embeddings: Tensor, normalize: bool) -> Tensor:
 class _PositiveSums(torch.autograd.Function):
     """The sum (n, D) of the columns (m, D) that are listed as each row's positives."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, columns: Tensor, listed: Tensor) -> Tensor:
-        ctx.save_for_backward(listed)
+    def forward(columns: Tensor, listed: Tensor) -> Tensor:
         with without_autocast(columns.device.type):
             blocks = [mask.to(columns.dtype) @ columns for _, mask in _positive_rows(listed)]
         return torch.cat([columns.new_zeros(0, columns.shape[1]), *blocks])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
@@ -264,12 +271,18 @@ def _backward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(rows), torch.empty_like(columns), torch.empty_like(shifts)
 
 
+torch.library.register_vmap(_forward_op, one_by_one(_forward_op))
+torch.library.register_vmap(_backward_op, one_by_one(_backward_op))
+
+
 class _SoftplusSums(torch.autograd.Function):
+    generate_vmap_rule = True
+    forward = staticmethod(_forward_op)
+
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
-        rows, columns, *of_users, listed, shifts, ctx.gamma = arguments
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        rows, columns, *of_users, listed, shifts, ctx.gamma = inputs
         ctx.save_for_backward(rows, columns, *map(owned, of_users), listed, shifts)
-        return _forward_op(*arguments)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
@@ -280,11 +293,13 @@ class _SoftplusSums(torch.autograd.Function):
 class _Backward(torch.autograd.Function):
     """The backward op, which cannot be differentiated."""
 
+    generate_vmap_rule = True
+    forward = staticmethod(_backward_op)
     backward = staticmethod(no_second_derivative)
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return _backward_op(*arguments)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Nothing is kept, since nothing is differentiated again."""
 
 
 # As compilers find it: they do not look into autograd functions that are called by other names.
