@@ -195,3 +195,32 @@ def test_compiled_clip_loss_learns_its_scale() -> None:
     expected = value_and_gradients(losses.clip_loss(*leaves), leaves)
     for value, truth in zip(value_and_gradients(step(*leaves), leaves), expected, strict=True):
         assert_near(value, truth)
+
+
+def _mask_of_labels(x: Tensor, y: Tensor, refs: Tensor, ref_labels: Tensor) -> Tensor:
+    return losses.supcon_loss(x, None, refs, pair_mask=y[:, None] == ref_labels, reduction="none")
+
+
+@pytest.mark.parametrize("name", [*NAMES, "mask"])
+def test_transforms_and_batches_of_gradients_give_the_same_gradients(name: str) -> None:
+    tensors = tensors_of("supcon" if name == "mask" else name)
+
+    def rows(x: Tensor) -> Tensor:
+        if name == "mask":
+            return _mask_of_labels(x, *tensors[1:])
+        return function_of(name)(x, *tensors[1:], reduction="none")
+
+    losses_of_rows = rows(tensors[0])
+    each = torch.eye(len(losses_of_rows), dtype=torch.float64)
+    expected = torch.stack(
+        [torch.autograd.grad(losses_of_rows, tensors[0], one, retain_graph=True)[0] for one in each]
+    )
+    (batched,) = torch.autograd.grad(
+        losses_of_rows, tensors[0], each, is_grads_batched=True, retain_graph=True
+    )
+    assert_near(batched, expected)
+    x = tensors[0].detach()
+    assert_near(torch.func.jacrev(rows)(x), expected)
+    assert_near(torch.func.grad(lambda x: rows(x).sum())(x), expected.sum(0))
+    several = torch.stack([x, -x, 2 * x])
+    assert_near(torch.func.vmap(rows)(several)[0], losses_of_rows.detach())
