@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from circle_kernels.backends.addressable import host_may_look
 from circle_kernels.formula import UnifiedFormula
 from circle_kernels.losses.pairs import PairOptions, pair_rows
 from circle_kernels.operation.batch import Batch, Operation, check_batch
@@ -150,7 +149,7 @@ def ntxent_loss(
     rows = pair_rows("ntxent_loss", formula, tensors, reduction, options)
     lse_pos, lse_neg = rows.logsumexps()
     positives = rows.positives()
-    if host_may_look(positives.numbers) and (positives.numbers <= 1).all():
+    if positives.are_single():
         losses = softplus(lse_pos + lse_neg)
     else:
         losses = positives.softplus_sums(lse_neg, rows.operation.formula.gamma)

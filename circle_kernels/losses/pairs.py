@@ -84,11 +84,13 @@ class PairRows:
 
     def positives(self) -> Positives:
         """The positive pairs of the rows that are not ignored."""
-        from circle_kernels.operation.positives import Positives
-
         if self.sharing.group is None:
+            from circle_kernels.operation.positives import Positives
+
             return Positives.of(self.batch, self.operation.normalize)
-        raise NotImplementedError
+        from circle_kernels.operation import shared_positives
+
+        return shared_positives.positives_of(self.batch, self.operation.normalize, self.sharing)
 
     def reduced(self, losses: Tensor, counted: Tensor | None = None) -> Tensor:
         """The loss, of rows' losses (n,); the mean is over those that are ``counted`` (n,) bool,

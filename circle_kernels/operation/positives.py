@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from circle_kernels.backends.addressable import host_may_look
 from circle_kernels.backends.problem import ROW_POSITIVE, result_dtype
 from circle_kernels.operation.batch import Batch
 from circle_kernels.operation.differentiable import no_second_derivative
@@ -44,6 +45,10 @@ class Positives:
             return Positives(batch, normalize, batch.own_columns, *sides)
         own = torch.arange(batch.labels.shape[0], device=batch.labels.device)
         return Positives(batch, normalize, own, batch.embeddings, batch.labels)
+
+    def are_single(self) -> bool:
+        """Whether the host may know that no row has more than one."""
+        return host_may_look(self.numbers) and bool((self.numbers <= 1).all())
 
     @functools.cached_property
     def numbers(self) -> Tensor:  # (n,) int64
