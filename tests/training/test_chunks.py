@@ -1,0 +1,323 @@
+"""in_chunks is plain training in chunks, bit by bit."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections import namedtuple
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from circle_kernels import in_chunks
+from tests.training.networks import (
+    CHUNK_SIZE,
+    CHUNKS,
+    NETWORKS,
+    ROWS,
+    convolutions,
+    images,
+    plain,
+    step_of,
+)
+
+
+def chunked(network: nn.Module, rows: Tensor) -> Tensor:
+    return in_chunks(network, rows, chunk_size=CHUNK_SIZE)
+
+
+def assert_trains_as_plain_does(ours: nn.Module, theirs: nn.Module, steps: int = 3) -> None:
+    for seed in range(steps):
+        step_of(ours, chunked, images(), seed).assert_same(step_of(theirs, plain, images(), seed))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_equals_plain_training_bit_by_bit(name: str) -> None:
+    network = NETWORKS[name]()
+    before = copy.deepcopy(network.state_dict())
+    assert_trains_as_plain_does(network, copy.deepcopy(network))
+    changed = {key for key, value in network.state_dict().items() if not value.equal(before[key])}
+    assert any("running_" in key for key in changed) == (name != "no momentum")
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+            assert int(module.num_batches_tracked) == 3 * CHUNKS * module.training
+
+
+def test_recomputation_that_updates_statistics_would_be_seen() -> None:
+    def checkpointed(network: nn.Module, rows: Tensor) -> Tensor:
+        parts = rows.tensor_split(CHUNKS)
+        run = torch.utils.checkpoint.checkpoint
+        return torch.cat([run(network, part, use_reentrant=False) for part in parts])
+
+    ours = step_of(convolutions(), checkpointed, images())
+    expected = step_of(convolutions(), plain, images())
+    with pytest.raises(AssertionError, match="buffers"):
+        ours.assert_same(expected)
+
+
+def test_statistics_that_are_no_numbers_stay_what_they_were() -> None:
+    network, other = convolutions(), convolutions()
+    rows = images()
+    rows[3] = float("inf")
+    for each, embed in ((network, chunked), (other, plain)):
+        torch.manual_seed(0)
+        embed(each, rows).sum().backward()
+    for ours, expected in zip(network.buffers(), other.buffers(), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_several_backward_passes_through_one_graph() -> None:
+    network, other = convolutions(), convolutions()
+    outputs = []
+    for each, embed in ((network, chunked), (other, plain)):
+        torch.manual_seed(0)
+        outputs.append(embed(each, images()))
+    for output in outputs:
+        for power in (2, 3):
+            output.pow(power).sum().backward(retain_graph=True)
+    for ours, expected in zip(
+        (*network.parameters(), *network.buffers()),
+        (*other.parameters(), *other.buffers()),
+        strict=True,
+    ):
+        assert torch.equal(ours, expected)
+        assert ours.grad is None or torch.equal(ours.grad, expected.grad)
+
+
+def test_beside_a_plain_call_of_the_same_network() -> None:
+    """Who writes to running statistics in the backward pass breaks that of the plain call."""
+
+    def both(network: nn.Module, rows: Tensor) -> Tensor:
+        first = network(rows)
+        return first + chunked(network, rows) * network(rows)
+
+    def expected(network: nn.Module, rows: Tensor) -> Tensor:
+        first = network(rows)
+        return first + plain(network, rows) * network(rows)
+
+    step_of(convolutions(), both, images()).assert_same(step_of(convolutions(), expected, images()))
+
+
+def test_inputs_get_gradients() -> None:
+    gradients = []
+    for embed in (chunked, plain):
+        torch.manual_seed(0)
+        rows = images().requires_grad_()
+        embed(convolutions(), rows).pow(2).sum().backward()
+        gradients.append(rows.grad)
+    assert gradients[0].abs().max() > 0
+    assert torch.equal(*gradients)
+
+
+def test_without_gradients_nothing_is_recomputed() -> None:
+    network, other = convolutions(), convolutions()
+    calls = []
+    network.register_forward_hook(lambda *_: calls.append(1))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        ours = chunked(network, images())
+    torch.manual_seed(0)
+    assert torch.equal(ours, plain(other, images()))
+    assert not ours.requires_grad
+    assert len(calls) == CHUNKS
+    with torch.inference_mode():
+        assert chunked(network.eval(), images()).shape == (ROWS, 16)
+
+
+def test_hooks_run_twice_and_parts_that_are_frozen_get_no_gradient() -> None:
+    network, other = convolutions(), convolutions()
+    for each in (network, other):
+        each[0].requires_grad_(False)
+    calls = []
+    network[0].register_forward_hook(lambda *_: calls.append(1))
+    assert_trains_as_plain_does(network, other, steps=1)
+    assert len(calls) == 2 * CHUNKS
+    assert network[0].weight.grad is None
+
+
+@pytest.mark.parametrize("backward", ["inside", "outside"])
+def test_under_autocast(backward: str) -> None:
+    def step(embed: Any) -> tuple[nn.Module, Tensor]:
+        network = convolutions()
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16):
+            output = embed(network, images())
+            if backward == "inside":
+                output.float().pow(2).sum().backward()
+        if backward == "outside":
+            output.float().pow(2).sum().backward()
+        return network, output
+
+    (network, ours), (other, expected) = step(chunked), step(plain)
+    assert ours.dtype == torch.bfloat16
+    assert torch.equal(ours, expected)
+    for parameter, wanted in zip(network.parameters(), other.parameters(), strict=True):
+        assert torch.equal(parameter.grad, wanted.grad)
+    for buffer, wanted in zip(network.buffers(), other.buffers(), strict=True):
+        assert torch.equal(buffer, wanted)
+
+
+@pytest.mark.parametrize(
+    ("rows", "chunk_size", "sizes"),
+    [
+        (9, 4, [3, 3, 3]),
+        (65, 64, [33, 32]),
+        (10, 4, [4, 3, 3]),
+        (8, 4, [4, 4]),
+        (3, 8, [3]),
+        (8, 8, [8]),
+        (5, 1, [1] * 5),
+        (0, 4, [0]),
+    ],
+)
+def test_chunks_are_even(rows: int, chunk_size: int, sizes: list[int]) -> None:
+    network = nn.Linear(4, 2)
+    seen = []
+    handle = network.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    output = in_chunks(network, torch.ones(rows, 4), chunk_size=chunk_size)
+    handle.remove()
+    assert seen == sizes
+    assert output.shape == (rows, 2)
+    output.sum().backward()
+    assert torch.equal(network.weight.grad, torch.full((2, 4), float(rows)))
+
+
+Pair = namedtuple("Pair", "first second")
+
+
+class Encoder(nn.Module):
+    """As text encoders are called, and as they answer: they write into what they are given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(11, 4)
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        pair: Pair,
+        scale: Tensor,  # ()
+        *,
+        power: int = 1,
+        bias: Tensor | None = None,  # (4,)
+    ) -> dict[str, Any]:
+        tokens = self.table(features["input_ids"]) * features["attention_mask"][..., None]
+        pooled = self.norm(tokens.sum(1) * scale + pair.first - pair.second)
+        if bias is not None:
+            pooled = pooled + bias
+        assert "pooled" not in features
+        features.update(pooled=pooled**power, lengths=features["attention_mask"].sum(1))
+        features["prompt_length"], features["nothing"] = 3, None
+        return {**features, "twice": (pooled, [pooled * 2])}
+
+    def encode(self, input_ids: Tensor) -> Tensor:
+        return self.norm(self.table(input_ids).sum(1))
+
+
+def encoder_inputs(rows: int = 10) -> tuple[dict[str, Tensor], Pair, Tensor]:
+    torch.manual_seed(3)
+    features = {
+        "input_ids": torch.randint(11, (rows, 5)),
+        "attention_mask": torch.randint(2, (rows, 5)),
+    }
+    return features, Pair(torch.randn(rows, 4), torch.randn(rows, 1)), torch.tensor(1.5)
+
+
+def test_containers_are_cut_and_joined() -> None:
+    torch.manual_seed(0)
+    encoder = Encoder()
+    other = copy.deepcopy(encoder)
+    features, pair, scale = encoder_inputs()
+    ours = in_chunks(encoder, features, pair, scale, power=2, chunk_size=4)
+    assert set(features) == {"input_ids", "attention_mask"}
+    parts = []
+    for rows in torch.arange(10).tensor_split(3):
+        cut = {name: values[rows] for name, values in features.items()}
+        parts.append(other(cut, Pair(*(values[rows] for values in pair)), scale, power=2))
+    assert ours["prompt_length"] == 3
+    assert ours["nothing"] is None
+    for name in ("input_ids", "attention_mask", "pooled", "lengths"):
+        assert torch.equal(ours[name], torch.cat([part[name] for part in parts]))
+    first, (second,) = ours["twice"]
+    assert torch.equal(second, 2 * first)
+    for output in (ours["pooled"], torch.cat([part["pooled"] for part in parts])):
+        output.pow(2).sum().backward()
+    assert torch.equal(encoder.table.weight.grad, other.table.weight.grad)
+    assert encoder.table.weight.grad.abs().max() > 0
+    assert torch.equal(encoder.norm.running_mean, other.norm.running_mean)
+
+
+def test_methods_and_what_every_chunk_gets_whole() -> None:
+    torch.manual_seed(0)
+    encoder = Encoder()
+    features, pair, scale = encoder_inputs()
+    bias = torch.randn(4, requires_grad=True)
+    whole = functools.partial(encoder, bias=bias)
+    in_chunks(whole, features, pair, scale, chunk_size=4)["pooled"].sum().backward()
+    assert torch.allclose(bias.grad, torch.full((4,), 10.0))
+    assert int(encoder.norm.num_batches_tracked) == 3
+    in_chunks(encoder.encode, features["input_ids"], chunk_size=4).sum().backward()
+    assert int(encoder.norm.num_batches_tracked) == 6
+
+
+def test_outputs_of_transformers() -> None:
+    outputs = pytest.importorskip("transformers.modeling_outputs")
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, rows: Tensor) -> Any:
+            hidden = self.linear(rows)
+            return outputs.BaseModelOutputWithPooling(hidden[:, None], hidden)
+
+    model, rows = Model(), torch.randn(9, 4)
+    joined = in_chunks(model, rows, chunk_size=4)
+    assert isinstance(joined, outputs.BaseModelOutputWithPooling)
+    torch.testing.assert_close(joined.pooler_output, model.linear(rows))
+    assert joined.last_hidden_state.shape == (9, 1, 3)
+
+
+def test_change_of_an_input_before_the_backward_pass_is_reported() -> None:
+    rows = images()
+    output = chunked(convolutions(), rows)
+    rows.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+def test_network_that_writes_to_its_input_is_reported() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, rows: Tensor) -> Tensor:
+            return self.linear(F.relu_(rows))
+
+    output = in_chunks(InPlace(), torch.randn(6, 4), chunk_size=3)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+def test_error_of_the_network_leaves_its_buffers_in_place() -> None:
+    network = convolutions()
+    buffers = dict(network.named_buffers())
+    rows = images()
+    output = chunked(network, rows)
+    network[5].weight.data = network[5].weight.data[:, :3]  # no second run with that
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        output.sum().backward()
+    assert all(each is buffers[name] for name, each in network.named_buffers())
+
+
+def test_pytrees_of_the_inputs_are_those_of_torch() -> None:
+    """The paths in messages are built on these names, which torch may change."""
+    named, _ = pytree.tree_flatten_with_path(((1, {"a": 2}), {"b": 3}))
+    assert [pytree.keystr(path) for path, _ in named] == ["[0][0]", "[0][1]['a']", "[1]['b']"]
