@@ -12,7 +12,6 @@ from torch.nn.utils.parametrizations import spectral_norm
 from circle_kernels import circle_loss
 
 ROWS, CHUNKS, CHUNK_SIZE = 37, 5, 8
-LABELS = torch.arange(ROWS) % 6
 
 
 class MovingCodebook(nn.Module):
@@ -98,7 +97,7 @@ def step_of(
     torch.manual_seed(seed)
     network.zero_grad()
     embeddings = embed(network, rows)
-    loss = circle_loss(embeddings, LABELS[: len(rows)], m=0.25, gamma=8)
+    loss = circle_loss(embeddings, torch.arange(len(rows)) % 6, m=0.25, gamma=8)
     loss.backward()
     return Step(
         embeddings.detach(),
