@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from circle_kernels.arguments import describe
 from circle_kernels.options import check_integer
-from circle_kernels.training.buffers import Buffers
+from circle_kernels.training.second_run import SecondRuns
 
 # What an output may have beside tensors, where it is the same for all chunks.
 _PLAIN_VALUES = (type(None), bool, int, float, str)
@@ -99,9 +99,9 @@ def run_in_chunks(
     parts = [leaf.split(sizes) if _has_rows(leaf) else [leaf] * len(sizes) for leaf in leaves]
     chunks = zip(*parts, strict=True)
     if torch.is_grad_enabled():
-        buffers = Buffers(module)
+        second_runs = SecondRuns(module)
         outputs = [
-            checkpoint(buffers.run_again(run), *chunk, use_reentrant=False) for chunk in chunks
+            checkpoint(second_runs.prepared(run), *chunk, use_reentrant=False) for chunk in chunks
         ]
     else:
         outputs = [run(*chunk) for chunk in chunks]

@@ -205,6 +205,21 @@ def test_network_that_writes_to_its_input_is_reported() -> None:
         output.sum().backward()
 
 
+def test_mode_of_the_first_run_counts() -> None:
+    networks = [convolutions(), convolutions()]
+    for network, embed in zip(networks, (chunked, plain), strict=True):
+        torch.manual_seed(0)
+        output = embed(network, images())
+        network.eval()
+        network[1].train()
+        output.pow(2).sum().backward()
+    for ours, expected in zip(*(each.parameters() for each in networks), strict=True):
+        assert torch.equal(ours.grad, expected.grad)
+    assert [each.training for each in networks[0].children()] == [
+        each.training for each in networks[1].children()
+    ]
+
+
 def test_error_of_the_network_leaves_its_buffers_in_place() -> None:
     network = convolutions()
     buffers = dict(network.named_buffers())

@@ -1,9 +1,10 @@
-"""Buffers of a network that is run again for its backward pass: the second run changes nothing."""
+"""A network that is run again for its backward pass: as it was, and without leaving a trace."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
@@ -14,62 +15,76 @@ _STATISTICS = ("running_mean", "running_var")
 _Place: TypeAlias = tuple[nn.Module, str]  # the module that has a buffer, and its name there
 
 
-class Buffers:
-    """Those of one network.
+@dataclass
+class _Found:
+    """What a run found."""
+
+    modes: list[bool]  # training or evaluation, of each module
+    buffers: dict[_Place, Tensor] = field(default_factory=dict)  # copies of those that it changed
+
+
+class SecondRuns:
+    """Of one network.
 
     A second run sees the buffers as the first one found them, and what it writes to them is thrown
     away: running statistics take in each chunk once, and layers that compute with what they update,
-    such as ``spectral_norm``, compute the same twice.
+    such as ``spectral_norm``, compute the same twice. It is also in the first one's mode.
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self._places = [(module, name) for module in network.modules() for name in module._buffers]
+        self._modules = list(network.modules())
 
-    def run_again(self, run: Callable[..., Any]) -> Callable[..., Any]:
+    def prepared(self, run: Callable[..., Any]) -> Callable[..., Any]:
         """``run`` for one first call, and for others that are to do the same."""
-        found: dict[_Place, Tensor] | None = None
+        found: _Found | None = None
 
         def called(*arguments: Any) -> Any:
             nonlocal found
             if found is not None:
                 with self._as_found(found):
                     return run(*arguments)
-            found = {}
+            found = _Found([module.training for module in self._modules])
             with self._finding(found):
                 return run(*arguments)
 
         return called
 
     @contextmanager
-    def _finding(self, found: dict[_Place, Tensor]) -> Iterator[None]:
-        """Fills ``found`` with copies of the buffers that change, from before they do."""
+    def _finding(self, found: _Found) -> Iterator[None]:
         before = {
             place: (buffer, _version(buffer), buffer.detach().clone())
             for place, buffer in self._present()
         }
         yield
         for (module, name), (buffer, version, copy) in before.items():
-            is_other = module._buffers.get(name) is not buffer or _version(buffer) != version
+            is_other = getattr(module, name, None) is not buffer or _version(buffer) != version
             if is_other or name in _STATISTICS:
-                found[module, name] = copy
+                found.buffers[module, name] = copy
 
     @contextmanager
-    def _as_found(self, found: dict[_Place, Tensor]) -> Iterator[None]:
+    def _as_found(self, found: _Found) -> Iterator[None]:
         """Puts copies in the buffers' places: writing to a buffer itself, even what it has, would
         count as a change, which autograd reports to who saved it elsewhere."""
-        present = dict(self._present())
-        for (module, name), copy in found.items():
-            module._buffers[name] = copy.clone()
+        present = list(self._present())
+        modes = [module.training for module in self._modules]
+        self._set_modes(found.modes)
+        for (module, name), copy in found.buffers.items():
+            setattr(module, name, copy.clone())
         try:
             yield
         finally:
-            for (module, name), buffer in present.items():
-                module._buffers[name] = buffer
+            self._set_modes(modes)
+            for (module, name), buffer in present:
+                setattr(module, name, buffer)
+
+    def _set_modes(self, modes: list[bool]) -> None:
+        for module, mode in zip(self._modules, modes, strict=True):
+            if module.training != mode:
+                module.training = mode
 
     def _present(self) -> Iterator[tuple[_Place, Tensor]]:
-        for module, name in self._places:
-            buffer = module._buffers.get(name)
-            if buffer is not None:
+        for module in self._modules:
+            for name, buffer in module.named_buffers(recurse=False):
                 yield (module, name), buffer
 
 
