@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -92,16 +93,17 @@ def run_in_chunks(
 
     def run(*chunk: Any) -> Any:
         # Containers are made anew for each run: networks add to dictionaries that they are given.
-        arguments, named = pytree.tree_unflatten(chunk, structure)
+        arguments, named = pytree.tree_unflatten(chunk[: len(leaves)], structure)
         return network(*arguments, **named)
 
     # One operation cuts a tensor, whose gradient then is put together once.
     parts = [leaf.split(sizes) if _has_rows(leaf) else [leaf] * len(sizes) for leaf in leaves]
     chunks = zip(*parts, strict=True)
     if torch.is_grad_enabled():
-        second_runs = SecondRuns(module)
+        second_runs, devices = SecondRuns(module), _on_devices_of(module)
         outputs = [
-            checkpoint(second_runs.prepared(run), *chunk, use_reentrant=False) for chunk in chunks
+            checkpoint(second_runs.prepared(run), *chunk, *devices, use_reentrant=False)
+            for chunk in chunks
         ]
     else:
         outputs = [run(*chunk) for chunk in chunks]
@@ -156,6 +158,13 @@ def _refuse_ddp_inside(module: nn.Module) -> None:
                 "backward pass: give in_chunks that module itself, or wrap with it a module that "
                 "calls in_chunks; compile what is inside of it"
             )
+
+
+def _on_devices_of(module: nn.Module) -> list[Tensor]:
+    """Tensors of nothing that tell checkpointing which devices draw random numbers: it keeps the
+    states of those that its arguments are on, and the network may move what it is given."""
+    devices = {each.device for each in itertools.chain(module.parameters(), module.buffers())}
+    return [torch.empty(0, device=each) for each in devices if each.type not in ("cpu", "meta")]
 
 
 def _has_rows(leaf: object) -> bool:

@@ -9,8 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from circle_kernels import in_chunks
+from circle_kernels.training import chunks
 from tests.training.networks import (
     CHUNK_SIZE,
     CHUNKS,
@@ -218,6 +220,32 @@ def test_mode_of_the_first_run_counts() -> None:
     assert [each.training for each in networks[0].children()] == [
         each.training for each in networks[1].children()
     ]
+
+
+def test_devices_of_the_network_draw_again_wherever_the_rows_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Moving(nn.Module):
+        def __init__(self, *devices: str) -> None:
+            super().__init__()
+            for device in devices:
+                self.register_parameter(device[-1], nn.Parameter(torch.empty(2, device=device)))
+
+        def forward(self, rows: Tensor) -> Tensor:
+            return rows
+
+    given = []
+
+    def spy(run: Any, *arguments: Any, use_reentrant: bool) -> Any:
+        assert not use_reentrant
+        given.append([str(each.device) for each in arguments])
+        return run(*arguments)
+
+    monkeypatch.setattr(chunks, "checkpoint", spy)
+    with FakeTensorMode():  # there is no such device here
+        for devices in ((), ("cpu:0",), ("cuda:0", "cuda:1")):
+            in_chunks(Moving(*devices), torch.ones(2, 3), chunk_size=2)
+    assert [sorted(each) for each in given] == [["cpu"], ["cpu"], ["cpu", "cuda:0", "cuda:1"]]
 
 
 def test_error_of_the_network_leaves_its_buffers_in_place() -> None:
