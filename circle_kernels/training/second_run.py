@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
@@ -15,12 +14,12 @@ _STATISTICS = ("running_mean", "running_var")
 _Place: TypeAlias = tuple[nn.Module, str]  # the module that has a buffer, and its name there
 
 
-@dataclass
 class _Found:
-    """What a run found."""
+    """What a run found: the modes of modules, and copies of the buffers that it changed."""
 
-    modes: list[bool]  # training or evaluation, of each module
-    buffers: dict[_Place, Tensor] = field(default_factory=dict)  # copies of those that it changed
+    def __init__(self, modes: list[bool]) -> None:
+        self.modes = modes  # training or evaluation
+        self.buffers: dict[_Place, Tensor] = {}
 
 
 class SecondRuns:
