@@ -14,12 +14,15 @@ from circle_kernels.losses.batches import nonfinite_rows, valid_rows
 from circle_kernels.losses.functional import circle_loss, circle_loss_from_similarity, unified_loss
 from circle_kernels.losses.modules import CircleLoss
 from circle_kernels.operation.eager import pair_logsumexp
+from circle_kernels.training.chunks import in_chunks
+from circle_kernels.training.memory import EmbeddingMemory
 
 __all__ = [
     "CircleFormula",
     "CircleLoss",
     "ClassCircleLoss",
     "ClassUnifiedLoss",
+    "EmbeddingMemory",
     "PairFormula",
     "ShardedClassCircleLoss",
     "ShardedClassUnifiedLoss",
@@ -33,6 +36,7 @@ __all__ = [
     "class_circle_loss",
     "class_unified_loss",
     "clip_grad_norm_",
+    "in_chunks",
     "nonfinite_rows",
     "pair_logsumexp",
     "unified_loss",

@@ -69,6 +69,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "backends.cpu",
         "backends.gathered",
     ),
+    "training": ("options", "arguments", "distributed"),
     "losses": (*OPERATION, "distributed", "classes", "backends.choice"),
     "classes": (*OPERATION, "distributed", "backends.choice", "backends.rows", "reference"),
     # Nobody imports integrations.
@@ -82,6 +83,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "losses",
         "classes",
         "distributed",
+        "training",
     ),
 }
 # The same for folders of csrc; files of csrc itself may include everything.
