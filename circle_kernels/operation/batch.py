@@ -24,6 +24,10 @@ from circle_kernels.formula import (
 from circle_kernels.options import check_flag, check_skip_below
 
 
+# An attribute of tensors that nobody writes to while somebody has them: EmbeddingMemory's.
+STAYS = "_circle_kernels_stays_as_it_is"
+
+
 class Batch(NamedTuple):
     """Checked tensors: what is compared with what. As :class:`PairProblem` has them."""
 
@@ -156,8 +160,9 @@ def check_batch(
 
 def owned(tensor: Tensor | None, is_read: bool = True) -> Tensor | None:
     """What a backward pass can rely on: a copy of what may change before it, as labels and queues
-    do, or be an inference tensor. Who changes what needs a gradient gets autograd's error."""
-    if tensor is None or tensor.requires_grad:
+    do, or be an inference tensor. Who changes what needs a gradient gets autograd's error, and who
+    says by :data:`STAYS` that a tensor stays as it is keeps it so."""
+    if tensor is None or tensor.requires_grad or getattr(tensor, STAYS, False):
         return tensor
     if is_read or tensor.is_inference():
         return tensor.clone()

@@ -25,6 +25,7 @@ from circle_kernels.distributed.groups import (
     resolve_group,
 )
 from circle_kernels.distributed.headers import CALL, exchange_headers, failing_together
+from circle_kernels.operation.batch import STAYS
 from circle_kernels.options import check_integer
 
 
@@ -139,9 +140,8 @@ class EmbeddingMemory(nn.Module):
     ) -> Tensor:  # (N,)
         """Take in a batch, in any mode.
 
-        What is differentiated has to be computed with what it was computed with: the losses of this
-        package keep a copy of references, others raise autograd's error in the backward pass where
-        a batch was enqueued since.
+        Whoever has :meth:`references` keeps them as they are, a loss until its backward pass: the
+        memory then moves to a copy. Nobody has them in a usual step, which copies nothing.
 
         Args:
             embeddings: (N, D) of any floating dtype, on the memory's device. No gradient is kept.
@@ -247,7 +247,10 @@ def references_of_step(
 
 def filled_part(memory: EmbeddingMemory) -> tuple[Tensor, Tensor]:
     """:meth:`EmbeddingMemory.references`."""
-    return memory.embeddings[: memory.filled], memory.labels[: memory.filled]
+    filled = memory.embeddings[: memory.filled], memory.labels[: memory.filled]
+    for view in filled:
+        setattr(view, STAYS, True)
+    return filled
 
 
 @torch.no_grad()
@@ -276,6 +279,13 @@ def enqueue_rows(memory: EmbeddingMemory, embeddings: Tensor, labels: Tensor) ->
     return _write(memory, everybodys, first, first + len(embeddings))
 
 
+def _is_held(buffer: Tensor) -> bool:
+    """Whether somebody else has its memory: a loss whose backward pass is to come, for one."""
+    storage = buffer.untyped_storage()
+    own = 2  # the buffer, and the storage that was just asked for
+    return torch._C._storage_Use_Count(storage._cdata) > own
+
+
 def _write(
     memory: EmbeddingMemory,
     rows: tuple[Tensor, ...],  # embeddings and labels
@@ -283,6 +293,9 @@ def _write(
     end: int,
 ) -> Tensor:
     """Put rows in their places; returns those of this process's own."""
+    for name in ("embeddings", "labels"):
+        if _is_held(getattr(memory, name)):
+            setattr(memory, name, getattr(memory, name).clone())
     size, before = memory.size, memory._count()
     after = before + len(rows[0])
     oldest = max(before, after - size)  # that is kept

@@ -69,7 +69,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "backends.cpu",
         "backends.gathered",
     ),
-    "training": ("options", "arguments", "distributed"),
+    "training": ("options", "arguments", "distributed", "operation"),
     "losses": (*OPERATION, "distributed", "classes", "backends.choice"),
     "classes": (*OPERATION, "distributed", "backends.choice", "backends.rows", "reference"),
     # Nobody imports integrations.

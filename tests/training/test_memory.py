@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from circle_kernels import EmbeddingMemory
+from circle_kernels import EmbeddingMemory, circle_loss
 
 DIM = 3
 
@@ -108,14 +108,49 @@ def test_references_are_views_and_no_graph_is_kept() -> None:
     produced.sum().backward()  # autograd saw nothing of what was enqueued
 
 
-def test_plain_torch_is_told_of_references_that_were_written_over() -> None:
+def test_references_stay_as_they_are_for_whoever_has_them() -> None:
     memory = EmbeddingMemory(8, DIM)
     memory.enqueue(*rows(8))
     embeddings = rows(4, 1)[0].requires_grad_()
+    before = memory.references()[0].clone()
     similarities = embeddings @ memory.references()[0].T
     memory.enqueue(*rows(4, 2))
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        similarities.sum().backward()
+    similarities.sum().backward()
+    torch.testing.assert_close(embeddings.grad, before.sum(0).expand(4, -1))
+    kept, _ = memory.references()
+    memory.enqueue(*rows(4, 3))
+    assert not torch.equal(kept, memory.references()[0])
+
+
+def test_usual_step_copies_nothing() -> None:
+    memory = EmbeddingMemory(64, DIM)
+    places = set()
+    for seed in range(5):
+        embeddings, labels = rows(9, seed)
+        embeddings.requires_grad_()
+        # Not computed at once, so that references are kept for the backward pass.
+        loss = circle_loss(embeddings, labels, **memory(embeddings, labels), reduction="none")
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
+            loss.sum().backward()
+        del loss
+        places.add(memory.embeddings.data_ptr())
+    assert len(places) == 1
+
+
+def test_loss_keeps_references_and_no_copy() -> None:
+    memory = EmbeddingMemory(64, DIM)
+    memory.enqueue(*rows(64))
+    embeddings, labels = rows(9, 1)
+    kept = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor.data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        arguments = memory(embeddings.requires_grad_(), labels)
+        circle_loss(embeddings, labels, **arguments, reduction="none")
+    assert memory.embeddings.data_ptr() in kept
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
