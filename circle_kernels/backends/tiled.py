@@ -215,9 +215,7 @@ def backward(
     )
 
 
-def _passed(
-    problem: PairProblem, passed: Passed
-) -> tuple[_Tiles, _Statistics, _Statistics | None]:
+def _passed(problem: PairProblem, passed: Passed) -> tuple[_Tiles, _Statistics, _Statistics | None]:
     """The tiles of a backward pass, and what it knows of rows and of columns that count pairs.
 
     Raises:
@@ -246,7 +244,9 @@ def scale_gradients(problem: PairProblem, passed: Passed) -> Tensor:  # (2,)
     total = tiles.rows.new_zeros(2)
     for rows, columns in tiles.slices():
         pairs = _Pairs(tiles, rows, columns)
-        terms = pairs.weights(of_rows, of_columns) * pairs.logits
+        # On the diagonal both pairs of two rows are there, each as its row's.
+        mirrored = None if tiles.on_diagonal(rows, columns) else of_columns
+        terms = pairs.weights(of_rows, mirrored) * pairs.logits
         of_positives = terms.masked_fill(~pairs.positive, 0).sum()
         total += torch.stack([of_positives, terms.sum() - of_positives])
     return total

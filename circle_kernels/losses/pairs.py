@@ -60,18 +60,36 @@ class PairRows:
     kept: Tensor | None = None  # (n,): which of the rows that were given, if not all
     given: int = 0  # how many these are
     told: Tensor | None = None  # by the exchange of a batch that processes share
+    scale: Tensor | None = None  # () gamma, where it is a tensor
 
     def logsumexps(self, *, both_sides: bool = False) -> tuple[Tensor, Tensor]:
         """Both log-sum-exps (n,) of the rows that are not ignored; (n + m,) with those of the
         references, where all are in this process and ``both_sides`` asks for it."""
         if self.sharing.group is None:
-            return logsumexps(self.batch, replace(self.operation, both_sides=both_sides))
+            operation = replace(self.operation, both_sides=both_sides)
+            return self._with_scale(logsumexps(self.batch, operation), operation)
         # With its ops, which few need and whose definition takes milliseconds.
         from circle_kernels.operation import over_processes
 
         shared = (self.batch, self.operation, self.sharing)
         lse_pos, lse_neg, self.told = over_processes.shared_logsumexps(*shared, alike=self.alike)
-        return lse_pos, lse_neg
+        return self._with_scale((lse_pos, lse_neg), self.operation)
+
+    def _with_scale(
+        self, sums: tuple[Tensor, Tensor], operation: Operation
+    ) -> tuple[Tensor, Tensor]:
+        """Log-sum-exps from which a learned gamma gets its gradient."""
+        if self.scale is None or not self.scale.requires_grad:
+            return sums
+        from circle_kernels.operation.learned_scale import with_scale_gradient
+
+        batch = self.batch
+        if self.sharing.group is not None:
+            from circle_kernels.operation.shared_positives import beside_all
+
+            with torch.no_grad():
+                batch = beside_all(batch, self.sharing, f"{self.alike[CALL]} with a learned gamma")
+        return with_scale_gradient(sums, batch, operation, self.scale)
 
     def logsumexps_over_processes(self) -> tuple[Tensor, Tensor]:
         """:meth:`logsumexps` of rows that all processes have, over the references of all."""
@@ -90,7 +108,9 @@ class PairRows:
             return Positives.of(self.batch, self.operation.normalize)
         from circle_kernels.operation import shared_positives
 
-        return shared_positives.positives_of(self.batch, self.operation.normalize, self.sharing)
+        return shared_positives.positives_of(
+            self.batch, self.operation.normalize, self.sharing, self.alike[CALL]
+        )
 
     def reduced(self, losses: Tensor, counted: Tensor | None = None) -> Tensor:
         """The loss, of rows' losses (n,); the mean is over those that are ``counted`` (n,) bool,
@@ -118,6 +138,7 @@ def pair_rows(
     options: PairOptions,
     *,
     scope: str = "anchor",
+    scale: Tensor | None = None,
 ) -> PairRows:
     """The rows of a call that nobody has checked.
 
@@ -132,12 +153,16 @@ def pair_rows(
 
     def check() -> PairRows:
         operation, sharing = checked_options(call, formula, reduction, options)
+        if scale is not None:
+            operation = replace(operation, scale=scale)
         batch, kept = _checked_batch(call, tensors, given)
         check_shared(batch, operation, sharing)
         alike = {CALL: call, "scope": scope, "reduction": reduction}
         alike["grad_reduction"] = sharing.grad_reduction
         given_rows = tensors[0].shape[0]
-        return PairRows(batch, operation, sharing, alike, reduction, kept=kept, given=given_rows)
+        return PairRows(
+            batch, operation, sharing, alike, reduction, kept=kept, given=given_rows, scale=scale
+        )
 
     if group is None:
         return check()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -22,7 +22,6 @@ from circle_kernels.formula import (
     is_known,
 )
 from circle_kernels.options import check_flag, check_skip_below
-
 
 # An attribute of tensors that nobody writes to while somebody has them: EmbeddingMemory's.
 STAYS = "_circle_kernels_stays_as_it_is"
@@ -68,6 +67,8 @@ class Operation:
     skip_below: float = 0.0
     backend: str = "auto"
     both_sides: bool = False  # as PairProblem has it
+    # (): what stands for the formula's gamma where compilers keep it variable.
+    scale: Tensor | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not is_known(self.formula):

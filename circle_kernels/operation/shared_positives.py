@@ -1,7 +1,7 @@
-"""The positives of this process's rows among the rows of all processes that share a batch.
+"""This process's rows beside the rows of all processes that share a batch, gathered here.
 
-Unlike log-sum-exps they take the others' embeddings in PyTorch: these are gathered, and what this
-process's losses have of their gradient goes back to where they came from.
+For what losses ask beside log-sum-exps, in PyTorch: what this process's losses have of the others'
+gradient goes back to where the rows came from.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from circle_kernels.backends.problem import result_dtype
 from circle_kernels.distributed.collectives import gather_integers, gather_numbers
@@ -25,24 +24,24 @@ from circle_kernels.operation.batch import Batch
 from circle_kernels.operation.positives import Positives
 
 
-def positives_of(batch: Batch, normalize: bool, sharing: Sharing) -> Positives:
-    """A collective call: every process has to make it, and the backward pass.
+def beside_all(batch: Batch, sharing: Sharing, what: str) -> Batch:
+    """The batch's rows with the columns of all processes as references, in the result's dtype.
+
+    A collective call: every process has to make it, and its backward pass where there is one.
 
     Raises:
-        RuntimeError: it is only traced, or compiled.
+        RuntimeError: it is only traced, or compiled, for ``what``.
     """
     assert sharing.group is not None
     if torch.compiler.is_compiling():
         raise RuntimeError(
-            "supcon_loss and ntxent_loss gather embeddings with group, which no graph may hold: "
-            "compute the loss outside of what is compiled"
+            f"{what} gathers embeddings with group, which no graph may hold: compute the loss "
+            "outside of what is compiled"
         )
     refuse_to_be_traced("group", batch.embeddings)
     group = resolve_group(sharing.group)
-    own: Tensor | None
-    if batch.ref_emb is None or batch.ref_labels is None:
-        local, labels = batch.embeddings, batch.labels
-    else:
+    local, labels = batch.embeddings, batch.labels
+    if batch.ref_emb is not None and batch.ref_labels is not None:
         local, labels = batch.ref_emb, batch.ref_labels
     if local.shape[0] == 0 and torch.is_grad_enabled() and not local.requires_grad:
         # The others wait for this process in their backward pass.
@@ -50,14 +49,21 @@ def positives_of(batch: Batch, normalize: bool, sharing: Sharing) -> Positives:
     sizes = [len(local)] * dist.get_world_size(group)
     if not sharing.same_sizes:
         sizes = [size for (size,) in gather_integers([len(local)], group)]
+    spread = Spread(tuple(sizes), group, ring=False)
     own = None
     if batch.ref_emb is None:
-        first = sum(sizes[: dist.get_rank(group)])
-        own = first + torch.arange(len(local), device=local.device)
-    spread = Spread(tuple(sizes), group, ring=False)
+        own = spread.own.start + torch.arange(len(local), device=local.device)
     columns = GatheredRows.apply(local, spread, result_dtype(local.dtype))
     (column_labels,) = spread.gather((labels,))
-    return _SharedPositives(batch, normalize, own, columns, column_labels, group)
+    return Batch(batch.embeddings, batch.labels, columns, column_labels, own_columns=own)
+
+
+def positives_of(batch: Batch, normalize: bool, sharing: Sharing, what: str) -> Positives:
+    """The positives of this process's rows; as :func:`beside_all`."""
+    assert sharing.group is not None
+    whole = beside_all(batch, sharing, what)
+    local = Positives.of(whole, normalize)
+    return _SharedPositives(**vars(local), group=resolve_group(sharing.group))
 
 
 @dataclass(frozen=True)
