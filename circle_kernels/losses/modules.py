@@ -91,7 +91,7 @@ class CircleLoss(SharingModule):
         operation = operation_of(
             CircleFormula,
             m=m,
-            gamma=gamma.item() if isinstance(gamma, Tensor) else gamma,
+            gamma=gamma,
             detach_weights=detach_weights,
             normalize=normalize,
             skip_below=skip_below,

@@ -60,7 +60,6 @@ class PairRows:
     kept: Tensor | None = None  # (n,): which of the rows that were given, if not all
     given: int = 0  # how many these are
     told: Tensor | None = None  # by the exchange of a batch that processes share
-    scale: Tensor | None = None  # () gamma, where it is a tensor
 
     def logsumexps(self, *, both_sides: bool = False) -> tuple[Tensor, Tensor]:
         """Both log-sum-exps (n,) of the rows that are not ignored; (n + m,) with those of the
@@ -79,7 +78,7 @@ class PairRows:
         self, sums: tuple[Tensor, Tensor], operation: Operation
     ) -> tuple[Tensor, Tensor]:
         """Log-sum-exps from which a learned gamma gets its gradient."""
-        if self.scale is None or not self.scale.requires_grad:
+        if not operation.scale_is_learned:
             return sums
         from circle_kernels.operation.learned_scale import with_scale_gradient
 
@@ -89,7 +88,7 @@ class PairRows:
 
             with torch.no_grad():
                 batch = beside_all(batch, self.sharing, f"{self.alike[CALL]} with a learned gamma")
-        return with_scale_gradient(sums, batch, operation, self.scale)
+        return with_scale_gradient(sums, batch, operation)
 
     def logsumexps_over_processes(self) -> tuple[Tensor, Tensor]:
         """:meth:`logsumexps` of rows that all processes have, over the references of all."""
@@ -160,9 +159,7 @@ def pair_rows(
         alike = {CALL: call, "scope": scope, "reduction": reduction}
         alike["grad_reduction"] = sharing.grad_reduction
         given_rows = tensors[0].shape[0]
-        return PairRows(
-            batch, operation, sharing, alike, reduction, kept=kept, given=given_rows, scale=scale
-        )
+        return PairRows(batch, operation, sharing, alike, reduction, kept=kept, given=given_rows)
 
     if group is None:
         return check()

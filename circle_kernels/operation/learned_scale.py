@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circle_kernels.arguments import check_kinds, describe
 from circle_kernels.backends import tiled
 from circle_kernels.backends.choice import behind_the_gate, serving, without_autocast
 from circle_kernels.backends.problem import PairProblem, Passed
@@ -30,33 +29,13 @@ from circle_kernels.operation.registered import (
 from circle_kernels.precision import float32_precision
 
 
-def check_scale(name: str, scale: Tensor) -> Tensor:
-    """Require a tensor with one real number; returns it without dimensions.
-
-    Raises:
-        TypeError: another tensor.
-    """
-    check_kinds(**{name: scale})
-    if scale.numel() != 1 or not scale.is_floating_point():
-        raise TypeError(
-            f"{name} must be a number or a floating-point tensor with one, got {describe(scale)}"
-        )
-    return scale.reshape(())
-
-
-def number_of(scale: Tensor) -> float:
-    """What formulas are made with: to compilers, for which it stays variable, any number."""
-    return 1.0 if torch.compiler.is_compiling() else float(scale.detach())
-
-
 def with_scale_gradient(
     logsumexps: tuple[Tensor, Tensor],  # (n,) of the batch's rows
     batch: Batch,
     operation: Operation,
-    scale: Tensor,  # ()
 ) -> tuple[Tensor, Tensor]:
-    """The same log-sum-exps, of which the scale gets its gradient, too."""
-    return _differentiable_op(*logsumexps, scale, *encode(batch, operation))
+    """The same log-sum-exps, of which the operation's scale gets its gradient, too."""
+    return _differentiable_op(*logsumexps, operation.scale, *encode(batch, operation))
 
 
 def _scale_gradient(*arguments: Any) -> Tensor:  # ()

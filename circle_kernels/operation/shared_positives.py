@@ -6,8 +6,6 @@ gradient goes back to where the rows came from.
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -62,19 +60,21 @@ def positives_of(batch: Batch, normalize: bool, sharing: Sharing, what: str) -> 
     """The positives of this process's rows; as :func:`beside_all`."""
     assert sharing.group is not None
     whole = beside_all(batch, sharing, what)
-    local = Positives.of(whole, normalize)
-    return _SharedPositives(**vars(local), group=resolve_group(sharing.group))
+    assert whole.ref_emb is not None
+    assert whole.ref_labels is not None
+    sides = (whole.own_columns, whole.ref_emb, whole.ref_labels)
+    return _SharedPositives(whole, normalize, *sides, resolve_group(sharing.group))
 
 
-@dataclass(frozen=True)
 class _SharedPositives(Positives):
     group: Any
 
-    @functools.cached_property
-    def _known(self) -> bool:
-        own = self.numbers.amax(0, keepdim=True) if len(self.numbers) else self.numbers.new_zeros(1)
-        return bool((gather_numbers(own, self.group) <= 1).all())
+    def __init__(self, *positives: Any) -> None:
+        *of_all, group = positives
+        super().__init__(*of_all)
+        object.__setattr__(self, "group", group)
 
     def are_single(self) -> bool:
         """Whether no row of any process has more than one; the host waits to know."""
-        return self._known
+        most = torch.cat([self.numbers, self.numbers.new_zeros(1)]).amax(0, keepdim=True)
+        return bool((gather_numbers(most, self.group) <= 1).all())
