@@ -11,7 +11,7 @@ from torch import Tensor
 
 from circle_kernels.arguments import INTEGER_DTYPES, beside, check_kinds, describe
 from circle_kernels.backends.addressable import host_may_look, materialized
-from circle_kernels.distributed.groups import Group
+from circle_kernels.distributed.groups import Group, rank_in
 from circle_kernels.distributed.headers import CALL, check_together
 from circle_kernels.distributed.sharing import Sharing
 from circle_kernels.formula import PairFormula
@@ -46,6 +46,8 @@ class PairOptions(TypedDict, total=False):
 _OF_OPERATION = ("normalize", "skip_below", "backend")
 OF_PAIRS = ("ignore_label", "pair_mask", "self_index")
 OF_SHARING = ("group", "exchange", "same_sizes", "grad_reduction")
+
+_RANK_BITS = 40  # more rows than one process has
 
 
 @dataclass
@@ -164,6 +166,12 @@ def pair_rows(
     if group is None:
         return check()
     return check_together(check, call, group, same_sizes)
+
+
+def numbers_of_rows(embeddings: Tensor, group: Group | None) -> Tensor:
+    """Labels (N,) where each row is a class of its own, of no two processes of a group the same."""
+    numbers = torch.arange(embeddings.shape[0], device=embeddings.device)
+    return numbers if group is None else numbers + (rank_in(group) << _RANK_BITS)
 
 
 def checked_options(

@@ -85,7 +85,8 @@ def run_in_chunks(
     most = check_integer("chunk_size", chunk_size, smallest=1)
     module = _module_of(network)
     if isinstance(network, DistributedDataParallel):
-        with _chunks_inside(network, most):
+        # Once for all chunks.
+        with in_place_of_module(network, _InChunks(network.module, most)):
             return network(*inputs, **keyword_inputs)
     _refuse_ddp_inside(module)
     leaves, structure = pytree.tree_flatten((inputs, keyword_inputs))
@@ -128,16 +129,19 @@ def _module_of(network: object) -> nn.Module:
 
 
 @contextmanager
-def _chunks_inside(wrapper: DistributedDataParallel, chunk_size: int) -> Iterator[None]:
-    """What the wrapper does before and after its module, it does once; the module gets chunks.
+def in_place_of_module(wrapper: DistributedDataParallel, module: nn.Module) -> Iterator[None]:
+    """What the wrapper does before and after its module, it does for another one that calls it.
 
-    Recomputation must not go through the wrapper, which would begin another iteration.
+    What is recomputed must not go through the wrapper, which would begin another iteration.
     """
-    vars(wrapper)["module"] = _InChunks(wrapper.module, chunk_size)  # in front of the submodule
+    before = vars(wrapper).get("module")
+    vars(wrapper)["module"] = module  # in front of the submodule
     try:
         yield
     finally:
         del vars(wrapper)["module"]
+        if before is not None:
+            vars(wrapper)["module"] = before
 
 
 class _InChunks(nn.Module):

@@ -7,11 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from circle_kernels import CircleLoss, EmbeddingMemory, circle_loss
+from circle_kernels.losses import supcon_loss
 from tests.distributed.processes import run_processes
 from tests.support.places import ROOT
 
@@ -101,6 +103,28 @@ def _train_with_ddp(rank: int) -> None:
 
 def test_processes_train_as_one_does() -> None:
     run_processes(2, _train_with_ddp)
+
+
+def test_losses_of_sentences_are_those_of_the_whole_batch() -> None:
+    pytest.importorskip("sentence_transformers")
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+    from tests.integrations.sentence_transformers.models import columns, corpus, word_model
+
+    model = word_model()
+    namespace: dict[str, Any] = {"model": model}
+    exec(block("ranking = CachedMultipleNegativesRankingLoss"), namespace)
+    features = [dict(model.preprocess(each)) for each in columns(3, 40)]
+    found = namespace["ranking"]([dict(each) for each in features])
+    expected = MultipleNegativesRankingLoss(model)([dict(each) for each in features], None)
+    torch.testing.assert_close(found, expected)
+    sentences, labels = corpus()
+    features, labels = [dict(model.preprocess(sentences))], torch.tensor(labels)
+    embeddings = model(dict(features[0]))["sentence_embedding"]
+    found = namespace["circle"]([dict(features[0])], labels)
+    torch.testing.assert_close(found, circle_loss(embeddings, labels, m=0.25, gamma=128))
+    found = namespace["contrastive"]([dict(features[0])], labels)
+    torch.testing.assert_close(found, supcon_loss(embeddings, labels, temperature=0.1))
 
 
 def test_memory_is_compared_with() -> None:

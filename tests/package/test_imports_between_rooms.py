@@ -73,7 +73,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "losses": (*OPERATION, "distributed", "classes", "backends.choice"),
     "classes": (*OPERATION, "distributed", "backends.choice", "backends.rows", "reference"),
     # Nobody imports integrations.
-    "integrations": (*OPERATION, "losses", "distributed"),
+    "integrations": (*OPERATION, "losses", "distributed", "training"),
     "": (  # what users import
         "_requirements",
         "_version",
