@@ -1,12 +1,14 @@
 """Circle loss for PyTorch without the similarity matrix: fused forward and backward kernels."""
 
+from typing import TYPE_CHECKING
+
 # First, since it says what to do where torch is missing.
 from circle_kernels import _requirements as _requirements
+from circle_kernels._later import load_later
 from circle_kernels._version import __version__
 from circle_kernels.backends.choice import available_backends
 from circle_kernels.classes.losses import class_circle_loss, class_unified_loss
 from circle_kernels.classes.modules import ClassCircleLoss, ClassUnifiedLoss
-from circle_kernels.classes.sharded import ShardedClassCircleLoss, ShardedClassUnifiedLoss
 from circle_kernels.classes.sparse_sgd import SparseSGD
 from circle_kernels.distributed.gradients import average_gradients, clip_grad_norm_
 from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
@@ -14,8 +16,11 @@ from circle_kernels.losses.batches import nonfinite_rows, valid_rows
 from circle_kernels.losses.functional import circle_loss, circle_loss_from_similarity, unified_loss
 from circle_kernels.losses.modules import CircleLoss
 from circle_kernels.operation.eager import pair_logsumexp
-from circle_kernels.training.chunks import in_chunks
-from circle_kernels.training.memory import EmbeddingMemory
+
+if TYPE_CHECKING:
+    from circle_kernels.classes.sharded import ShardedClassCircleLoss, ShardedClassUnifiedLoss
+    from circle_kernels.training.chunks import in_chunks
+    from circle_kernels.training.memory import EmbeddingMemory
 
 __all__ = [
     "CircleFormula",
@@ -42,3 +47,17 @@ __all__ = [
     "unified_loss",
     "valid_rows",
 ]
+
+# Few need these.
+__getattr__ = load_later(
+    __name__,
+    {
+        "classes.sharded": ("ShardedClassCircleLoss", "ShardedClassUnifiedLoss"),
+        "training.chunks": ("in_chunks",),
+        "training.memory": ("EmbeddingMemory",),
+    },
+)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

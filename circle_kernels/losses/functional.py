@@ -275,7 +275,7 @@ def pair_loss(batch: Batch, operation: Operation, rows: RowReduction, sharing: S
     """The loss of a checked batch."""
     if sharing.group is not None:
         # With its ops, which few need and whose definition takes milliseconds.
-        from circle_kernels.operation import shared_losses
+        from circle_kernels.operation.shared import losses as shared_losses
 
         alike = {
             CALL: f"{operation.formula.name}_loss",

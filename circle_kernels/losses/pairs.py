@@ -70,7 +70,7 @@ class PairRows:
             operation = replace(self.operation, both_sides=both_sides)
             return self._with_scale(logsumexps(self.batch, operation), operation)
         # With its ops, which few need and whose definition takes milliseconds.
-        from circle_kernels.operation import over_processes
+        from circle_kernels.operation.shared import over_processes
 
         shared = (self.batch, self.operation, self.sharing)
         lse_pos, lse_neg, self.told = over_processes.shared_logsumexps(*shared, alike=self.alike)
@@ -86,7 +86,7 @@ class PairRows:
 
         batch = self.batch
         if self.sharing.group is not None:
-            from circle_kernels.operation.shared_positives import beside_all
+            from circle_kernels.operation.shared.columns import beside_all
 
             with torch.no_grad():
                 batch = beside_all(batch, self.sharing, f"{self.alike[CALL]} with a learned gamma")
@@ -97,7 +97,7 @@ class PairRows:
         of_this_one = logsumexps(self.batch, self.operation)
         if self.sharing.group is None:
             return of_this_one
-        from circle_kernels.operation import shared_losses
+        from circle_kernels.operation.shared import losses as shared_losses
 
         return shared_losses.logsumexps_over_processes(*of_this_one, self.sharing, self.alike)
 
@@ -107,9 +107,9 @@ class PairRows:
             from circle_kernels.operation.positives import Positives
 
             return Positives.of(self.batch, self.operation.normalize)
-        from circle_kernels.operation import shared_positives
+        from circle_kernels.operation.shared import columns
 
-        return shared_positives.positives_of(
+        return columns.positives_of(
             self.batch, self.operation.normalize, self.sharing, self.alike[CALL]
         )
 
@@ -123,7 +123,7 @@ class PairRows:
             number = losses.shape[0] if counted is None else counted.sum()
         if self.sharing.group is None:
             return reduce_losses(losses, number, self.reduction)
-        from circle_kernels.operation import shared_losses
+        from circle_kernels.operation.shared import losses as shared_losses
 
         assert self.told is not None
         return shared_losses.reduced_over_processes(

@@ -1,4 +1,4 @@
-"""``gamma`` as a tensor: its gradient, beside the derivative of what PyTorch makes of the matrix."""
+"""``gamma`` as a tensor: its gradient, beside the derivative that PyTorch's matrix gives."""
 
 from __future__ import annotations
 
