@@ -11,7 +11,7 @@
 #include "common/dispatch.h"
 #include "common/listed.h"
 #include "common/memory.h"
-#include "common/program_memory.h"
+#include "common/programs/program_memory.h"
 #include "common/row_losses.h"
 
 namespace py = pybind11;

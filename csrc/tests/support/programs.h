@@ -3,7 +3,7 @@
 
 #include <memory>
 
-#include "common/program_memory.h"
+#include "common/programs/program_memory.h"
 
 namespace circle_kernels {
 
