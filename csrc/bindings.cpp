@@ -128,6 +128,22 @@ void backward(Scalar scalar, const Side& rows, const std::optional<Side>& column
   });
 }
 
+// (saved, its bytes, grad_lse_pos, grad_lse_neg, column_statistics, gradients)
+using ScaleAddresses = std::array<int64_t, 6>;
+
+void scale_gradients(Scalar scalar, const Side& rows, const std::optional<Side>& columns,
+                     const OwnedFormula& formula, const Settings& settings, const Pairs& pairs,
+                     const ScaleAddresses& tensors) {
+  run_interruptible([&] {
+    run_scale_gradients(
+        make_problem(scalar, rows, columns, formula, settings, pairs),
+        {reinterpret_cast<const void*>(tensors[0]), tensors[1],
+         reinterpret_cast<const void*>(tensors[2]), reinterpret_cast<const void*>(tensors[3]),
+         reinterpret_cast<const void*>(tensors[4])},
+        reinterpret_cast<void*>(tensors[5]));
+  });
+}
+
 // (rows, columns, count) and (kinds, rows, columns, row_stride)
 bool mark_pairs_at(const std::array<int64_t, 3>& list, int kind,
                    const std::array<int64_t, 4>& matrix, int threads) {
@@ -249,6 +265,9 @@ PYBIND11_MODULE(_cpu, module) {
              py::arg("formula"), py::arg("settings"), py::arg("pairs"), py::arg("tensors"));
   module.def("backward", &backward, py::arg("scalar"), py::arg("rows"), py::arg("columns"),
              py::arg("formula"), py::arg("settings"), py::arg("pairs"), py::arg("tensors"));
+  module.def("scale_gradients", &scale_gradients, py::arg("scalar"), py::arg("rows"),
+             py::arg("columns"), py::arg("formula"), py::arg("settings"), py::arg("pairs"),
+             py::arg("tensors"));
   module.def("mark_pairs", &mark_pairs_at, py::arg("list"), py::arg("kind"), py::arg("matrix"),
              py::arg("threads"));
   module.def("row_losses", &row_losses_at, py::arg("is_double"), py::arg("tensors"),
