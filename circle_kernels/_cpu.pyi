@@ -94,6 +94,16 @@ def backward(
     # saved, its bytes, grad_lse_pos, grad_lse_neg, column_statistics, grad_rows, grad_columns
     tensors: tuple[int, int, int, int, int, int, int],
 ) -> None: ...
+def scale_gradients(
+    scalar: Scalar,
+    rows: Side,
+    columns: Side | None,
+    formula: Formula,
+    settings: Settings,
+    pairs: Pairs,
+    # saved, its bytes, grad_lse_pos, grad_lse_neg, column_statistics, gradients
+    tensors: tuple[int, int, int, int, int, int],
+) -> None: ...
 def loss_and_gradients(
     scalar: Scalar,
     rows: Side,

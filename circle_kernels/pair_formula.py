@@ -25,6 +25,7 @@ class PairFormula:
 
     name: ClassVar[str]
     is_of_functions: ClassVar[bool] = False
+    place_of_gamma: ClassVar[int] = 1  # among parameters()
     greater_than_0: ClassVar[tuple[str, ...]] = GAMMAS  # numbers beside gamma
     m: float
     gamma: float

@@ -11,7 +11,7 @@
 #include "common/dispatch.h"
 #include "common/listed.h"
 #include "common/memory.h"
-#include "common/program_memory.h"
+#include "common/programs/program_memory.h"
 #include "common/row_losses.h"
 
 namespace py = pybind11;
@@ -125,6 +125,22 @@ void backward(Scalar scalar, const Side& rows, const std::optional<Side>& column
          reinterpret_cast<const void*>(tensors[2]), reinterpret_cast<const void*>(tensors[3]),
          reinterpret_cast<const void*>(tensors[4])},
         {reinterpret_cast<void*>(tensors[5]), reinterpret_cast<void*>(tensors[6])});
+  });
+}
+
+// (saved, its bytes, grad_lse_pos, grad_lse_neg, column_statistics, gradients)
+using ScaleAddresses = std::array<int64_t, 6>;
+
+void scale_gradients(Scalar scalar, const Side& rows, const std::optional<Side>& columns,
+                     const OwnedFormula& formula, const Settings& settings, const Pairs& pairs,
+                     const ScaleAddresses& tensors) {
+  run_interruptible([&] {
+    run_scale_gradients(
+        make_problem(scalar, rows, columns, formula, settings, pairs),
+        {reinterpret_cast<const void*>(tensors[0]), tensors[1],
+         reinterpret_cast<const void*>(tensors[2]), reinterpret_cast<const void*>(tensors[3]),
+         reinterpret_cast<const void*>(tensors[4])},
+        reinterpret_cast<void*>(tensors[5]));
   });
 }
 
@@ -249,6 +265,9 @@ PYBIND11_MODULE(_cpu, module) {
              py::arg("formula"), py::arg("settings"), py::arg("pairs"), py::arg("tensors"));
   module.def("backward", &backward, py::arg("scalar"), py::arg("rows"), py::arg("columns"),
              py::arg("formula"), py::arg("settings"), py::arg("pairs"), py::arg("tensors"));
+  module.def("scale_gradients", &scale_gradients, py::arg("scalar"), py::arg("rows"),
+             py::arg("columns"), py::arg("formula"), py::arg("settings"), py::arg("pairs"),
+             py::arg("tensors"));
   module.def("mark_pairs", &mark_pairs_at, py::arg("list"), py::arg("kind"), py::arg("matrix"),
              py::arg("threads"));
   module.def("row_losses", &row_losses_at, py::arg("is_double"), py::arg("tensors"),

@@ -37,6 +37,31 @@ def reduction_of(extension: ModuleType, name: str) -> object:
     return getattr(extension.Reduction, name)
 
 
+def bytes_to_save(extension: ModuleType, problem: PairProblem, kept_tiles: int) -> int:
+    """``SavedLayout`` of csrc/common/problem.h with so many tiles; sizes may be symbolic."""
+    panel: int = extension.PANEL
+    rest = tiles_of(extension, problem) if problem.skip_below > 0 else 2 * kept_tiles
+    panels = _panels_of(extension, problem.embeddings)
+    if problem.both_sides:
+        panels += _panels_of(extension, problem.columns)
+    entries = kept_tiles * panel * panel + 2 * panels * panel + rest
+    header: int = extension.SAVED_HEADER_BYTES
+    return header + entries * problem.result_dtype.itemsize
+
+
+def tiles_of(extension: ModuleType, problem: PairProblem) -> int:
+    """How many tiles the similarity matrix has, in self mode from the diagonal on."""
+    row_panels = _panels_of(extension, problem.embeddings)
+    if problem.ref_emb is None:
+        return row_panels * (row_panels + 1) // 2
+    return row_panels * _panels_of(extension, problem.ref_emb)
+
+
+def _panels_of(extension: ModuleType, side: Tensor) -> int:
+    panel: int = extension.PANEL
+    return (side.shape[0] + panel - 1) // panel
+
+
 def describe(extension: ModuleType, problem: PairProblem, kept_tiles: int = 0) -> tuple[Any, ...]:
     """The problem as the extension takes it; it points into the problem's tensors."""
     references, labels = problem.ref_emb, problem.ref_labels

@@ -61,6 +61,8 @@ class SharingModule(nn.Module):
 class CircleLoss(SharingModule):
     """Circle loss with pair-wise labels; see :func:`circle_kernels.circle_loss`.
 
+    A ``gamma`` that is an ``nn.Parameter`` is one of the module's, and learned.
+
     Example:
         >>> loss = CircleLoss(m=0.25, gamma=128)
         >>> loss(embeddings, labels).backward()
@@ -70,7 +72,7 @@ class CircleLoss(SharingModule):
     def __init__(
         self,
         m: float = 0.4,
-        gamma: float = 80.0,
+        gamma: float | Tensor = 80.0,
         *,
         scope: str = "anchor",
         reduction: str = "mean",

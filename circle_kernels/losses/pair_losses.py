@@ -14,7 +14,6 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from circle_kernels.arguments import check_numbers
-from circle_kernels.backends.addressable import host_may_look
 from circle_kernels.formula import UnifiedFormula
 from circle_kernels.logsumexp import present_logsumexp
 from circle_kernels.losses.pairs import PairOptions, pair_rows
@@ -153,7 +152,7 @@ def ntxent_loss(
     rows = pair_rows("ntxent_loss", formula, tensors, reduction, options)
     lse_pos, lse_neg = rows.logsumexps()
     positives = rows.positives()
-    if host_may_look(positives.numbers) and (positives.numbers <= 1).all():
+    if positives.are_single():
         losses = softplus(lse_pos + lse_neg)
     else:
         losses = positives.softplus_sums(lse_neg, rows.operation.formula.gamma)

@@ -23,6 +23,7 @@ class FunctionFormula(PairFormula):
     and slopes over ``gamma``."""
 
     is_of_functions: ClassVar[bool] = True
+    place_of_gamma: ClassVar[int] = 0
 
     positive: Program
     negative: Program

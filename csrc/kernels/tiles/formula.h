@@ -83,7 +83,7 @@ struct Nats {
 template <class Logits>
 Nats nats_per_logit(const Logits& logits, const Formula& formula) {
   const auto of_kind = [](double gamma, double gamma_base2) {
-    const bool normal = gamma_base2 > 0 && gamma_base2 < std::numeric_limits<double>::infinity();
+    const bool normal = gamma_base2 != 0 && gamma_base2 - gamma_base2 == 0;
     return normal ? gamma / gamma_base2 : LN_2;
   };
   return {of_kind(formula.gamma_pos, logits.gamma_pos_base2),

@@ -7,9 +7,9 @@
 
 #include <cmath>
 
-#include "common/program.h"
+#include "common/programs/program.h"
 #include "kernels/tiles/tile_logits.h"
-#include "kernels/vectors/exp.h"
+#include "kernels/vectors/functions.h"
 
 namespace circle_kernels {
 namespace {
@@ -41,6 +41,16 @@ void run_instruction(Operation operation, const T* a, const T* b, const T* c, T*
   const auto one_by_one = [&](auto function) {
     for (int64_t at = 0; at < PANEL; ++at) to[at] = function(a[at]);
   };
+  // Of what is turned often, infinite or NaN, the standard library's.
+  const auto turning = [&](int quarters, auto function) {
+    Vec<Int<T>> near = mask_of<T>(Vec<T>{}) == 0;
+    for (int64_t at = 0; at < PANEL; at += LANES<T>) {
+      near &= magnitude<T>(load(a + at)) <= static_cast<T>(MOST_TURNED);
+    }
+    const Vec<T> counted = select<T>(near, splat(T(1)), Vec<T>{});
+    if (smallest<T>(counted) == 0) return one_by_one(function);
+    unary([=](Vec<T> x) { return sine<T>(x, quarters); });
+  };
   using V = Vec<T>;
   switch (operation) {
     case Operation::copy:
@@ -48,7 +58,7 @@ void run_instruction(Operation operation, const T* a, const T* b, const T* c, T*
     case Operation::negative:
       return unary([](V x) { return -x; });
     case Operation::absolute:
-      return unary([](V x) { return as_value<T>(mask_of<T>(x) & ~mask_of<T>(splat(T(-0.0)))); });
+      return unary([](V x) { return magnitude<T>(x); });
     case Operation::sign:
       return unary([](V x) {
         const V one = splat(T(1));
@@ -57,19 +67,19 @@ void run_instruction(Operation operation, const T* a, const T* b, const T* c, T*
     case Operation::exp:
       return unary([](V x) { return exp<T>(x); });
     case Operation::expm1:
-      return one_by_one([](T x) { return std::expm1(x); });
+      return unary([](V x) { return expm1<T>(x); });
     case Operation::log:
-      return one_by_one([](T x) { return std::log(x); });
+      return unary([](V x) { return log<T>(x); });
     case Operation::log1p:
-      return one_by_one([](T x) { return std::log1p(x); });
+      return unary([](V x) { return log1p<T>(x); });
     case Operation::sqrt:
       return one_by_one([](T x) { return std::sqrt(x); });
     case Operation::sin:
-      return one_by_one([](T x) { return std::sin(x); });
+      return turning(0, [](T x) { return std::sin(x); });
     case Operation::cos:
-      return one_by_one([](T x) { return std::cos(x); });
+      return turning(1, [](T x) { return std::cos(x); });
     case Operation::tanh:
-      return one_by_one([](T x) { return std::tanh(x); });
+      return unary([](V x) { return tanh<T>(x); });
     case Operation::sigmoid:
       return unary([](V x) { return T(1) / (T(1) + exp<T>(-x)); });
     case Operation::add:

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "common/problem.h"
-#include "common/program.h"
+#include "common/programs/program.h"
 
 namespace circle_kernels {
 

@@ -1,4 +1,4 @@
-#include "common/program_memory.h"
+#include "common/programs/program_memory.h"
 
 #include <stdexcept>
 
