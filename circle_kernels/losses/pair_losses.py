@@ -108,7 +108,7 @@ def supcon_loss(
     positives = rows.positives()
     has_negatives = lse_neg != -math.inf
     counted = (lse_pos != -math.inf) & ((positives.numbers > 1) | has_negatives)
-    counted &= has_negatives.any()
+    counted &= positives.any_row(has_negatives)
     lse_all = present_logsumexp(torch.stack([lse_pos, lse_neg]), dim=0)
     losses = lse_all - positives.mean_similarity() * rows.operation.formula.gamma
     # A row that is NaN says so, with or without positives.

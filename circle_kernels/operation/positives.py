@@ -64,6 +64,10 @@ class Positives:
         """Whether the host may know that no row has more than one."""
         return host_may_look(self.numbers) and bool((self.numbers <= 1).all())
 
+    def any_row(self, flags: Tensor) -> Tensor:  # of (n,) bool
+        """Whether one is true, of rows in other processes, too."""
+        return flags.any()
+
     @_once
     def numbers(self) -> Tensor:  # (n,) int64
         """How many positives each row has."""

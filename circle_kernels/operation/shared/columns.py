@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from circle_kernels.backends.problem import result_dtype
 from circle_kernels.distributed.collectives import gather_integers, gather_numbers
@@ -78,3 +79,7 @@ class _SharedPositives(Positives):
         """Whether no row of any process has more than one; the host waits to know."""
         most = torch.cat([self.numbers, self.numbers.new_zeros(1)]).amax(0, keepdim=True)
         return bool((gather_numbers(most, self.group) <= 1).all())
+
+    def any_row(self, flags: Tensor) -> Tensor:
+        number = flags.any().to(torch.int64).view(1)
+        return gather_numbers(number, self.group).any()
