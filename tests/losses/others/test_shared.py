@@ -61,6 +61,44 @@ def test_multi_similarity_loss_is_that_of_one_process() -> None:
     run_processes(2, compare, cases)
 
 
+@pytest.mark.parametrize("function", [losses.supcon_loss, losses.ntxent_loss])
+def test_losses_of_each_positive_are_those_of_one_process(function: Any) -> None:
+    """With few classes rows have several positives, with many most have none or one."""
+    mild = functools.partial(function, temperature=0.5)
+    cases = [
+        Case(sizes, references, options, mild, classes=classes)
+        for sizes in SIZES
+        for references in (None, sizes[::-1])
+        for options in (*OPTIONS, {"reduction": "mean_all"})
+        for classes in (2, 12)
+        if "exchange" not in options
+    ]
+    cases += [Case((6, 5), None, {"ignore_label": 1}, mild), Case((4, 4), None, SAME_SIZES, mild)]
+    cases += [Case((6, 5), (4, 3), {}, mild, classes=count) for count in (1, 50)]
+    run_processes(2, compare, cases)
+
+
+def _without_negatives(rank: int) -> None:
+    """One process's rows have only positives, the other's only negatives: the batch has both."""
+    rows = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    refs, ref_labels = rows.flip(0), torch.zeros(6, dtype=torch.int64)
+    part = own_rows((3, 3), rank)
+    for function in (losses.supcon_loss, losses.ntxent_loss):
+        for reduction in ("mean", "sum"):
+            expected = function(rows, labels, refs, ref_labels, reduction=reduction)
+            ours = function(
+                *(each[part] for each in (rows, labels, refs, ref_labels)),
+                reduction=reduction,
+                group="world",
+            )
+            torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_processes_whose_rows_lack_one_kind_of_pair_are_one_batch() -> None:
+    run_processes(2, _without_negatives)
+
+
 @pytest.mark.parametrize("function", [clip, clip_of_a_tensor], ids=["number", "tensor"])
 def test_clip_loss_is_that_of_one_process(function: Any) -> None:
     cases = [Case(sizes, sizes, options, function) for sizes in SIZES for options in OPTIONS]
