@@ -1,10 +1,4 @@
-"""pytorch-metric-learning's CircleLoss on the fused kernels: change the import, keep the rest.
-
-    from circle_kernels.integrations.pytorch_metric_learning import CircleLoss
-
-Miners, reducers, regularizers, ``CrossBatchMemory``, ``SelfSupervisedLoss``,
-``DistributedLossWrapper`` and trainers of that library take it as they take their own.
-"""
+"""The library's CircleLoss on the fused kernels."""
 
 from __future__ import annotations
 
@@ -14,6 +8,10 @@ import warnings
 from typing import Any
 
 import torch
+from pytorch_metric_learning import distances, losses
+from pytorch_metric_learning.reducers import AvgNonZeroReducer
+from pytorch_metric_learning.utils import common_functions as c_f
+from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import Tensor
 
 from circle_kernels.arguments import FLOATING_DTYPES, check_kinds, label_numbers, one_dtype
@@ -34,20 +32,6 @@ from circle_kernels.operation.listed_pairs import (
 )
 from circle_kernels.operation.reductions import MEAN_NONZERO, softplus
 from circle_kernels.operation.row_losses import reduced_row_losses
-
-try:
-    from pytorch_metric_learning import distances, losses
-    from pytorch_metric_learning.reducers import AvgNonZeroReducer
-    from pytorch_metric_learning.utils import common_functions as c_f
-    from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
-except ModuleNotFoundError as error:
-    if error.name != "pytorch_metric_learning":
-        raise
-    raise ImportError(
-        "circle_kernels.integrations.pytorch_metric_learning needs that library: "
-        "pip install 'pytorch-metric-learning>=2.8'",
-        name=error.name,
-    ) from error
 
 _COSINE = (distances.CosineSimilarity, distances.DotProductSimilarity)
 # What forward() of the library calls of this object before its reducer.
