@@ -1,9 +1,9 @@
-"""pytorch-metric-learning's CircleLoss on the fused kernels: change the import, keep the rest.
+"""pytorch-metric-learning's losses on the fused kernels: change the import, keep the rest.
 
-    from circle_kernels.integrations.pytorch_metric_learning import CircleLoss
+    from circle_kernels.integrations.pytorch_metric_learning import CircleLoss, SupConLoss
 
 Miners, reducers, regularizers, ``CrossBatchMemory``, ``SelfSupervisedLoss``,
-``DistributedLossWrapper`` and trainers of that library take it as they take their own.
+``DistributedLossWrapper`` and trainers of that library take them as they take their own.
 """
 
 from __future__ import annotations
@@ -20,5 +20,27 @@ except ModuleNotFoundError as error:
     ) from error
 
 from circle_kernels.integrations.pytorch_metric_learning.circle import CircleLoss
+from circle_kernels.integrations.pytorch_metric_learning.pair_losses import (
+    MultiSimilarityLoss,
+    NPairsLoss,
+    NTXentLoss,
+    SupConLoss,
+)
+from circle_kernels.integrations.pytorch_metric_learning.proxy_losses import (
+    ArcFaceLoss,
+    CosFaceLoss,
+    ProxyAnchorLoss,
+    ProxyNCALoss,
+)
 
-__all__ = ["CircleLoss"]
+__all__ = [
+    "ArcFaceLoss",
+    "CircleLoss",
+    "CosFaceLoss",
+    "MultiSimilarityLoss",
+    "NPairsLoss",
+    "NTXentLoss",
+    "ProxyAnchorLoss",
+    "ProxyNCALoss",
+    "SupConLoss",
+]
