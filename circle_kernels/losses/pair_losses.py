@@ -108,7 +108,8 @@ def supcon_loss(
     has_negatives = lse_neg != -math.inf
     counted = (lse_pos != -math.inf) & ((positives.numbers > 1) | has_negatives)
     counted &= has_negatives.any()
-    lse_all = torch.logaddexp(lse_pos, lse_neg)
+    # Of a row without pairs both are -inf, and the gradient of what becomes of them NaN.
+    lse_all = torch.logaddexp(torch.where(counted, lse_pos, 0.0), lse_neg)
     losses = lse_all - positives.mean_similarity() * rows.operation.formula.gamma
     return rows.reduced(torch.where(counted, losses, 0.0), counted)
 

@@ -87,7 +87,9 @@ class SupConLoss(FusedPairLoss, losses.SupConLoss):
         positives = pairs.positives
         # Of a single pair the loss is 0, and not what rounding leaves of it, which reducers count.
         counted = has_positives & (has_negatives | (positives.numbers > 1))
-        rows = torch.logaddexp(lse_pos, lse_neg) - positives.mean_similarity() * formula.gamma
+        # Of a row without pairs both are -inf, and the gradient of what becomes of them NaN.
+        lse_all = torch.logaddexp(torch.where(counted, lse_pos, 0.0), lse_neg)
+        rows = lse_all - positives.mean_similarity() * formula.gamma
         return of_rows(torch.where(counted, rows, 0.0))
 
 
