@@ -75,6 +75,14 @@ def real_number(name: str, value: SupportsFloat) -> float:
         raise ValueError(f"{name} must be finite as a float, got {describe(value)}") from None
 
 
+def finite_number(name: str, value: SupportsFloat) -> float:
+    """:func:`real_number` that is neither infinite nor NaN."""
+    number = real_number(name, value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {value!r}")
+    return number
+
+
 def positive_number(name: str, value: SupportsFloat) -> float:
     """:func:`real_number` that is finite and greater than 0."""
     number = real_number(name, value)

@@ -133,7 +133,7 @@ def _bytes_reached(tensor: Tensor) -> int:
 def materialized(tensor: Tensor) -> Tensor:
     """The same numbers as ordinary tensors have them, differentiably: dense, aligned, no view that
     is negated when it is read, no zeros without memory, no subclass that only adds methods."""
-    if obstacle(tensor) is None:
+    if torch.compiler.is_compiling() or obstacle(tensor) is None:
         return tensor
     if type(tensor) not in _PLAIN_TYPES and _is_harmless(type(tensor)):
         tensor = tensor.as_subclass(Tensor)

@@ -69,7 +69,7 @@ def class_circle_loss(
     weight: Tensor,  # (C, D)
     *,
     m: float = 0.25,
-    gamma: float = 256.0,
+    gamma: float | Tensor = 256.0,
     reduction: str = "mean",
     ignore_index: int = IGNORE_INDEX,
     detach_weights: bool = True,
@@ -93,7 +93,8 @@ def class_circle_loss(
         weight: (C, D) one row per class, same device; need not be normalised. Where its dtype is
             not that of the embeddings, as under autocast, the wider one counts.
         m: relaxation margin, greater than -1 and less than 1.
-        gamma: scale of the logits, greater than 0. Large losses at large gamma are normal.
+        gamma: scale of the logits, greater than 0, or a tensor with it, which gets its gradient, as
+            for :func:`circle_kernels.circle_loss`. Large losses at large gamma are normal.
         reduction: ``"mean"`` over rows that are not ignored, ``"mean_all"`` over all N, ``"sum"``,
             or ``"none"``.
         ignore_index: rows with this label have loss 0 and gradient 0.
@@ -139,7 +140,7 @@ def class_unified_loss(
     weight: Tensor,  # (C, D)
     *,
     m: float,
-    gamma: float,
+    gamma: float | Tensor,
     reduction: str = "mean",
     ignore_index: int = IGNORE_INDEX,
     label_smoothing: float = 0.0,
@@ -233,10 +234,18 @@ def class_loss(
     batch = Batch(embeddings, labels, columns)
     # With one class nothing can be told apart, however smooth.
     smoothing = rows.label_smoothing if len(weight) > 1 else 0.0
-    if correction == 0 and smoothing == 0 and losses_of is None:
+    if smoothing > 0 and operation.scale_is_learned:
+        raise ValueError("label_smoothing must be 0 where gamma is learned, got both")
+    plain = correction == 0 and smoothing == 0 and losses_of is None
+    if plain and not operation.scale_is_learned:
         loss = reduced_row_losses(batch, operation, rows.reduction)
     else:
         lse_pos, lse_neg = logsumexps(batch, operation)
+        if operation.scale_is_learned:
+            # With its ops, which few need.
+            from circle_kernels.operation.learned_scale import with_scale_gradient
+
+            lse_pos, lse_neg = with_scale_gradient((lse_pos, lse_neg), batch, operation)
         lse_neg = lse_neg + correction
         exponents = lse_pos + lse_neg
         losses = softplus(exponents) if losses_of is None else losses_of(lse_pos, lse_neg)

@@ -45,7 +45,7 @@ class ClassHead(nn.Module):
         num_classes: int,
         embedding_dim: int,
         m: float,
-        gamma: float,
+        gamma: float | Tensor,
         *,
         reduction: str = "mean",
         ignore_index: int = IGNORE_INDEX,
@@ -157,6 +157,9 @@ class ClassHead(nn.Module):
     def _formula(self) -> PairFormula:
         raise NotImplementedError
 
+    def _scale(self) -> float:
+        return self.gamma.item() if isinstance(self.gamma, Tensor) else self.gamma
+
     def _whole_weight(self) -> Tensor:  # (C, D)
         return self.weight
 
@@ -172,7 +175,7 @@ class CircleHead(ClassHead):
         num_classes: int,
         embedding_dim: int,
         m: float = 0.25,
-        gamma: float = 256.0,
+        gamma: float | Tensor = 256.0,
         *,
         detach_weights: bool = True,
         **options: Any,
@@ -184,7 +187,7 @@ class CircleHead(ClassHead):
         return f"{super().extra_repr()}, detach_weights={self.detach_weights}"
 
     def _formula(self) -> CircleFormula:
-        return CircleFormula(m=self.m, gamma=self.gamma, detach_weights=self.detach_weights)
+        return CircleFormula(m=self.m, gamma=self._scale(), detach_weights=self.detach_weights)
 
 
 class UnifiedHead(ClassHead):
@@ -198,7 +201,7 @@ class UnifiedHead(ClassHead):
         num_classes: int,
         embedding_dim: int,
         m: float = 0.35,
-        gamma: float = 64.0,
+        gamma: float | Tensor = 64.0,
         *,
         label_smoothing: float = 0.0,
         **options: Any,
@@ -211,7 +214,7 @@ class UnifiedHead(ClassHead):
         return f"{super().extra_repr()}, label_smoothing={self.label_smoothing}"
 
     def _formula(self) -> UnifiedFormula:
-        return UnifiedFormula(m=self.m, gamma=self.gamma)
+        return UnifiedFormula(m=self.m, gamma=self._scale())
 
 
 class _ClassLoss(ClassHead):
@@ -222,7 +225,7 @@ class _ClassLoss(ClassHead):
         num_classes: int,
         embedding_dim: int,
         m: float,
-        gamma: float,
+        gamma: float | Tensor,
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,

@@ -18,14 +18,14 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from circle_kernels.backends.problem import result_dtype
 from circle_kernels.classes.labels import NO_CLASS
 from circle_kernels.classes.losses import ClassRows, checked_labels, checked_sides
 from circle_kernels.classes.sampling import Sampling, positions_among, sample_classes, sample_size
 from circle_kernels.classes.sampling import gather_rows as rows_of
 from circle_kernels.classes.smoothing import similarity_sums, smoothing_terms
-from circle_kernels.distributed.collectives import gather_rows, scatter_sums
+from circle_kernels.distributed.collectives import gather_rows
 from circle_kernels.distributed.columns import Spread
+from circle_kernels.distributed.gathered import GatheredRows
 from circle_kernels.distributed.gradients import refuse_shards_in_ddp
 from circle_kernels.distributed.headers import CALL, exchange_headers, failing_together
 from circle_kernels.distributed.shards import add_to_gradient, check_shards, own_part
@@ -159,7 +159,7 @@ def _own_statistics(
     own, sampling = own_part(weight), call.sampling
     factor = len(spread.sizes) if call.grad_reduction == "mean" else 1
     dtype = torch.promote_types(embeddings.dtype, own.dtype)
-    rows = _GatherEmbeddings.apply(embeddings, spread, dtype, factor)
+    rows = GatheredRows.apply(embeddings, spread, dtype, factor)
     labels = labels - first_class
     labels = labels.masked_fill((labels < 0) | (labels >= len(own)), NO_CLASS)
     correction = 0.0
@@ -189,25 +189,6 @@ def _sampled_rows(weight: Tensor, sampled: Tensor, *, sparse_grad: bool) -> Tens
     if sparse_grad:
         return _RowsOfShard.apply(weight, sampled)
     return rows_of(cast("DTensor", weight).to_local(), sampled, sparse_grad=False)
-
-
-class _GatherEmbeddings(torch.autograd.Function):
-    """The rows of all processes; back go the sums of what the classes of all say of ours."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, embeddings: Tensor, spread: Spread, dtype: torch.dtype, factor: int
-    ) -> Tensor:
-        ctx.spread, ctx.dtype, ctx.factor = spread, embeddings.dtype, factor
-        # Converted here, so that half types are rounded once, after the sum.
-        return gather_rows(embeddings, spread.sizes, spread.group).to(dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        gradient = gradient.to(result_dtype(gradient.dtype))
-        own = scatter_sums(gradient, ctx.spread.sizes, ctx.spread.group)
-        return (own * ctx.factor).to(ctx.dtype), None, None, None
 
 
 class _MergeShards(torch.autograd.Function):

@@ -21,7 +21,7 @@ from circle_kernels.distributed.headers import CALL, exchange_headers, failing_t
 from circle_kernels.distributed.shards import check_shards, empty_shards, mesh_of, own_part
 from circle_kernels.distributed.sharing import GRAD_REDUCTIONS
 from circle_kernels.operation.batch import Operation
-from circle_kernels.options import check_choice
+from circle_kernels.options import check_choice, real_number
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -49,6 +49,7 @@ class _ShardedClassLoss(ClassHead):
     ) -> None:
         mesh, place = mesh_of(group, None if device is None else torch.device(device))
         with failing_together(type(self).__name__, mesh.get_group()):
+            real_number("gamma", gamma)  # one that is learned would silently be held constant
             super().__init__(num_classes, embedding_dim, m, gamma, **options)
             check_choice("grad_reduction", grad_reduction, GRAD_REDUCTIONS)
             self.grad_reduction = grad_reduction

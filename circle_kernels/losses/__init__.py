@@ -6,8 +6,9 @@ Names and numbers are those of pytorch-metric-learning; :func:`circle_kernels.ci
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from circle_kernels._later import load_later
 
 if TYPE_CHECKING:
     from circle_kernels.losses.class_modules import ArcFaceLoss, CosFaceLoss, ProxyNCALoss
@@ -33,23 +34,6 @@ if TYPE_CHECKING:
         proxy_nca_loss,
     )
 
-# Loaded when they are first asked for: who computes circle loss needs none of them.
-_MODULES = {
-    "class_modules": ("ArcFaceLoss", "CosFaceLoss", "ProxyNCALoss"),
-    "clip": ("clip_loss",),
-    "pair_losses": ("multi_similarity_loss", "n_pairs_loss", "ntxent_loss", "supcon_loss"),
-    "pair_modules": (
-        "CLIPLoss",
-        "MultiSimilarityLoss",
-        "NPairsLoss",
-        "NTXentLoss",
-        "ProxyAnchorLoss",
-        "SupConLoss",
-    ),
-    "proxy_losses": ("arcface_loss", "cosface_loss", "proxy_anchor_loss", "proxy_nca_loss"),
-}
-_PLACES = {name: module for module, names in _MODULES.items() for name in names}
-
 __all__ = [
     "ArcFaceLoss",
     "CLIPLoss",
@@ -72,12 +56,24 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
-    globals()[name] = value
-    return value
+# Who computes circle loss needs none of them.
+__getattr__ = load_later(
+    __name__,
+    {
+        "class_modules": ("ArcFaceLoss", "CosFaceLoss", "ProxyNCALoss"),
+        "clip": ("clip_loss",),
+        "pair_losses": ("multi_similarity_loss", "n_pairs_loss", "ntxent_loss", "supcon_loss"),
+        "pair_modules": (
+            "CLIPLoss",
+            "MultiSimilarityLoss",
+            "NPairsLoss",
+            "NTXentLoss",
+            "ProxyAnchorLoss",
+            "SupConLoss",
+        ),
+        "proxy_losses": ("arcface_loss", "cosface_loss", "proxy_anchor_loss", "proxy_nca_loss"),
+    },
+)
 
 
 def __dir__() -> list[str]:

@@ -75,7 +75,8 @@ class ArcFaceLoss(ClassUnifiedLoss):
             if name in options:
                 raise TypeError(f"ArcFaceLoss() takes no {name}: its margin is an angle's")
         margin_function(margin)
-        super().__init__(num_classes, embedding_dim, 0.0, scale, **options)
+        gamma = real_number("scale", scale)
+        super().__init__(num_classes, embedding_dim, 0.0, gamma, **options)
         self.margin = margin
 
     def forward(
@@ -87,7 +88,7 @@ class ArcFaceLoss(ClassUnifiedLoss):
         for name in ("m", "gamma", "normalize"):
             del options[name]
         return arcface_loss(
-            embeddings, labels, self.weight, margin=self.margin, scale=self.gamma, **options
+            embeddings, labels, self.weight, margin=self.margin, scale=self._scale(), **options
         )
 
     def get_logits(

@@ -9,15 +9,12 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from circle_kernels.arguments import check_embeddings, check_kinds, check_references, describe
-from circle_kernels.distributed.groups import rank_in
 from circle_kernels.distributed.headers import check_together
 from circle_kernels.formula import UnifiedFormula
-from circle_kernels.losses.pairs import OF_PAIRS, PairOptions, PairRows, pair_rows
+from circle_kernels.losses.pairs import OF_PAIRS, PairOptions, PairRows, numbers_of_rows, pair_rows
 from circle_kernels.operation.positives import unit_rows
 from circle_kernels.operation.reductions import softplus
 from circle_kernels.options import check_flag, positive_number
-
-_RANK_BITS = 40  # more rows than one process has
 
 
 def clip_loss(
@@ -60,9 +57,7 @@ def clip_loss(
     images, texts, gamma = checked
     if isinstance(logit_scale, Tensor):
         options = {**options, "normalize": False}
-    labels = torch.arange(images.shape[0], device=images.device)
-    if group is not None:  # of no two processes the same
-        labels = labels + (rank_in(group) << _RANK_BITS)
+    labels = numbers_of_rows(images, group)
 
     def rows_of(side: Tensor, others: Tensor) -> PairRows:
         tensors = (side, labels, others, labels)

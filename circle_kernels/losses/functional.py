@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,14 +14,6 @@ from circle_kernels.distributed.headers import CALL, check_together
 from circle_kernels.distributed.sharing import Sharing
 from circle_kernels.formula import CircleFormula, UnifiedFormula
 from circle_kernels.logsumexp import present_logsumexp
-from circle_kernels.losses.pairs import (
-    OF_PAIRS,
-    OF_SHARING,
-    PairOptions,
-    Tensors,
-    pair_rows,
-    sharing_of,
-)
 from circle_kernels.operation.batch import (
     Batch,
     Operation,
@@ -30,16 +21,19 @@ from circle_kernels.operation.batch import (
     check_shared,
     operation_of,
     remembered,
+    sharing_of,
 )
 from circle_kernels.operation.differentiable import usual_loss
 from circle_kernels.operation.eager import logsumexps
-from circle_kernels.operation.pair_masks import PairMask
 from circle_kernels.operation.reductions import REDUCTIONS, loss_of_sets, softplus
 from circle_kernels.operation.row_losses import reduced_row_losses
 from circle_kernels.options import check_choice, explain_other_names
 
+if TYPE_CHECKING:
+    from circle_kernels.losses.pairs import Tensors
+    from circle_kernels.operation.pair_masks import PairMask
+
 SCOPES = ("anchor", "batch")
-_OF_FORMULA = ("m", "gamma", "detach_weights")
 
 
 @dataclass(frozen=True)
@@ -66,7 +60,7 @@ def circle_loss(
     ref_labels: Tensor | None = None,  # (M,)
     *,
     m: float = 0.4,
-    gamma: float = 80.0,
+    gamma: float | Tensor = 80.0,
     scope: str = "anchor",
     reduction: str = "mean",
     detach_weights: bool = True,
@@ -96,7 +90,9 @@ def circle_loss(
         ref_labels: (M,) integers.
         m: relaxation margin, greater than -1 and less than 1. The paper uses 0.4 for retrieval and
             0.25 for faces and re-ID.
-        gamma: scale of the logits, greater than 0. Large losses at large gamma are normal.
+        gamma: scale of the logits, greater than 0. Large losses at large gamma are normal. A tensor
+            with one number gets its gradient, which takes one more walk over the pairs; the host
+            reads the number, so that it is best on the CPU.
         scope: ``"anchor"``: one loss per row. ``"batch"``: one loss over all positive and all
             negative pairs of the batch, each unordered pair counted once in self mode; always a
             scalar, whatever the reduction.
@@ -172,7 +168,7 @@ def unified_loss(
     ref_labels: Tensor | None = None,  # (M,)
     *,
     m: float,
-    gamma: float,
+    gamma: float | Tensor,
     scope: str = "anchor",
     reduction: str = "mean",
     normalize: bool = True,
@@ -248,8 +244,13 @@ def loss_of(
     """The loss of what users give: arguments of :func:`check_batch`, :class:`RowReduction`, what
     chooses pairs, :class:`Sharing` and :func:`operation_of`."""
     group, _, same_sizes, _ = shared
-    if tensors[1] is None or any(each is not None for each in chosen):
-        return _loss_of_chosen(formula_type, tensors, rows, (*chosen, *shared), options)
+    is_learned = isinstance(options["gamma"], Tensor)
+    if tensors[1] is None or is_learned or any(each is not None for each in chosen):
+        # With what few need.
+        from circle_kernels.losses.chosen import loss_of_chosen
+
+        reduction_of(*rows)
+        return loss_of_chosen(formula_type, tensors, rows, (*chosen, *shared), options)
     if torch.compiler.is_compiling():
         loss = usual_loss(formula_type.name, tensors, (*rows, group), options)
         if loss is not None:
@@ -267,41 +268,6 @@ def loss_of(
     return pair_loss(*check_together(check, f"{formula_type.name}_loss", group, same_sizes))
 
 
-def _loss_of_chosen(
-    formula_type: type[CircleFormula] | type[UnifiedFormula],
-    tensors: Tensors,
-    rows: tuple[str, str],
-    pairs: tuple[Any, ...],
-    options: dict[str, Any],
-) -> Tensor:
-    """:func:`loss_of` where something else than labels alone says which pairs count."""
-    scope, reduction = rows
-    reduction_of(scope, reduction)
-    numbers = {name: options.pop(name) for name in _OF_FORMULA if name in options}
-    options.update(zip((*OF_PAIRS, *OF_SHARING), pairs, strict=True))
-    call = f"{formula_type.name}_loss"
-    for name in ("pair_mask", "group") if scope == "batch" else ():
-        if options[name] is not None:
-            raise ValueError(
-                f"{call} takes {name} with scope='anchor' where labels do not say alone which "
-                "pairs count; got scope='batch'"
-            )
-    checked = pair_rows(
-        call,
-        lambda: formula_type(**numbers),
-        tensors,
-        reduction,
-        cast(PairOptions, options),
-        scope=scope,
-    )
-    exponents = checked.logsumexps()
-    if scope == "batch":
-        return loss_of_sets(*exponents, in_self_mode=tensors[2] is None)
-    both = exponents[0] + exponents[1]
-    return checked.reduced(softplus(both), both != -math.inf)
-
-
-# Nearly every step has these from the one before.
 reduction_of = remembered(RowReduction)
 
 
@@ -309,7 +275,7 @@ def pair_loss(batch: Batch, operation: Operation, rows: RowReduction, sharing: S
     """The loss of a checked batch."""
     if sharing.group is not None:
         # With its ops, which few need and whose definition takes milliseconds.
-        from circle_kernels.operation import shared_losses
+        from circle_kernels.operation.shared import losses as shared_losses
 
         alike = {
             CALL: f"{operation.formula.name}_loss",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -12,8 +12,10 @@ from circle_kernels.distributed.sharing import Sharing
 from circle_kernels.formula import CircleFormula
 from circle_kernels.losses.functional import RowReduction, loss_of
 from circle_kernels.operation.batch import operation_of
-from circle_kernels.operation.pair_masks import PairMask
 from circle_kernels.options import check_integer, explain_other_names
+
+if TYPE_CHECKING:
+    from circle_kernels.operation.pair_masks import PairMask
 
 
 class SharingModule(nn.Module):
@@ -59,6 +61,8 @@ class SharingModule(nn.Module):
 class CircleLoss(SharingModule):
     """Circle loss with pair-wise labels; see :func:`circle_kernels.circle_loss`.
 
+    A ``gamma`` that is an ``nn.Parameter`` is one of the module's, and learned.
+
     Example:
         >>> loss = CircleLoss(m=0.25, gamma=128)
         >>> loss(embeddings, labels).backward()
@@ -68,7 +72,7 @@ class CircleLoss(SharingModule):
     def __init__(
         self,
         m: float = 0.4,
-        gamma: float = 80.0,
+        gamma: float | Tensor = 80.0,
         *,
         scope: str = "anchor",
         reduction: str = "mean",

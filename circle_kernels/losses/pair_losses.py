@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from circle_kernels.backends.addressable import host_may_look
 from circle_kernels.formula import UnifiedFormula
+from circle_kernels.logsumexp import present_logsumexp
 from circle_kernels.losses.pairs import PairOptions, pair_rows
 from circle_kernels.operation.batch import Batch, Operation, check_batch
 from circle_kernels.operation.reductions import REDUCTIONS, softplus
 from circle_kernels.operation.row_losses import reduced_row_losses
-from circle_kernels.options import check_choice, positive_number, real_number
+from circle_kernels.options import check_choice, finite_number, positive_number
 
 
 def multi_similarity_loss(
@@ -55,7 +55,7 @@ def multi_similarity_loss(
 
     def formula() -> UnifiedFormula:
         scales = positive_number("alpha", alpha), positive_number("beta", beta)
-        margin = real_number("base", base)
+        margin = finite_number("base", base)
         return UnifiedFormula(
             margin_pos=margin, margin_neg=margin, gamma_pos=scales[0], gamma_neg=scales[1]
         )
@@ -108,10 +108,10 @@ def supcon_loss(
     has_negatives = lse_neg != -math.inf
     counted = (lse_pos != -math.inf) & ((positives.numbers > 1) | has_negatives)
     counted &= has_negatives.any()
-    # Of a row without pairs both are -inf, and the gradient of what becomes of them NaN.
-    lse_all = torch.logaddexp(torch.where(counted, lse_pos, 0.0), lse_neg)
+    lse_all = present_logsumexp(torch.stack([lse_pos, lse_neg]), dim=0)
     losses = lse_all - positives.mean_similarity() * rows.operation.formula.gamma
-    return rows.reduced(torch.where(counted, losses, 0.0), counted)
+    # A row that is NaN says so, with or without positives.
+    return rows.reduced(torch.where(counted | lse_all.isnan(), losses, 0.0), counted)
 
 
 def ntxent_loss(
@@ -151,10 +151,11 @@ def ntxent_loss(
     rows = pair_rows("ntxent_loss", formula, tensors, reduction, options)
     lse_pos, lse_neg = rows.logsumexps()
     positives = rows.positives()
-    if host_may_look(positives.numbers) and (positives.numbers <= 1).all():
+    if positives.are_single():
         losses = softplus(lse_pos + lse_neg)
     else:
         losses = positives.softplus_sums(lse_neg, rows.operation.formula.gamma)
+        losses = torch.where(lse_neg.isnan(), lse_neg, losses)  # without positives, too
     return rows.reduced(losses, positives.numbers)
 
 

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor
 
 from circle_kernels.arguments import INTEGER_DTYPES, beside, check_kinds, describe
 from circle_kernels.backends.addressable import host_may_look, materialized
-from circle_kernels.distributed.groups import Group
+from circle_kernels.distributed.groups import Group, rank_in
 from circle_kernels.distributed.headers import CALL, check_together
 from circle_kernels.distributed.sharing import Sharing
 from circle_kernels.formula import PairFormula
-from circle_kernels.operation.batch import Batch, Operation, check_batch, check_shared, remembered
+from circle_kernels.operation.batch import Batch, Operation, check_batch, check_shared, sharing_of
 from circle_kernels.operation.eager import logsumexps
-from circle_kernels.operation.pair_masks import PairMask, masked_batch
-from circle_kernels.operation.positives import Positives
 from circle_kernels.operation.reductions import REDUCTIONS, reduce_losses
 from circle_kernels.options import check_choice, check_integer
+
+if TYPE_CHECKING:
+    from circle_kernels.operation.pair_masks import PairMask
+    from circle_kernels.operation.positives import Positives
 
 # Embeddings, labels, references and their labels, as users give them.
 Tensors = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
@@ -45,7 +47,7 @@ _OF_OPERATION = ("normalize", "skip_below", "backend")
 OF_PAIRS = ("ignore_label", "pair_mask", "self_index")
 OF_SHARING = ("group", "exchange", "same_sizes", "grad_reduction")
 
-sharing_of = remembered(Sharing)
+_RANK_BITS = 40  # more rows than one process has
 
 
 @dataclass
@@ -65,28 +67,51 @@ class PairRows:
         """Both log-sum-exps (n,) of the rows that are not ignored; (n + m,) with those of the
         references, where all are in this process and ``both_sides`` asks for it."""
         if self.sharing.group is None:
-            return logsumexps(self.batch, replace(self.operation, both_sides=both_sides))
+            operation = replace(self.operation, both_sides=both_sides)
+            return self._with_scale(logsumexps(self.batch, operation), operation)
         # With its ops, which few need and whose definition takes milliseconds.
-        from circle_kernels.operation import over_processes
+        from circle_kernels.operation.shared import over_processes
 
         shared = (self.batch, self.operation, self.sharing)
         lse_pos, lse_neg, self.told = over_processes.shared_logsumexps(*shared, alike=self.alike)
-        return lse_pos, lse_neg
+        return self._with_scale((lse_pos, lse_neg), self.operation)
+
+    def _with_scale(
+        self, sums: tuple[Tensor, Tensor], operation: Operation
+    ) -> tuple[Tensor, Tensor]:
+        """Log-sum-exps from which a learned gamma gets its gradient."""
+        if not operation.scale_is_learned:
+            return sums
+        from circle_kernels.operation.learned_scale import with_scale_gradient
+
+        batch = self.batch
+        if self.sharing.group is not None:
+            from circle_kernels.operation.shared.columns import beside_all
+
+            with torch.no_grad():
+                batch = beside_all(batch, self.sharing, f"{self.alike[CALL]} with a learned gamma")
+        return with_scale_gradient(sums, batch, operation)
 
     def logsumexps_over_processes(self) -> tuple[Tensor, Tensor]:
         """:meth:`logsumexps` of rows that all processes have, over the references of all."""
         of_this_one = logsumexps(self.batch, self.operation)
         if self.sharing.group is None:
             return of_this_one
-        from circle_kernels.operation import shared_losses
+        from circle_kernels.operation.shared import losses as shared_losses
 
         return shared_losses.logsumexps_over_processes(*of_this_one, self.sharing, self.alike)
 
     def positives(self) -> Positives:
         """The positive pairs of the rows that are not ignored."""
         if self.sharing.group is None:
+            from circle_kernels.operation.positives import Positives
+
             return Positives.of(self.batch, self.operation.normalize)
-        raise NotImplementedError
+        from circle_kernels.operation.shared import columns
+
+        return columns.positives_of(
+            self.batch, self.operation.normalize, self.sharing, self.alike[CALL]
+        )
 
     def reduced(self, losses: Tensor, counted: Tensor | None = None) -> Tensor:
         """The loss, of rows' losses (n,); the mean is over those that are ``counted`` (n,) bool,
@@ -98,7 +123,7 @@ class PairRows:
             number = losses.shape[0] if counted is None else counted.sum()
         if self.sharing.group is None:
             return reduce_losses(losses, number, self.reduction)
-        from circle_kernels.operation import shared_losses
+        from circle_kernels.operation.shared import losses as shared_losses
 
         assert self.told is not None
         return shared_losses.reduced_over_processes(
@@ -114,6 +139,7 @@ def pair_rows(
     options: PairOptions,
     *,
     scope: str = "anchor",
+    scale: Tensor | None = None,
 ) -> PairRows:
     """The rows of a call that nobody has checked.
 
@@ -128,15 +154,24 @@ def pair_rows(
 
     def check() -> PairRows:
         operation, sharing = checked_options(call, formula, reduction, options)
+        if scale is not None:
+            operation = replace(operation, scale=scale)
         batch, kept = _checked_batch(call, tensors, given)
         check_shared(batch, operation, sharing)
         alike = {CALL: call, "scope": scope, "reduction": reduction}
         alike["grad_reduction"] = sharing.grad_reduction
-        return PairRows(batch, operation, sharing, alike, reduction, kept, tensors[0].shape[0])
+        given_rows = tensors[0].shape[0]
+        return PairRows(batch, operation, sharing, alike, reduction, kept=kept, given=given_rows)
 
     if group is None:
         return check()
     return check_together(check, call, group, same_sizes)
+
+
+def numbers_of_rows(embeddings: Tensor, group: Group | None) -> Tensor:
+    """Labels (N,) where each row is a class of its own, of no two processes of a group the same."""
+    numbers = torch.arange(embeddings.shape[0], device=embeddings.device)
+    return numbers if group is None else numbers + (rank_in(group) << _RANK_BITS)
 
 
 def checked_options(
@@ -180,6 +215,8 @@ def _checked_batch(
                 f"{call} takes pair_mask in place of labels: give labels=None, and neither "
                 "ref_labels nor ignore_label"
             )
+        from circle_kernels.operation.pair_masks import masked_batch
+
         return masked_batch(embeddings, ref_emb, mask, self_index), None
     if labels is None:
         raise TypeError(f"{call} wants labels, or pair_mask in their place; got None for both")

@@ -30,7 +30,7 @@ from circle_kernels.formula import UnifiedFormula
 from circle_kernels.losses.pairs import PairOptions, pair_rows
 from circle_kernels.operation.batch import Operation
 from circle_kernels.operation.reductions import softplus
-from circle_kernels.options import check_choice, positive_number, real_number
+from circle_kernels.options import check_choice, finite_number, positive_number, real_number
 
 # A margin in radians, or a function of the similarities of rows with their own classes.
 Margin = float | Callable[[Tensor], Tensor]
@@ -85,7 +85,8 @@ def arcface_loss(
         present = lse_pos != -math.inf  # not so for rows to ignore
         similarity = torch.where(present, lse_pos, 0.0) / -scale
         losses = softplus(lse_neg - scale * with_margin(similarity))
-        return torch.where(present, losses, 0.0)
+        # A row to ignore that is NaN says so, as in the other class losses.
+        return torch.where(present, losses, torch.where(lse_neg.isnan(), lse_neg, 0.0))
 
     formula = UnifiedFormula(gamma=scale)
     return _of_classes("arcface_loss", (embeddings, labels, weight), formula, options, losses_of)
@@ -118,7 +119,9 @@ def cosface_loss(
     Raises:
         As :func:`circle_kernels.class_circle_loss`.
     """
-    formula = UnifiedFormula(m=real_number("margin", margin), gamma=positive_number("scale", scale))
+    formula = UnifiedFormula(
+        m=finite_number("margin", margin), gamma=positive_number("scale", scale)
+    )
     return _of_classes("cosface_loss", (embeddings, labels, weight), formula, options)
 
 
@@ -190,7 +193,7 @@ def proxy_anchor_loss(
     """
 
     def formula() -> UnifiedFormula:
-        limit = real_number("margin", margin)
+        limit = finite_number("margin", margin)
         gamma = positive_number("alpha", alpha)
         return UnifiedFormula(gamma=gamma, margin_pos=limit, margin_neg=-limit)
 

@@ -108,7 +108,7 @@ def pair_logsumexp(
     if group is None:
         return logsumexps(*check()[:2])
     # With its ops, which few need and whose definition takes milliseconds.
-    from circle_kernels.operation import over_processes
+    from circle_kernels.operation.shared import over_processes
 
     checked = check_together(check, "pair_logsumexp", group, same_sizes)
     return over_processes.shared_logsumexps(*checked)[:2]

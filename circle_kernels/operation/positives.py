@@ -6,16 +6,17 @@ all blocks take little beside the one over all pairs, and one block is in memory
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from circle_kernels.backends.addressable import host_may_look
+from circle_kernels.backends.choice import without_autocast
 from circle_kernels.backends.problem import ROW_POSITIVE, result_dtype
 from circle_kernels.operation.batch import Batch
 from circle_kernels.operation.differentiable import no_second_derivative
@@ -24,6 +25,19 @@ from circle_kernels.operation.registered import define
 
 # Rows and columns of a block: a few megabytes.
 _ROWS, _COLUMNS = 256, 2048
+
+
+def _once(function: Callable[[Positives], Any]) -> Any:
+    """A property that is computed once; compilers do not look into ``functools.cached_property``,
+    which has a lock."""
+    name = function.__name__
+
+    def get(positives: Positives) -> Any:
+        if name not in positives.known:
+            positives.known[name] = function(positives)
+        return positives.known[name]
+
+    return property(get, doc=function.__doc__)
 
 
 @dataclass(frozen=True)
@@ -35,6 +49,7 @@ class Positives:
     own_columns: Tensor | None  # (n,): the column that is each row itself, or -1
     columns: Tensor  # (m, D) as they are given
     column_labels: Tensor  # (m,)
+    known: dict[str, Any] = field(default_factory=dict, init=False)  # what has been computed
 
     @staticmethod
     def of(batch: Batch, normalize: bool) -> Positives:
@@ -45,7 +60,11 @@ class Positives:
         own = torch.arange(batch.labels.shape[0], device=batch.labels.device)
         return Positives(batch, normalize, own, batch.embeddings, batch.labels)
 
-    @functools.cached_property
+    def are_single(self) -> bool:
+        """Whether the host may know that no row has more than one."""
+        return host_may_look(self.numbers) and bool((self.numbers <= 1).all())
+
+    @_once
     def numbers(self) -> Tensor:  # (n,) int64
         """How many positives each row has."""
         if self.batch.listed is not None:
@@ -88,14 +107,14 @@ class Positives:
         pairs = torch.cat(keys).sort().values
         return pairs // len(self.columns), pairs % len(self.columns)
 
-    @functools.cached_property
+    @_once
     def sides(self) -> tuple[Tensor, Tensor]:
         """Rows and columns as similarities are the products of; differentiable."""
         rows = unit_rows(self.batch.embeddings, self.normalize)
         same = self.columns is self.batch.embeddings
         return rows, rows if same else unit_rows(self.columns, self.normalize)
 
-    @functools.cached_property
+    @_once
     def _classes(self) -> tuple[Tensor, Tensor, int]:
         """Numbers of the labels of rows and of columns, and one more than the largest may be."""
         labels = torch.cat([self.batch.labels, self.column_labels])
@@ -105,7 +124,7 @@ class Positives:
         of_rows, of_columns = numbers.split([len(self.batch.labels), len(self.column_labels)])
         return of_rows, of_columns, len(labels)
 
-    @functools.cached_property
+    @_once
     def _own_is_among(self) -> Tensor:  # (n,) bool
         """Whether a row's own copy has its label, and would else be one of its positives."""
         own = self.own_columns
@@ -132,15 +151,17 @@ class _PositiveSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, columns: Tensor, listed: Tensor) -> Tensor:
         ctx.save_for_backward(listed)
-        blocks = (mask.to(columns.dtype) @ columns for _, mask in _positive_rows(listed))
+        with without_autocast(columns.device.type):
+            blocks = [mask.to(columns.dtype) @ columns for _, mask in _positive_rows(listed)]
         return torch.cat([columns.new_zeros(0, columns.shape[1]), *blocks])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (listed,) = ctx.saved_tensors
         total = gradient.new_zeros(listed.shape[1], gradient.shape[1])
-        for rows, mask in _positive_rows(listed):
-            total.addmm_(mask.to(gradient.dtype).T, gradient[rows])
+        with without_autocast(gradient.device.type):
+            for rows, mask in _positive_rows(listed):
+                total.addmm_(mask.to(gradient.dtype).T, gradient[rows])
         return total, None
 
 
@@ -222,15 +243,27 @@ def _backward(
     return grad_rows, grad_columns, grad_shifts
 
 
+def _uncast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Products in the dtype that they are given in, also under autocast."""
+
+    def of(rows: Tensor, *arguments: Any) -> Any:
+        with without_autocast(rows.device.type):
+            return function(rows, *arguments)
+
+    return of
+
+
 _PAIRS = (
     "Tensor rows, Tensor columns, Tensor labels, Tensor column_labels, Tensor? own_columns, "
     "Tensor? listed, Tensor shifts, float gamma"
 )
-_forward_op = define("positive_softplus_forward", f"({_PAIRS}) -> Tensor", _forward, whole=True)
+_forward_op = define(
+    "positive_softplus_forward", f"({_PAIRS}) -> Tensor", _uncast(_forward), whole=True
+)
 _backward_op = define(
     "positive_softplus_backward",
     f"({_PAIRS}, Tensor gradient) -> (Tensor, Tensor, Tensor)",
-    _backward,
+    _uncast(_backward),
     whole=True,
 )
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from circle_kernels.formula import PairFormula
+from circle_kernels.pair_formula import PairFormula
 from circle_kernels.pointwise.program import Program
 from circle_kernels.pointwise.tracing import trace
 
@@ -23,6 +23,7 @@ class FunctionFormula(PairFormula):
     and slopes over ``gamma``."""
 
     is_of_functions: ClassVar[bool] = True
+    place_of_gamma: ClassVar[int] = 0
 
     positive: Program
     negative: Program

@@ -30,6 +30,7 @@ from circle_kernels.integrations.pytorch_metric_learning.repeated import (
     pair_similarities,
     repeated_logsumexp,
 )
+from circle_kernels.logsumexp import present_logsumexp
 from circle_kernels.operation.eager import pair_logsumexp
 from circle_kernels.operation.listed_pairs import PairIndices, matrix_batch, pair_matrix
 from circle_kernels.operation.positives import unit_rows
@@ -87,10 +88,9 @@ class SupConLoss(FusedPairLoss, losses.SupConLoss):
         positives = pairs.positives
         # Of a single pair the loss is 0, and not what rounding leaves of it, which reducers count.
         counted = has_positives & (has_negatives | (positives.numbers > 1))
-        # Of a row without pairs both are -inf, and the gradient of what becomes of them NaN.
-        lse_all = torch.logaddexp(torch.where(counted, lse_pos, 0.0), lse_neg)
+        lse_all = present_logsumexp(torch.stack([lse_pos, lse_neg]), dim=0)
         rows = lse_all - positives.mean_similarity() * formula.gamma
-        return of_rows(torch.where(counted, rows, 0.0))
+        return of_rows(torch.where(counted | lse_all.isnan(), rows, 0.0))
 
 
 class NTXentLoss(FusedPairLoss, losses.NTXentLoss):

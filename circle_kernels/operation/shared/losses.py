@@ -16,9 +16,9 @@ from circle_kernels.distributed.headers import exchange_headers
 from circle_kernels.distributed.sharing import Sharing
 from circle_kernels.logsumexp import present_logsumexp
 from circle_kernels.operation.batch import Batch, Operation
-from circle_kernels.operation.over_processes import shared_logsumexps
 from circle_kernels.operation.reductions import loss_of_sets, softplus
 from circle_kernels.operation.registered import define
+from circle_kernels.operation.shared.over_processes import shared_logsumexps
 
 
 def shared_loss(
