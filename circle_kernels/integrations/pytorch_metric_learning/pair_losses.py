@@ -119,8 +119,9 @@ class NTXentLoss(FusedPairLoss, losses.NTXentLoss):
         if number == 0 or not (lse_neg != -math.inf).any():
             return self.zero_losses()
         if not self._is_averaged():
-            return self._of_each_pair(*positives.sides, positives.indices(), lse_neg)
-        if (positives.numbers <= 1).all():
+            mine, others = positives.sides
+            return self._of_each_pair(mine, others, positives.indices(), lse_neg)
+        if positives.are_single():
             rows = softplus(lse_pos + lse_neg)
         else:
             rows = positives.softplus_sums(lse_neg, formula.gamma)
