@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from bench.reporting.results import Results
@@ -36,12 +37,14 @@ def _replaced(results: Results) -> Table:
     dims = {key[2] for key in timed}
     dim = _SHOWN_DIM if _SHOWN_DIM in dims else min(dims, default=0)
     shown = [key for key in timed if key[2] == dim]
-    sizes = sorted({key[1] for key in shown})
+    # What only one loss was asked for is in the long table.
+    asked = Counter(key[1] for key in shown)
+    sizes = sorted(size for size in asked if asked[size] > 1)
     table = Table(
         f"losses-{results.device}-replaced",
-        "Losses of pytorch-metric-learning and how many times faster their drop-ins are, forward "
-        f"and backward on {results.device}, D={dim}, float32; peak MB above inputs and gradients, "
-        "of the library and of the drop-in, at the largest N of the row at which both are known",
+        "How many times faster than pytorch-metric-learning's class the drop-in of the same name "
+        f"is, forward and backward on {results.device}, D={dim}, float32; and peak MB above inputs "
+        "and gradients at the largest N where both were measured",
         ["import", "C", *(f"N={size}" for size in sizes), "MB, library", "MB, drop-in"],
         keys=2,
     )
@@ -71,7 +74,7 @@ def _times_faster(rows: Rows) -> str:
     if rows["drop-in"]["status"] != "ok":
         return str(rows["drop-in"]["status"])
     times = ratio(library["forward_backward"], rows["drop-in"]["forward_backward"])
-    return MISSING if times is None else f"{number(times.median)}×"
+    return MISSING if times is None else number(times.median)
 
 
 def _times(results: Results) -> Table:

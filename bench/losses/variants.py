@@ -87,8 +87,7 @@ class LossCase:
         """The loss of the library, of its drop-ins or of this package, with the same numbers."""
         torch.manual_seed(0)
         size = (self.classes, self.dim) if self.classes else ()
-        options = {} if module is not _CORE or self.loss != "NPairsLoss" else {"normalize": False}
-        loss: nn.Module = getattr(module, self.loss)(*size, **options)
+        loss: nn.Module = getattr(module, self.loss)(*size)
         return loss
 
 
@@ -124,7 +123,7 @@ class Variant:
             return "unavailable: pytorch-metric-learning is not installed"
         needed = LOSSES[case.loss].peak(case.rows, case.classes)
         if self.of_library and needed > memory_limit:
-            return f"skipped: would need about {needed / 1e9:.2g} GB"
+            return f"skipped: would need about {needed / 1e9:.1f} GB"
         return None
 
 

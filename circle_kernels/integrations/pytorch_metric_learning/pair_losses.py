@@ -196,9 +196,10 @@ class NTXentLoss(FusedPairLoss, losses.NTXentLoss):
 
 
 class NPairsLoss(FusedLoss, losses.NPairsLoss):
-    """N-pairs loss as ``pytorch_metric_learning.losses.NPairsLoss``, of inner products unless
-    another distance is given; see :func:`circle_kernels.losses.n_pairs_loss` for the formula, and
-    :class:`CircleLoss` for what is fused.
+    """N-pairs loss as ``pytorch_metric_learning.losses.NPairsLoss``, whose default distance, a
+    ``DotProductSimilarity``, divides embeddings by their norms; see
+    :func:`circle_kernels.losses.n_pairs_loss` for the formula, and :class:`CircleLoss` for what is
+    fused.
 
     Args:
         **kwargs: the library's.
