@@ -8,8 +8,9 @@ from typing import Any, cast
 from torch import Tensor
 
 from circle_kernels.formula import CircleFormula, UnifiedFormula
-from circle_kernels.losses.pairs import OF_PAIRS, OF_SHARING, PairOptions, Tensors, pair_rows
+from circle_kernels.losses.pairs import OF_SHARING, PairOptions, pair_rows
 from circle_kernels.operation.batch import check_scale, number_of
+from circle_kernels.operation.chosen_pairs import OF_PAIRS, Tensors
 from circle_kernels.operation.reductions import loss_of_sets, softplus
 
 _OF_FORMULA = ("m", "gamma", "detach_weights")

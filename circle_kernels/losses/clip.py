@@ -11,7 +11,8 @@ from typing_extensions import Unpack
 from circle_kernels.arguments import check_embeddings, check_kinds, check_references, describe
 from circle_kernels.distributed.headers import check_together
 from circle_kernels.formula import UnifiedFormula
-from circle_kernels.losses.pairs import OF_PAIRS, PairOptions, PairRows, numbers_of_rows, pair_rows
+from circle_kernels.losses.pairs import PairOptions, PairRows, numbers_of_rows, pair_rows
+from circle_kernels.operation.chosen_pairs import OF_PAIRS
 from circle_kernels.operation.positives import unit_rows
 from circle_kernels.operation.reductions import softplus
 from circle_kernels.options import check_flag, positive_number

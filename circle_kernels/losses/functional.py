@@ -30,7 +30,7 @@ from circle_kernels.operation.row_losses import reduced_row_losses
 from circle_kernels.options import check_choice, explain_other_names
 
 if TYPE_CHECKING:
-    from circle_kernels.losses.pairs import Tensors
+    from circle_kernels.operation.chosen_pairs import Tensors
     from circle_kernels.operation.pair_masks import PairMask
 
 SCOPES = ("anchor", "batch")

@@ -20,9 +20,10 @@ from circle_kernels.losses.pair_losses import (
     ntxent_loss,
     supcon_loss,
 )
-from circle_kernels.losses.pairs import OF_PAIRS, OF_SHARING, PairOptions
+from circle_kernels.losses.pairs import OF_SHARING, PairOptions
 from circle_kernels.losses.proxy_losses import proxy_anchor_loss
 from circle_kernels.operation.batch import sharing_of
+from circle_kernels.operation.chosen_pairs import OF_PAIRS
 from circle_kernels.operation.pair_masks import PairMask
 from circle_kernels.options import check_integer, positive_number
 

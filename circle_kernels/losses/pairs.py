@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 from torch import Tensor
 
-from circle_kernels.arguments import INTEGER_DTYPES, beside, check_kinds, describe
-from circle_kernels.backends.addressable import host_may_look, materialized
 from circle_kernels.distributed.groups import Group, rank_in
 from circle_kernels.distributed.headers import CALL, check_together
 from circle_kernels.distributed.sharing import Sharing
 from circle_kernels.formula import PairFormula
-from circle_kernels.operation.batch import Batch, Operation, check_batch, check_shared, sharing_of
+from circle_kernels.operation.batch import Batch, Operation, check_shared, sharing_of
+from circle_kernels.operation.chosen_pairs import Tensors, chosen_batch
 from circle_kernels.operation.eager import logsumexps
 from circle_kernels.operation.reductions import REDUCTIONS, reduce_losses
 from circle_kernels.options import check_choice, check_integer
@@ -23,9 +22,6 @@ from circle_kernels.options import check_choice, check_integer
 if TYPE_CHECKING:
     from circle_kernels.operation.pair_masks import PairMask
     from circle_kernels.operation.positives import Positives
-
-# Embeddings, labels, references and their labels, as users give them.
-Tensors = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
 class PairOptions(TypedDict, total=False):
@@ -44,7 +40,6 @@ class PairOptions(TypedDict, total=False):
 
 
 _OF_OPERATION = ("normalize", "skip_below", "backend")
-OF_PAIRS = ("ignore_label", "pair_mask", "self_index")
 OF_SHARING = ("group", "exchange", "same_sizes", "grad_reduction")
 
 _RANK_BITS = 40  # more rows than one process has
@@ -156,7 +151,7 @@ def pair_rows(
         operation, sharing = checked_options(call, formula, reduction, options)
         if scale is not None:
             operation = replace(operation, scale=scale)
-        batch, kept = _checked_batch(call, tensors, given)
+        batch, kept = chosen_batch(call, tensors, given)
         check_shared(batch, operation, sharing)
         alike = {CALL: call, "scope": scope, "reduction": reduction}
         alike["grad_reduction"] = sharing.grad_reduction
@@ -192,77 +187,3 @@ def checked_options(
     sharing = sharing_of(**{name: given[name] for name in OF_SHARING if name in given})
     of_operation = {name: given[name] for name in _OF_OPERATION if name in given}
     return Operation(formula(), **of_operation), sharing
-
-
-def _checked_batch(
-    call: str, tensors: Tensors, options: dict[str, Any]
-) -> tuple[Batch, Tensor | None]:
-    """The batch without what is ignored, and which rows were kept, where that are not all."""
-    embeddings, labels, ref_emb, ref_labels = tensors
-    ignore_label, mask, self_index = (options.get(name) for name in OF_PAIRS)
-    if options.get("group") is not None:
-        for name in ("pair_mask", "self_index"):
-            if options.get(name) is not None:
-                raise ValueError(
-                    f"{call} takes {name} of the rows and references of one process, and not with "
-                    "group, where those of other processes count as well"
-                )
-    if self_index is not None:
-        self_index = _checked_self_index(self_index, embeddings, ref_emb)
-    if mask is not None:
-        if labels is not None or ref_labels is not None or ignore_label is not None:
-            raise ValueError(
-                f"{call} takes pair_mask in place of labels: give labels=None, and neither "
-                "ref_labels nor ignore_label"
-            )
-        from circle_kernels.operation.pair_masks import masked_batch
-
-        return masked_batch(embeddings, ref_emb, mask, self_index), None
-    if labels is None:
-        raise TypeError(f"{call} wants labels, or pair_mask in their place; got None for both")
-    batch = check_batch(embeddings, labels, ref_emb, ref_labels)._replace(own_columns=self_index)
-    if ignore_label is None:
-        return batch, None
-    return _without_ignored(batch, check_integer("ignore_label", ignore_label))
-
-
-def _checked_self_index(index: Tensor, embeddings: Tensor, ref_emb: Tensor | None) -> Tensor:
-    check_kinds(self_index=index, embeddings=embeddings)
-    wanted = (
-        "self_index must be integers of shape (rows,): of each row the place of its own copy "
-        "among the references, or -1"
-    )
-    if not isinstance(index, Tensor) or index.dtype not in INTEGER_DTYPES:
-        raise TypeError(f"{wanted}; got {describe(index)}")
-    if ref_emb is None:
-        raise ValueError("self_index needs ref_emb, among which own copies are; got None")
-    if index.shape != embeddings.shape[:1]:
-        raise ValueError(f"{wanted}; wanted {tuple(embeddings.shape[:1])}, got {describe(index)}")
-    index = beside("self_index", materialized(index), embeddings).to(torch.int64)
-    if host_may_look(index):
-        wrong = (index < -1) | (index >= len(ref_emb))
-        if wrong.any():
-            row = int(wrong.nonzero()[0])
-            raise ValueError(
-                f"{wanted}; there are {len(ref_emb)} references, got {index[row].item()} in row "
-                f"{row}"
-            )
-    return index
-
-
-def _without_ignored(batch: Batch, ignored: int) -> tuple[Batch, Tensor | None]:
-    """On a device the host waits to know how many rows are left."""
-    embeddings, labels, ref_emb, ref_labels = batch[:4]
-    kept = (labels != ignored).nonzero().squeeze(1)
-    own = None if batch.own_columns is None else batch.own_columns[kept]
-    batch = batch._replace(embeddings=embeddings[kept], labels=labels[kept], own_columns=own)
-    if ref_emb is not None and ref_labels is not None:
-        present = ref_labels != ignored
-        references = present.nonzero().squeeze(1)
-        if own is not None:
-            places = torch.where(present, present.cumsum(0) - 1, -1)
-            own = torch.where(own < 0, -1, places[own.clamp_min(0)])
-        batch = batch._replace(
-            ref_emb=ref_emb[references], ref_labels=ref_labels[references], own_columns=own
-        )
-    return batch, kept

@@ -86,7 +86,10 @@ class Positives:
             sums = rows.new_zeros(classes, rows.shape[1]).index_add(0, of_columns, columns)
             total = (rows * sums[of_rows]).sum(1)
             if self.own_columns is not None:
-                own = (rows * columns[self.own_columns.clamp_min(0)]).sum(1)
+                own_rows = columns
+                if columns is not rows:
+                    own_rows = columns[self.own_columns.clamp_min(0)]
+                own = (rows * own_rows).sum(1)
                 total = total - torch.where(self._own_is_among, own, 0.0)
         return torch.where(self.numbers > 0, total / self.numbers.clamp_min(1), 0.0)
 
@@ -117,10 +120,13 @@ class Positives:
     @_once
     def _classes(self) -> tuple[Tensor, Tensor, int]:
         """Numbers of the labels of rows and of columns, and one more than the largest may be."""
-        labels = torch.cat([self.batch.labels, self.column_labels])
+        same = self.column_labels is self.batch.labels
+        labels = self.batch.labels if same else torch.cat([self.batch.labels, self.column_labels])
         values, order = labels.sort()
         ascending = F.pad((values[1:] != values[:-1]).to(torch.int64).cumsum(0), (1, 0))
         numbers = torch.empty_like(order).scatter_(0, order, ascending[: len(order)])
+        if same:
+            return numbers, numbers, len(labels)
         of_rows, of_columns = numbers.split([len(self.batch.labels), len(self.column_labels)])
         return of_rows, of_columns, len(labels)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -99,8 +100,7 @@ def _graph_of(name: str, function: Callable[[Tensor], Tensor], similarity: Tenso
     try:
         # Without what is done in place, of which a graph does not say what it changes.
         pure = torch.func.functionalize(function, remove="mutations_and_views")
-        decompositions: Any = core_aten_decompositions()
-        graph = make_fx(pure, decomposition_table=decompositions)(similarity)
+        graph = make_fx(pure, decomposition_table=_decompositions())(similarity)
     except RuntimeError as error:
         if "data-dependent" not in str(error) and "proxy" not in str(error):
             raise
@@ -110,6 +110,12 @@ def _graph_of(name: str, function: Callable[[Tensor], Tensor], similarity: Tenso
         ) from error
     graph.graph.eliminate_dead_code()
     return graph
+
+
+@functools.cache
+def _decompositions() -> dict[Any, Callable[..., Any]]:
+    """As a dict, which takes longer to make than a function to trace."""
+    return dict(core_aten_decompositions().items())
 
 
 class _Translation:
@@ -169,7 +175,8 @@ class _Translation:
         if kind == "copy":  # of what is assigned to a slice that is all
             return arguments[1]
         if kind in _CASTS:
-            return self._cast(arguments[0], node.kwargs.get("dtype", [*arguments, None][1]))
+            dtype: Any = node.kwargs.get("dtype", [*arguments, None][1])
+            return self._cast(arguments[0], dtype)
         if kind in _CONSTANTS:
             return _CONSTANTS[kind]
         if kind in ("full_like", "full"):
