@@ -11,6 +11,7 @@ from bench.gpu import command as gpu
 from bench.kernels import command as kernels
 from bench.launches import command as launches
 from bench.loss import command as loss
+from bench.losses import command as losses
 from bench.report import command as report
 from bench.reporting.errors import UserError
 from bench.tune import command as tune
@@ -18,6 +19,7 @@ from bench.tune import command as tune
 # A command is a module with HELP, add_arguments(parser) and run(arguments).
 COMMANDS = {
     "loss": loss,
+    "losses": losses,
     "class": classes,
     "distributed": distributed,
     "kernels": kernels,

@@ -11,6 +11,7 @@ from bench.gpu import command as gpu
 from bench.kernels import command as kernels
 from bench.launches import command as launches
 from bench.loss import command as loss
+from bench.losses import command as losses
 from bench.reporting.errors import UserError
 from bench.reporting.publish import Presentation
 from bench.reporting.results import Results, load
@@ -22,6 +23,7 @@ HELP = (
 # By the command that wrote the results: this one shows what all of them write.
 PRESENTATIONS = {
     "loss": loss.PRESENTATION,
+    "losses": losses.PRESENTATION,
     "class": classes.PRESENTATION,
     "distributed": distributed.PRESENTATION,
     "distributed-model": distributed.MODEL_PRESENTATION,

@@ -139,15 +139,18 @@ def matrix_logsumexp(
     normalize: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """:func:`circle_kernels.pair_logsumexp` over the pairs of a :func:`pair_matrix`."""
+    return logsumexps(matrix_batch(embeddings, ref_emb, kinds), Operation(formula, normalize))
+
+
+def matrix_batch(embeddings: Tensor, ref_emb: Tensor | None, kinds: Tensor) -> Batch:
+    """The batch that has the pairs of a :func:`pair_matrix`; no pair is both."""
     embeddings, ref_emb = _readable(embeddings, ref_emb)
-    both = both_ways(kinds) if ref_emb is None else None
-    if both is None:
+    if ref_emb is None:
         # Where a pair is positive for one of its rows and negative for the other, the transposed
         # tiles say something else.
-        ref_emb = embeddings if ref_emb is None else ref_emb
-    else:
-        kinds = both
-    return logsumexps(listed_batch(embeddings, ref_emb, kinds), Operation(formula, normalize))
+        both = both_ways(kinds)
+        ref_emb, kinds = (embeddings, kinds) if both is None else (None, both)
+    return listed_batch(embeddings, ref_emb, kinds)
 
 
 def _readable(embeddings: Tensor, ref_emb: Tensor | None) -> tuple[Tensor, Tensor | None]:

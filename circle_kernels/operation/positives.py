@@ -105,6 +105,16 @@ class Positives:
         op = _SoftplusSums.apply if under_transforms() else _differentiable_op
         return op(rows, columns, *given, shifts, gamma)
 
+    def indices(self) -> tuple[Tensor, Tensor]:  # (P,), (P,) int64
+        """Rows and columns of all positive pairs, in the order of rows and then of columns."""
+        given = (self.batch.labels, self.column_labels, self.own_columns, self.batch.listed)
+        keys = [given[0].new_empty(0)]
+        for rows, columns, positive in _blocks(*given):
+            row, column = positive.nonzero(as_tuple=True)
+            keys.append(rows[row] * len(self.columns) + columns[column])
+        pairs = torch.cat(keys).sort().values
+        return pairs // len(self.columns), pairs % len(self.columns)
+
     @_once
     def sides(self) -> tuple[Tensor, Tensor]:
         """Rows and columns as similarities are the products of; differentiable."""

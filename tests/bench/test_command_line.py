@@ -18,7 +18,7 @@ from bench import __main__ as cli
         (["loss", "--regimes", "easy"], "regimes must be among random, trained; got 'easy'"),
         (["loss", "--dtypes", "int8"], "dtypes must be among"),
         (["loss", "--variants", "keras"], "variants must be among"),
-        (["losses"], "invalid choice: 'losses'"),
+        (["lossy"], "invalid choice: 'lossy'"),
         ([], "COMMAND"),
     ],
 )
