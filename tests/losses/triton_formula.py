@@ -11,10 +11,12 @@ from circle_kernels.backends.triton.formula import (
     Kind,
     coordinate_scale,
     formula_arguments,
+    formula_constant,
     logit_constant,
     pair_distances,
     pair_slopes,
     shifted_exponents,
+    slope_scales,
 )
 from circle_kernels.backends.triton.primitives import LN_2
 from circle_kernels.formula import PairFormula
@@ -29,6 +31,7 @@ def formula_kernel(
     coordinate,  # of a similarity of 1
     vertex,
     floor,
+    factor,
     slope_scale,
     POSITIVE: tl.constexpr,
     FORMULA: tl.constexpr,
@@ -39,7 +42,7 @@ def formula_kernel(
     inside = indices < count
     similarity = tl.load(similarity_ptr + indices, mask=inside, other=0.0)
     scales = tl.zeros(similarity.shape, tl.float32) + coordinate
-    distances = pair_distances(similarity, scales, Kind(vertex, floor), POSITIVE, FORMULA)
+    distances = pair_distances(similarity, scales, Kind(vertex, floor, factor), POSITIVE, FORMULA)
     logits = shifted_exponents(distances, tl.zeros(similarity.shape, tl.float32), FORMULA)
     logits -= logit_constant(floor, FORMULA)
     slopes = pair_slopes(distances, floor, FORMULA, DETACH_WEIGHTS) * slope_scale
@@ -60,9 +63,10 @@ def evaluate(formula: PairFormula, similarity: Tensor, positive: bool) -> tuple[
         coordinate_scale(formula),
         arguments[f"vertex_{kind}"],
         arguments[f"floor_{kind}"],
-        (-LN_2.value if positive else LN_2.value) * coordinate_scale(formula),
+        arguments["factor"],
+        slope_scales(formula)[f"slope_{kind}"] * coordinate_scale(formula),
         POSITIVE=positive,
-        FORMULA=formula.name,
+        FORMULA=formula_constant(formula),
         DETACH_WEIGHTS=formula.detach_weights,
         BLOCK=triton.next_power_of_2(len(similarity)),
     )

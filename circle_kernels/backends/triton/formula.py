@@ -3,7 +3,8 @@
 Pairs are seen through their *coordinate* u, the similarity times a constant of the formula, and
 their *distance* t from the vertex of their logit's parabola, in units that make the base-2 logit
 t^2 less a constant of its kind (t itself for formulas without a parabola). The constants join the
-log-sum-exps at the end. Derivation: docs/derivation.md.
+log-sum-exps at the end. Where positives have a scale of their own, their coordinate is a multiple
+of that of negatives. Derivation: docs/derivation.md.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Kind(NamedTuple):
 
     vertex: tl.tensor
     floor: tl.tensor  # of distances
+    factor: tl.tensor  # of the coordinates of positives
 
 
 class Formula(NamedTuple):
@@ -55,10 +57,12 @@ def pair_distances(
     """
     vertices = tl.zeros(products.shape, tl.float32) + kind.vertex
     if POSITIVE:
+        if FORMULA == "circle" or FORMULA == "unified with two scales":
+            scales = scales * kind.factor
         distances = tl.fma(-products, scales, vertices)
     else:
         distances = tl.fma(products, scales, -vertices)
-    if FORMULA != "unified":
+    if FORMULA == "circle" or FORMULA == "circle with one floor":
         # The clamp must let NaN through, or a NaN embedding would end in a finite loss.
         distances = tl.maximum(distances, kind.floor, propagate_nan=tl.PropagateNan.ALL)
     return distances
@@ -91,8 +95,11 @@ def mixed_distances(
     selecting between its results.
     """
     vertices = tl.where(positive, formula.positive.vertex, -formula.negative.vertex)
-    distances = tl.fma(products, tl.where(positive, -scales, scales), vertices)
-    if FORMULA != "unified":
+    of_positives = scales
+    if FORMULA == "circle" or FORMULA == "unified with two scales":
+        of_positives = scales * formula.positive.factor
+    distances = tl.fma(products, tl.where(positive, -of_positives, scales), vertices)
+    if FORMULA == "circle" or FORMULA == "circle with one floor":
         floors = pair_floors(positive, formula, FORMULA)
         distances = tl.maximum(distances, floors, propagate_nan=tl.PropagateNan.ALL)
     return distances
@@ -106,7 +113,7 @@ def shifted_exponents(
 ):
     """Compute base-2 logits, but for :func:`logit_constant`, less ``shifts``."""
     exponents = distances - shifts
-    if FORMULA != "unified":
+    if FORMULA == "circle" or FORMULA == "circle with one floor":
         exponents = tl.fma(distances, distances, -shifts)
     return exponents
 
@@ -125,7 +132,10 @@ def shifted_exponentials(
 @triton.jit
 def logit_constant(floor, FORMULA: tl.constexpr):
     """What exponents have more than logits: a clamped pair's logit is 0."""
-    return 0.0 if FORMULA == "unified" else floor * floor
+    constant = 0.0
+    if FORMULA == "circle" or FORMULA == "circle with one floor":
+        constant = floor * floor
+    return constant
 
 
 @triton.jit
@@ -151,16 +161,15 @@ def pair_slopes(
 ):
     """Compute how fast logits rise with the distance: the paper's Eq. 9 and 10 if detached.
 
-    Natural logits by coordinates, times LN_2; of positives, whose distance falls as the similarity
-    rises, times -LN_2.
+    Times :func:`slope_scales` it is how fast natural logits rise with the coordinate of negatives.
     """
-    if FORMULA == "unified":
-        slopes = tl.full(distances.shape, 1.0, tl.float32)
-    elif DETACH_WEIGHTS:
-        slopes = distances - floors
-    else:
-        # Below 0 only where the clamp is below the vertex, as it is for the usual margins.
-        slopes = tl.where(distances <= floors, 0.0, 2.0 * distances)
+    slopes = tl.full(distances.shape, 1.0, tl.float32)
+    if FORMULA == "circle" or FORMULA == "circle with one floor":
+        if DETACH_WEIGHTS:
+            slopes = distances - floors
+        else:
+            # Below 0 only where the clamp is below the vertex, as it is for the usual margins.
+            slopes = tl.where(distances <= floors, 0.0, 2.0 * distances)
     return slopes
 
 
@@ -170,20 +179,35 @@ def has_fixed_shift(formula: PairFormula) -> bool:
 
 
 def coordinate_scale(formula: PairFormula) -> float:
-    """Coordinate of a similarity of 1: what makes a squared distance a base-2 logit."""
-    scale = float(formula.gamma) / math.log(2)
-    return math.sqrt(scale) if formula.name == "circle" else scale
+    """Coordinate of a similarity of 1: what makes a squared distance a negative's base-2 logit."""
+    return _coordinate_scales(formula)[1]
+
+
+def _coordinate_scales(formula: PairFormula) -> tuple[float, float]:
+    """That of positives and that of negatives."""
+    scale_pos, scale_neg = (float(gamma) / math.log(2) for gamma in formula.gammas)
+    if formula.name == "circle":
+        return math.sqrt(scale_pos), math.sqrt(scale_neg)
+    return scale_pos, scale_neg
+
+
+def slope_scales(formula: PairFormula) -> dict[str, float]:
+    """What natural logits rise by with the coordinate where :func:`pair_slopes` is 1."""
+    scale_pos, scale_neg = _coordinate_scales(formula)
+    # The distance of positives falls as the similarity rises.
+    return {"slope_pos": -math.log(2) * scale_pos / scale_neg, "slope_neg": math.log(2)}
 
 
 @functools.lru_cache(maxsize=16)
 def formula_constant(formula: PairFormula) -> str:
-    """Which formula it is, as kernels are told: with the paper's margins both kinds of pairs have
-    one floor, and need not choose."""
-    if formula.name == "circle":
-        arguments = formula_arguments(formula)
-        if math.isclose(arguments["floor_pos"], arguments["floor_neg"], rel_tol=1e-12):
-            return "circle with one floor"
-    return formula.name
+    """Which formula it is, as kernels are told: with one scale and the paper's margins both kinds of
+    pairs have one coordinate and one floor, and need not choose."""
+    arguments = formula_arguments(formula)
+    one_scale = arguments["factor"] == 1.0
+    if formula.name == "unified":
+        return "unified" if one_scale else "unified with two scales"
+    one_floor = math.isclose(arguments["floor_pos"], arguments["floor_neg"], rel_tol=1e-12)
+    return "circle with one floor" if one_scale and one_floor else "circle"
 
 
 @functools.lru_cache(maxsize=16)
@@ -194,25 +218,27 @@ def formula_arguments(formula: PairFormula) -> dict[str, float]:
     more than normalised pairs call for, since exponent and shift are rounded at their size.
     """
     optimum_pos, optimum_neg, margin_pos, margin_neg = formula.constants
-    scale = coordinate_scale(formula)
+    scale_pos, scale_neg = _coordinate_scales(formula)
     if formula.name == "circle":
-        vertex_pos = scale * (optimum_pos + margin_pos) / 2
-        floor_pos = scale * (margin_pos - optimum_pos) / 2
-        vertex_neg = scale * (optimum_neg + margin_neg) / 2
-        floor_neg = scale * (optimum_neg - margin_neg) / 2
-        farthest = max(vertex_pos + scale, scale - vertex_neg, floor_pos, floor_neg)
+        vertex_pos = scale_pos * (optimum_pos + margin_pos) / 2
+        floor_pos = scale_pos * (margin_pos - optimum_pos) / 2
+        vertex_neg = scale_neg * (optimum_neg + margin_neg) / 2
+        floor_neg = scale_neg * (optimum_neg - margin_neg) / 2
+        farthest = max(vertex_pos + scale_pos, scale_neg - vertex_neg, floor_pos, floor_neg)
         return {
             "vertex_pos": vertex_pos,
             "floor_pos": floor_pos,
             "vertex_neg": vertex_neg,
             "floor_neg": floor_neg,
+            "factor": scale_pos / scale_neg,
             "fixed_shift": min(max(farthest**2 - REACH.value, 0.0), REACH.value),
         }
     assert formula.name == "unified", formula
     return {
-        "vertex_pos": scale * margin_pos,
+        "vertex_pos": scale_pos * margin_pos,
         "floor_pos": 0.0,
-        "vertex_neg": scale * margin_neg,
+        "vertex_neg": scale_neg * margin_neg,
         "floor_neg": 0.0,
+        "factor": scale_pos / scale_neg,
         "fixed_shift": 0.0,
     }

@@ -36,7 +36,7 @@ def status() -> str:
 
 def unusable_reason(device: torch.device, dtype: torch.dtype, formula: PairFormula) -> str | None:
     """Why the kernels cannot take these tensors with this formula; None where they can."""
-    if type(formula) not in FORMULAS or not formula.gammas[0] == formula.gammas[1] == formula.gamma:
+    if type(formula) not in FORMULAS:
         return f"the Triton kernels have no code for {type(formula).__name__}"
     if dtype not in DTYPES:
         return f"the Triton kernels take float16, bfloat16 and float32, not {dtype}"

@@ -21,6 +21,7 @@ from circle_kernels import CircleFormula, UnifiedFormula
 from circle_kernels.backends.triton.settings import INTERPRETER, settings_family
 from circle_kernels.backends.triton.settings_table import Settings, load_table
 from circle_kernels.formula import PairFormula
+from tests.support.formulas import TWO_SCALES
 
 # Those that entries begin at among them.
 DEPTHS = sorted(
@@ -77,7 +78,7 @@ def options() -> list[Problem]:
     chosen = [Problem(torch.float16, depth) for depth in (64, 512)]
     chosen += [Problem(torch.float32, depth, precision="high") for depth in (64, 512)]
     undetached = CircleFormula(detach_weights=False)
-    for formula in (undetached, UnifiedFormula(m=0.35)):
+    for formula in (undetached, UnifiedFormula(m=0.35), *TWO_SCALES.values()):
         chosen += [Problem(torch.bfloat16, depth, formula=formula) for depth in (64, 512)]
         chosen += [Problem(torch.float32, 512, formula=formula)]
     for self_mode in (True, False):

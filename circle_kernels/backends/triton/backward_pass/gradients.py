@@ -25,7 +25,7 @@ from circle_kernels.backends.triton.primitives import STATISTICS_BLOCK, pair_kin
 
 # Rows of each block of the table of statistics: what each kind has, and one number for the block.
 LSE = tl.constexpr(0)  # log-sum-exps of exponents
-UPSTREAM = tl.constexpr(2)  # gradients, times the sign of slopes and LN_2
+UPSTREAM = tl.constexpr(2)  # gradients, times formula.slope_scales
 FACTOR = tl.constexpr(4)  # the same, of exponentials against the fixed shift
 HIGHEST = tl.constexpr(6)  # log-sum-exp that exponentials have to hold, or infinity: no factor does
 TABLE_ROWS = tl.constexpr(7)
@@ -42,7 +42,7 @@ class Anchors(NamedTuple):
     """What weights take of anchors, to be broadcast along a tile."""
 
     lse: ByKind  # of exponents
-    upstream: ByKind  # gradients, times the sign of slopes and LN_2
+    upstream: ByKind  # gradients, times formula.slope_scales
 
 
 @triton.jit

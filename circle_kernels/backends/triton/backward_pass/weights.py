@@ -109,6 +109,7 @@ def write_weights_kernel(
     floor_pos,
     vertex_neg,
     floor_neg,
+    factor,
     fixed_shift,
     TILES: tl.constexpr,  # "served" by one exponential, "others", or "every" one, exactly
     SELF_MODE: tl.constexpr,
@@ -130,7 +131,9 @@ def write_weights_kernel(
     rows = Points(rows_ptr, row_labels_ptr, row_scales_ptr, num_rows, row_stride)
     columns = Points(columns_ptr, column_labels_ptr, column_scales_ptr, num_columns, column_stride)
     pairs = Pairs(rows, columns, depth)
-    formula = Formula(Kind(vertex_pos, floor_pos), Kind(vertex_neg, floor_neg), fixed_shift)
+    formula = Formula(
+        Kind(vertex_pos, floor_pos, factor), Kind(vertex_neg, floor_neg, factor), fixed_shift
+    )
     chunk_row = tl.multiple_of(tl.program_id(0) % num_row_blocks * BLOCK_ROWS, BLOCK_ROWS)
     row = tl.multiple_of(first_row + chunk_row, BLOCK_ROWS)
     tile_row = chunk_row // TILE_ROWS * TILE_ROWS

@@ -109,6 +109,7 @@ def sum_exactly_kernel(
     floor_pos,
     vertex_neg,
     floor_neg,
+    factor,
     fixed_shift,
     SELF_MODE: tl.constexpr,
     TRIANGLE: tl.constexpr,
@@ -127,7 +128,9 @@ def sum_exactly_kernel(
     rows = Points(rows_ptr, row_labels_ptr, row_scales_ptr, num_rows, row_stride)
     columns = Points(columns_ptr, column_labels_ptr, column_scales_ptr, num_columns, column_stride)
     pairs = Pairs(rows, columns, depth)
-    formula = Formula(Kind(vertex_pos, floor_pos), Kind(vertex_neg, floor_neg), fixed_shift)
+    formula = Formula(
+        Kind(vertex_pos, floor_pos, factor), Kind(vertex_neg, floor_neg, factor), fixed_shift
+    )
     tl.static_assert((TILE_COLUMNS if TRIANGLE else TILE_ROWS) % BLOCK_ROWS == 0)
     PARTS: tl.constexpr = TILE_COLUMNS // BLOCK_COLUMNS
     row = tl.multiple_of(tl.program_id(0) % num_row_blocks * BLOCK_ROWS, BLOCK_ROWS)

@@ -61,6 +61,7 @@ def sum_rows_kernel(
     floor_pos,
     vertex_neg,
     floor_neg,
+    factor,
     fixed_shift,
     SELF_MODE: tl.constexpr,
     LABELS: tl.constexpr,  # plan.Labels
@@ -79,7 +80,9 @@ def sum_rows_kernel(
     rows = Points(rows_ptr, row_labels_ptr, row_scales_ptr, num_rows, row_stride)
     columns = Points(columns_ptr, column_labels_ptr, column_scales_ptr, num_columns, column_stride)
     pairs = Pairs(rows, columns, depth)
-    formula = Formula(Kind(vertex_pos, floor_pos), Kind(vertex_neg, floor_neg), fixed_shift)
+    formula = Formula(
+        Kind(vertex_pos, floor_pos, factor), Kind(vertex_neg, floor_neg, factor), fixed_shift
+    )
     run = tl.program_id(0) // num_row_blocks
     row = first_row + tl.program_id(0) % num_row_blocks * BLOCK_ROWS
     row = tl.multiple_of(row, BLOCK_ROWS)

@@ -49,6 +49,7 @@ def sum_triangle_kernel(
     num_runs,
     vertex_neg,
     floor_neg,
+    factor,
     fixed_shift,
     FORMULA: tl.constexpr,
     NORMALIZED: tl.constexpr,  # else products may overflow
@@ -90,7 +91,7 @@ def sum_triangle_kernel(
                 BLOCK_COLUMNS,
             )
             scales = pair_scales(pairs, row, column, BLOCK_ROWS, BLOCK_COLUMNS)
-            negative = Kind(vertex_neg, floor_neg)
+            negative = Kind(vertex_neg, floor_neg, factor)
             distances = pair_distances(products, scales, negative, False, FORMULA)
             exponentials = shifted_exponentials(distances, fixed_shift, FORMULA)
             row_sums = tl.sum(exponentials, axis=1)

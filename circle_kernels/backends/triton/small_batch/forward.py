@@ -102,6 +102,7 @@ def small_forward_kernel(
     floor_pos,
     vertex_neg,
     floor_neg,
+    factor,
     fixed_shift,
     FORMULA: tl.constexpr,
     NORMALIZED: tl.constexpr,
@@ -114,7 +115,9 @@ def small_forward_kernel(
     """Compute both log-sum-exps of a block of rows, and what the backward pass takes of them."""
     given = Given(rows_ptr, num_rows, depth, row_stride, depth_stride)
     saved_ptr = saved_ptr.to(tl.pointer_type(tl.float32))
-    formula = Formula(Kind(vertex_pos, floor_pos), Kind(vertex_neg, floor_neg), fixed_shift)
+    formula = Formula(
+        Kind(vertex_pos, floor_pos, factor), Kind(vertex_neg, floor_neg, factor), fixed_shift
+    )
     row = tl.program_id(0) * BLOCK_ROWS
     indices = row + tl.arange(0, BLOCK_ROWS)
     rows, norms, operand_norms = measure_block(
