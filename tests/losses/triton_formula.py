@@ -7,16 +7,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from circle_kernels.backends.triton.formula import (
-    Kind,
+from circle_kernels.backends.triton.formula.arguments import (
     coordinate_scale,
     formula_arguments,
     formula_constant,
-    logit_constant,
-    pair_distances,
-    pair_slopes,
-    shifted_exponents,
     slope_scales,
+)
+from circle_kernels.backends.triton.formula.pairs import (
+    Formula,
+    Kind,
+    logit_constant,
+    mixed_slopes,
+    pair_distances,
+    shifted_exponents,
 )
 from circle_kernels.backends.triton.primitives import LN_2
 from circle_kernels.formula import PairFormula
@@ -45,7 +48,12 @@ def formula_kernel(
     distances = pair_distances(similarity, scales, Kind(vertex, floor, factor), POSITIVE, FORMULA)
     logits = shifted_exponents(distances, tl.zeros(similarity.shape, tl.float32), FORMULA)
     logits -= logit_constant(floor, FORMULA)
-    slopes = pair_slopes(distances, floor, FORMULA, DETACH_WEIGHTS) * slope_scale
+    kind = Kind(vertex, floor, factor)
+    positive = tl.full(similarity.shape, POSITIVE, tl.int1)
+    slopes = mixed_slopes(
+        similarity, scales, positive, distances, Formula(kind, kind, 0.0), FORMULA, DETACH_WEIGHTS
+    )
+    slopes *= slope_scale
     tl.store(logits_ptr + indices, logits * LN_2, mask=inside)
     tl.store(slopes_ptr + indices, slopes, mask=inside)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from circle_kernels.backends.problem import PairProblem
 from circle_kernels.backends.rows import NORM_EPS
-from circle_kernels.backends.triton.formula import coordinate_scale
+from circle_kernels.backends.triton.formula.arguments import coordinate_scale
 from circle_kernels.backends.triton.launch import launch_kernel
 from circle_kernels.backends.triton.sides import Side, new_sides
 

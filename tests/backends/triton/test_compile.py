@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from circle_kernels import CircleFormula, UnifiedFormula
 from circle_kernels.backends.triton.settings import INTERPRETER, settings_family
 from circle_kernels.backends.triton.settings_table import Settings, load_table
 from circle_kernels.formula import PairFormula
-from tests.support.formulas import TWO_SCALES
+from tests.support.formulas import FUNCTIONS, TWO_SCALES
 
 # Those that entries begin at among them.
 DEPTHS = sorted(
@@ -70,7 +70,7 @@ def problems() -> list[Problem]:
             chosen += [Problem(dtype, depth, self_mode, num_rows) for self_mode in (True, False)]
     for num_rows, dtype in itertools.product((256, 4096), (torch.bfloat16, torch.float32)):
         chosen += [Problem(dtype, 64, False, num_rows, classes=True)]
-    return chosen + options() + of_one_batch()
+    return chosen + options() + of_functions() + of_one_batch()
 
 
 def options() -> list[Problem]:
@@ -91,6 +91,15 @@ def options() -> list[Problem]:
     for num_rows in (256, 30_000):
         chosen += [Problem(torch.bfloat16, 128, num_rows=num_rows, formula=UnifiedFormula(m=0.35))]
         chosen += [Problem(torch.float32, 128, num_rows=num_rows, precision="high")]
+    return chosen
+
+
+def of_functions() -> list[Problem]:
+    """Both modes and a small batch."""
+    chosen = []
+    for formula, dtype in itertools.product(FUNCTIONS.values(), (torch.bfloat16, torch.float32)):
+        chosen += [Problem(dtype, 128, self_mode, formula=formula) for self_mode in (True, False)]
+        chosen += [Problem(dtype, 512, num_rows=256, formula=formula)]
     return chosen
 
 
@@ -188,6 +197,20 @@ def test_batch_sizes_share_compiled_kernels(depth: int, sizes: list[tuple[int, i
     expected = compiled(*sizes[0])
     for num_rows, num_references in sizes[1:]:
         assert compiled(num_rows, num_references) == expected
+
+
+def test_gamma_is_no_constant_of_kernels() -> None:
+    """As one that is learned would have them compiled at each step."""
+
+    def compiled(formula: PairFormula) -> set[Specialization]:
+        device = DEVICES["sm_90"]
+        launches = plan_launches(
+            device, dtype=torch.float16, num_rows=300, depth=64, formula=formula
+        )
+        return {specialize(launch) for launch in launches}
+
+    for formula in (CircleFormula(), UnifiedFormula(), *FUNCTIONS.values()):
+        assert compiled(formula) == compiled(replace(formula, gamma=17.3))
 
 
 def test_every_settings_entry_is_compiled() -> None:

@@ -25,12 +25,12 @@ from circle_kernels.backends.triton.conditions import (
     conditions_on,
     hardware_is_assumed,
 )
-from circle_kernels.backends.triton.formula import formula_arguments, formula_constant
+from circle_kernels.backends.triton.formula.arguments import formula_arguments, formula_constant
 from circle_kernels.backends.triton.forward_pass.known import write_exponents
 from circle_kernels.backends.triton.launch import on_device
 from circle_kernels.backends.triton.normalization import finish_gradient
 from circle_kernels.backends.triton.operands import prepare_sides
-from circle_kernels.backends.triton.plan import Layout, plan_layout, shape_of
+from circle_kernels.backends.triton.plan import Layout, Shape, exact_settings, plan_layout, shape_of
 from circle_kernels.backends.triton.saved import aligned, view_saved
 from circle_kernels.backends.triton.settings import dot_precision, fit_tile
 from circle_kernels.backends.triton.settings_table import Settings
@@ -82,7 +82,7 @@ def backward(
             of_rows = _SideGradient(rows, chunks.rows, chunks.column_chunks, unit, conditions)
         if needs.references:
             of_columns = _SideGradient(columns, chunks.columns, chunks.row_chunks, unit, conditions)
-        settings = _weights_settings(rows, layout, shape.has_fixed_shift, conditions)
+        settings = _weights_settings(shape, layout, conditions)
         workspace = rows.operand.new_empty(chunks.rows, chunks.columns)
         for chunk in chunks:
             multiprocessors = conditions.hardware.multiprocessors
@@ -136,17 +136,16 @@ def _prepared(
 
 
 def _weights_settings(
-    rows: Side, layout: Layout, has_fixed_shift: bool, conditions: Conditions
+    shape: Shape, layout: Layout, conditions: Conditions
 ) -> tuple[Settings | None, Settings]:
     """Those of tiles that the fixed shift serves, and of others."""
-    dtype, depth = rows.operand.dtype, rows.operand.shape[1]
-    exact = conditions.settings("exact_weights", dtype, depth)
-    if not has_fixed_shift:
+    exact = exact_settings("exact_weights", shape, conditions)
+    if not shape.has_fixed_shift:
         return None, exact
     if layout.labels == "listed":  # what lists say of pairs takes registers
         return exact, exact
     kernel = "weights" if layout.kinds == 1 else "weights_in_any_order"
-    served = conditions.settings(kernel, dtype, depth)
+    served = conditions.settings(kernel, shape.dtype, shape.depth)
     return served, fit_tile(exact, served)
 
 

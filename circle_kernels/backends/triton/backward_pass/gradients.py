@@ -12,9 +12,10 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from circle_kernels.backends.triton.formula import (
+from circle_kernels.backends.triton.formula.pairs import (
     REACH,
     mixed_distances,
+    mixed_slopes,
     pair_distances,
     pair_floors,
     pair_slopes,
@@ -161,8 +162,7 @@ def exact_weights(
         shares = tl.exp2(shifted_exponents(distances, of_kind(positive, columns.lse), FORMULA))
         weights += tl.where(for_column, shares * of_kind(positive, columns.upstream), 0.0)
         counts = for_row | for_column
-    floors = pair_floors(positive, formula, FORMULA)
-    slopes = pair_slopes(distances, floors, FORMULA, DETACH_WEIGHTS)
+    slopes = mixed_slopes(products, scales, positive, distances, formula, FORMULA, DETACH_WEIGHTS)
     return tl.where(counts, weights * slopes * scales, 0.0)
 
 

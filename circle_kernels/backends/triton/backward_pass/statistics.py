@@ -17,7 +17,7 @@ from circle_kernels.backends.triton.backward_pass.gradients import (
     UPSTREAM,
     statistics_block,
 )
-from circle_kernels.backends.triton.formula import formula_arguments, slope_scales
+from circle_kernels.backends.triton.formula.arguments import formula_arguments, slope_scales
 from circle_kernels.backends.triton.launch import launch_kernel
 from circle_kernels.backends.triton.primitives import STATISTICS_BLOCK
 from circle_kernels.backends.triton.sides import ROW_PADDING, Side

@@ -16,7 +16,7 @@ from circle_kernels.backends.triton.backward_pass.gradients import (
     fixed_shift_serves,
     pair_weights,
 )
-from circle_kernels.backends.triton.formula import Formula, Kind
+from circle_kernels.backends.triton.formula.pairs import Formula, Kind
 from circle_kernels.backends.triton.launch import launch_tiles
 from circle_kernels.backends.triton.plan import Runs, plan_runs
 from circle_kernels.backends.triton.primitives import (

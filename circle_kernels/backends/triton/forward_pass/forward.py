@@ -13,7 +13,7 @@ from torch import Tensor
 
 from circle_kernels.backends.problem import PairProblem
 from circle_kernels.backends.triton.conditions import conditions_on
-from circle_kernels.backends.triton.formula import formula_arguments, formula_constant
+from circle_kernels.backends.triton.formula.arguments import formula_arguments, formula_constant
 from circle_kernels.backends.triton.forward_pass.exact import sum_exactly_kernel
 from circle_kernels.backends.triton.forward_pass.merge import MERGE_BLOCKS, merge_sums_kernel
 from circle_kernels.backends.triton.forward_pass.rectangle import sum_rows_kernel

@@ -8,11 +8,8 @@ from torch import Tensor
 
 from circle_kernels.backends.problem import PairProblem
 from circle_kernels.backends.triton.conditions import conditions_on
-from circle_kernels.backends.triton.formula import (
-    exponents_of,
-    formula_arguments,
-    formula_constant,
-)
+from circle_kernels.backends.triton.formula.arguments import formula_arguments, formula_constant
+from circle_kernels.backends.triton.formula.pairs import exponents_of
 from circle_kernels.backends.triton.launch import launch_kernel, on_device
 from circle_kernels.backends.triton.plan import plan_layout, shape_of
 from circle_kernels.backends.triton.saved import begin_saved, new_saved

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from circle_kernels.backends.triton.formula import (
+from circle_kernels.backends.triton.formula.pairs import (
     Formula,
     Kind,
     mixed_distances,

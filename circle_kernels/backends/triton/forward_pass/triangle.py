@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from circle_kernels.backends.triton.formula import Kind, pair_distances, shifted_exponentials
+from circle_kernels.backends.triton.formula.pairs import Kind, pair_distances, shifted_exponentials
 from circle_kernels.backends.triton.forward_pass.rectangle import LARGEST_SUM
 from circle_kernels.backends.triton.primitives import (
     Pairs,

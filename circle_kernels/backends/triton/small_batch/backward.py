@@ -16,7 +16,8 @@ from circle_kernels.backends.triton.backward_pass.gradients import (
     exact_weights,
 )
 from circle_kernels.backends.triton.backward_pass.statistics import largest_gradient, weight_bound
-from circle_kernels.backends.triton.formula import Formula, Kind, slope_scales
+from circle_kernels.backends.triton.formula.arguments import slope_scales
+from circle_kernels.backends.triton.formula.pairs import Formula, Kind
 from circle_kernels.backends.triton.launch import launch_tiles
 from circle_kernels.backends.triton.normalization import clamp_at_zero, load_norms, unit_rows
 from circle_kernels.backends.triton.operands import Given

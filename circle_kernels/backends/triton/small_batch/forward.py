@@ -13,15 +13,12 @@ from torch import Tensor
 from circle_kernels.backends.problem import PairProblem
 from circle_kernels.backends.rows import NORM_EPS
 from circle_kernels.backends.triton.conditions import conditions_on
-from circle_kernels.backends.triton.formula import (
-    Formula,
-    Kind,
+from circle_kernels.backends.triton.formula.arguments import (
     coordinate_scale,
-    exponents_of,
     formula_arguments,
     formula_constant,
-    logit_constant,
 )
+from circle_kernels.backends.triton.formula.pairs import Formula, Kind, exponents_of, logit_constant
 from circle_kernels.backends.triton.forward_pass.exact import add_pairs, no_sum
 from circle_kernels.backends.triton.forward_pass.merge import finish_logsumexp
 from circle_kernels.backends.triton.launch import launch_kernel, launch_tiles

@@ -5,21 +5,20 @@ their *distance* t from the vertex of their logit's parabola, in units that make
 t^2 less a constant of its kind (t itself for formulas without a parabola). The constants join the
 log-sum-exps at the end. Where positives have a scale of their own, their coordinate is a multiple
 of that of negatives. Derivation: docs/derivation.md.
+
+Of formulas of functions the coordinate is the similarity and the distance the base-2 logit itself.
+Which formula it is, kernels are told as a constant FORMULA: a name, or the generated function that
+computes both kinds' values and slopes (source.py).
 """
 
 from __future__ import annotations
 
-import functools
-import math
 from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
 from circle_kernels.backends.triton.primitives import LN_2
-from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
-
-FORMULAS = (CircleFormula, UnifiedFormula)  # that there is code for
 
 # The circle formula's exponents t^2 are at least 0. Relative to a shift of at most this none
 # underflows, and up to this far above the shift a float32 holds them.
@@ -31,7 +30,7 @@ class Kind(NamedTuple):
 
     vertex: tl.tensor
     floor: tl.tensor  # of distances
-    factor: tl.tensor  # of the coordinates of positives
+    factor: tl.tensor  # of the coordinates of positives; of functions, from values to exponents
 
 
 class Formula(NamedTuple):
@@ -40,6 +39,16 @@ class Formula(NamedTuple):
     positive: Kind
     negative: Kind
     fixed_shift: tl.tensor
+
+
+@triton.jit
+def exactly(
+    values,  # (R, C)
+    factors,  # (R, C), or one for all
+):
+    """Multiply so that no compiler makes one operation of the product and what follows."""
+    factors = tl.zeros(values.shape, tl.float32) + factors
+    return tl.fma(values, factors, tl.zeros(values.shape, tl.float32))
 
 
 @triton.jit
@@ -55,6 +64,28 @@ def pair_distances(
     An explicit fused multiply-add, as in :func:`shifted_exponents`: the passes have to round alike,
     whatever else a compiler finds to fuse in one of them.
     """
+    if FORMULA == "circle" or FORMULA == "circle with one floor":
+        distances = vertex_distances(products, scales, kind, POSITIVE, FORMULA)
+        # The clamp must let NaN through, or a NaN embedding would end in a finite loss.
+        distances = tl.maximum(distances, kind.floor, propagate_nan=tl.PropagateNan.ALL)
+    elif FORMULA == "unified" or FORMULA == "unified with two scales":
+        distances = vertex_distances(products, scales, kind, POSITIVE, FORMULA)
+    elif POSITIVE:
+        distances = exactly(FORMULA(exactly(products, scales), "positive"), kind.factor)
+    else:
+        distances = exactly(FORMULA(exactly(products, scales), "negative"), kind.factor)
+    return distances
+
+
+@triton.jit
+def vertex_distances(
+    products,  # (R, C)
+    scales,  # (R, C)
+    kind,  # Kind
+    POSITIVE: tl.constexpr,
+    FORMULA: tl.constexpr,
+):
+    """Compute how far coordinates are from the vertex, toward larger loss."""
     vertices = tl.zeros(products.shape, tl.float32) + kind.vertex
     if POSITIVE:
         if FORMULA == "circle" or FORMULA == "unified with two scales":
@@ -62,9 +93,6 @@ def pair_distances(
         distances = tl.fma(-products, scales, vertices)
     else:
         distances = tl.fma(products, scales, -vertices)
-    if FORMULA == "circle" or FORMULA == "circle with one floor":
-        # The clamp must let NaN through, or a NaN embedding would end in a finite loss.
-        distances = tl.maximum(distances, kind.floor, propagate_nan=tl.PropagateNan.ALL)
     return distances
 
 
@@ -94,15 +122,35 @@ def mixed_distances(
     As :func:`pair_distances` rounds it; selecting its operands takes fewer instructions than
     selecting between its results.
     """
+    if FORMULA == "circle" or FORMULA == "circle with one floor":
+        distances = mixed_vertex_distances(products, scales, positive, formula, FORMULA)
+        floors = pair_floors(positive, formula, FORMULA)
+        distances = tl.maximum(distances, floors, propagate_nan=tl.PropagateNan.ALL)
+    elif FORMULA == "unified" or FORMULA == "unified with two scales":
+        distances = mixed_vertex_distances(products, scales, positive, formula, FORMULA)
+    else:
+        similarity = exactly(products, scales)
+        values = tl.where(
+            positive, FORMULA(similarity, "positive"), FORMULA(similarity, "negative")
+        )
+        distances = exactly(values, formula.positive.factor)
+    return distances
+
+
+@triton.jit
+def mixed_vertex_distances(
+    products,  # (R, C)
+    scales,  # (R, C)
+    positive,  # (R, C)
+    formula,  # Formula
+    FORMULA: tl.constexpr,
+):
+    """Compute each pair's :func:`vertex_distances`."""
     vertices = tl.where(positive, formula.positive.vertex, -formula.negative.vertex)
     of_positives = scales
     if FORMULA == "circle" or FORMULA == "unified with two scales":
         of_positives = scales * formula.positive.factor
-    distances = tl.fma(products, tl.where(positive, -of_positives, scales), vertices)
-    if FORMULA == "circle" or FORMULA == "circle with one floor":
-        floors = pair_floors(positive, formula, FORMULA)
-        distances = tl.maximum(distances, floors, propagate_nan=tl.PropagateNan.ALL)
-    return distances
+    return tl.fma(products, tl.where(positive, -of_positives, scales), vertices)
 
 
 @triton.jit
@@ -173,72 +221,25 @@ def pair_slopes(
     return slopes
 
 
-def has_fixed_shift(formula: PairFormula) -> bool:
-    """Whether exponents have a lower bound, so that one shift serves nearly all pairs."""
-    return formula.name == "circle"
-
-
-def coordinate_scale(formula: PairFormula) -> float:
-    """Coordinate of a similarity of 1: what makes a squared distance a negative's base-2 logit."""
-    return _coordinate_scales(formula)[1]
-
-
-def _coordinate_scales(formula: PairFormula) -> tuple[float, float]:
-    """That of positives and that of negatives."""
-    scale_pos, scale_neg = (float(gamma) / math.log(2) for gamma in formula.gammas)
-    if formula.name == "circle":
-        return math.sqrt(scale_pos), math.sqrt(scale_neg)
-    return scale_pos, scale_neg
-
-
-def slope_scales(formula: PairFormula) -> dict[str, float]:
-    """What natural logits rise by with the coordinate where :func:`pair_slopes` is 1."""
-    scale_pos, scale_neg = _coordinate_scales(formula)
-    # The distance of positives falls as the similarity rises.
-    return {"slope_pos": -math.log(2) * scale_pos / scale_neg, "slope_neg": math.log(2)}
-
-
-@functools.lru_cache(maxsize=16)
-def formula_constant(formula: PairFormula) -> str:
-    """Which formula it is, as kernels are told: with one scale and the paper's margins both kinds of
-    pairs have one coordinate and one floor, and need not choose."""
-    arguments = formula_arguments(formula)
-    one_scale = arguments["factor"] == 1.0
-    if formula.name == "unified":
-        return "unified" if one_scale else "unified with two scales"
-    one_floor = math.isclose(arguments["floor_pos"], arguments["floor_neg"], rel_tol=1e-12)
-    return "circle with one floor" if one_scale and one_floor else "circle"
-
-
-@functools.lru_cache(maxsize=16)
-def formula_arguments(formula: PairFormula) -> dict[str, float]:
-    """The formula's numbers, in coordinates, under the names that every kernel gives them.
-
-    ``fixed_shift`` is what exponents are taken relative to where that needs no running maximum: no
-    more than normalised pairs call for, since exponent and shift are rounded at their size.
-    """
-    optimum_pos, optimum_neg, margin_pos, margin_neg = formula.constants
-    scale_pos, scale_neg = _coordinate_scales(formula)
-    if formula.name == "circle":
-        vertex_pos = scale_pos * (optimum_pos + margin_pos) / 2
-        floor_pos = scale_pos * (margin_pos - optimum_pos) / 2
-        vertex_neg = scale_neg * (optimum_neg + margin_neg) / 2
-        floor_neg = scale_neg * (optimum_neg - margin_neg) / 2
-        farthest = max(vertex_pos + scale_pos, scale_neg - vertex_neg, floor_pos, floor_neg)
-        return {
-            "vertex_pos": vertex_pos,
-            "floor_pos": floor_pos,
-            "vertex_neg": vertex_neg,
-            "floor_neg": floor_neg,
-            "factor": scale_pos / scale_neg,
-            "fixed_shift": min(max(farthest**2 - REACH.value, 0.0), REACH.value),
-        }
-    assert formula.name == "unified", formula
-    return {
-        "vertex_pos": scale_pos * margin_pos,
-        "floor_pos": 0.0,
-        "vertex_neg": scale_neg * margin_neg,
-        "floor_neg": 0.0,
-        "factor": scale_pos / scale_neg,
-        "fixed_shift": 0.0,
-    }
+@triton.jit
+def mixed_slopes(
+    products,  # (R, C)
+    scales,  # (R, C)
+    positive,  # (R, C)
+    distances,  # (R, C): mixed_distances
+    formula,  # Formula
+    FORMULA: tl.constexpr,
+    DETACH_WEIGHTS: tl.constexpr,
+):
+    """Compute each pair's :func:`pair_slopes`; of functions, that by the similarity."""
+    if FORMULA == "circle" or FORMULA == "circle with one floor":
+        floors = pair_floors(positive, formula, FORMULA)
+        slopes = pair_slopes(distances, floors, FORMULA, DETACH_WEIGHTS)
+    elif FORMULA == "unified" or FORMULA == "unified with two scales":
+        slopes = pair_slopes(distances, 0.0, FORMULA, DETACH_WEIGHTS)
+    else:
+        similarity = exactly(products, scales)
+        slopes = tl.where(
+            positive, FORMULA(similarity, "positive slope"), FORMULA(similarity, "negative slope")
+        )
+    return slopes
