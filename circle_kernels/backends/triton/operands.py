@@ -202,6 +202,23 @@ def prepare_sides(
     return rows, columns
 
 
+def own_copies(problem: PairProblem, rows: Side, columns: Side) -> Tensor | None:
+    """Which of the columns is each row's own copy, (padded N,) int64 and -1 for none, in the orders
+    of both sides; None where there are no copies."""
+    copies = problem.own_columns
+    if copies is None:
+        return None
+    if rows.order is not None:
+        copies = copies[rows.order]
+    if columns.order is not None:
+        places = torch.empty_like(columns.order)
+        places[columns.order] = torch.arange(len(columns), device=places.device)
+        copies = torch.where(copies < 0, copies, places[copies.clamp(min=0)])
+    padded = copies.new_full(rows.labels.shape, -1)
+    padded.narrow(0, 0, len(rows)).copy_(copies)
+    return padded
+
+
 def fill_sides(problem: PairProblem, rows: Side, columns: Side) -> None:
     """Norms, scales, labels and copies of both sides."""
     copies = (rows.operand is not problem.embeddings, columns.operand is not problem.columns)

@@ -35,6 +35,10 @@ class Shape(NamedTuple):
     has_fixed_shift: bool = True  # the formula has
     long_formula: bool = False  # formula.arguments.is_long
 
+    def swapped(self) -> Shape:
+        """That of the problem with columns in place of rows."""
+        return self._replace(num_rows=self.num_columns, num_columns=self.num_rows)
+
 
 @dataclass(frozen=True)
 class Band:

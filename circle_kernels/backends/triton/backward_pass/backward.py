@@ -29,7 +29,7 @@ from circle_kernels.backends.triton.formula.arguments import formula_arguments, 
 from circle_kernels.backends.triton.forward_pass.known import write_exponents
 from circle_kernels.backends.triton.launch import on_device
 from circle_kernels.backends.triton.normalization import finish_gradient
-from circle_kernels.backends.triton.operands import prepare_sides
+from circle_kernels.backends.triton.operands import own_copies, prepare_sides
 from circle_kernels.backends.triton.plan import Layout, Shape, exact_settings, plan_layout, shape_of
 from circle_kernels.backends.triton.saved import aligned, view_saved
 from circle_kernels.backends.triton.settings import dot_precision, fit_tile
@@ -55,8 +55,12 @@ def backward(
         pieces = view_saved(passed.saved, problem, layout)
         sides = pieces.sides or prepare_sides(problem, pieces.row_order, pieces.column_order)
         rows, columns = sides
-        anchors = [_Anchors(rows, pieces.logsumexps, passed.grad_lse_pos, passed.grad_lse_neg)]
-        if passed.column_statistics is not None and not problem.self_mode:
+        upstream = [each[: len(rows)] for each in (passed.grad_lse_pos, passed.grad_lse_neg)]
+        anchors = [_Anchors(rows, pieces.logsumexps, *upstream)]
+        if pieces.column_logsumexps is not None:
+            upstream = [each[len(rows) :] for each in (passed.grad_lse_pos, passed.grad_lse_neg)]
+            anchors.append(_Anchors(columns, pieces.column_logsumexps, *upstream))
+        elif passed.column_statistics is not None and not problem.self_mode:
             anchors.append(_anchors_among(columns, passed.column_statistics, problem.formula))
         unit, tables = _prepared(anchors, problem.formula, layout)
         arguments = {
@@ -64,11 +68,13 @@ def backward(
             **formula_arguments(problem.formula),
             "listed_ptr": problem.listed,
             "listed_stride": 0 if problem.listed is None else problem.listed.stride(0),
+            "copies_ptr": own_copies(problem, rows, columns),
             **tables,
         }
         constants = {
             "SELF_MODE": problem.self_mode,
             "LABELS": layout.labels,
+            "COPIED": "rows",
             "FORMULA": formula_constant(problem.formula),
             "DETACH_WEIGHTS": problem.formula.detach_weights,
             "NORMALIZED": problem.normalize,

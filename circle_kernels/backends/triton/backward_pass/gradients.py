@@ -100,7 +100,7 @@ def plain_weights(
     row,
     column,
     formula,  # Formula
-    CONSTANTS: tl.constexpr,  # (SELF_MODE, LABELS, FORMULA, DETACH_WEIGHTS) of the kernel
+    CONSTANTS: tl.constexpr,  # (SELF_MODE, LABELS, FORMULA, DETACH_WEIGHTS, COPIED) of the kernel
 ):
     """Compute weights where the fixed shift serves all anchors, from one exponential per pair."""
     LABELS: tl.constexpr = CONSTANTS[1]
@@ -174,11 +174,12 @@ def pair_weights(
     column,
     listed_ptr,  # if LABELS is "listed"
     listed_stride,
+    copies_ptr,  # or None
     table_ptr,
     column_table_ptr,  # or None: pairs count for rows only
     formula,  # Formula
     SERVED: tl.constexpr,  # whether the fixed shift serves all anchors
-    CONSTANTS: tl.constexpr,  # (SELF_MODE, LABELS, FORMULA, DETACH_WEIGHTS) of the kernel
+    CONSTANTS: tl.constexpr,  # (SELF_MODE, LABELS, FORMULA, DETACH_WEIGHTS, COPIED) of the kernel
 ):
     """Compute the weights of a block, or of a slice of it."""
     SELF_MODE: tl.constexpr = CONSTANTS[0]
@@ -189,7 +190,17 @@ def pair_weights(
     COLUMNS: tl.constexpr = products.shape[1]
     scales = pair_scales(pairs, row, column, ROWS, COLUMNS)
     kinds = pair_kinds(
-        pairs, row, column, listed_ptr, listed_stride, SELF_MODE, LABELS, ROWS, COLUMNS
+        pairs,
+        row,
+        column,
+        listed_ptr,
+        listed_stride,
+        copies_ptr,
+        CONSTANTS[4],
+        SELF_MODE,
+        LABELS,
+        ROWS,
+        COLUMNS,
     )
     if SERVED:
         weights = plain_weights(

@@ -95,6 +95,7 @@ def sum_exactly_kernel(
     column_labels_ptr,  # (padded M,) int64
     column_scales_ptr,  # (padded M,) float32
     listed_ptr,  # (padded N, padded M) uint8, or None
+    copies_ptr,  # (padded N,) int64, or (padded M,): operands.own_copies; or None
     left_over_ptr,  # (row tiles, column tiles) int8: not 0 where a tile is wanted; None: every one
     exact_sums_ptr,  # (4, slots, N) float32: shifts and totals of positives, then of negatives
     num_rows,
@@ -114,6 +115,7 @@ def sum_exactly_kernel(
     SELF_MODE: tl.constexpr,
     TRIANGLE: tl.constexpr,
     LABELS: tl.constexpr,  # plan.Labels
+    COPIED: tl.constexpr,  # the side that has copies: "rows" or "columns"
     FORMULA: tl.constexpr,
     NORMALIZED: tl.constexpr,  # else products may overflow
     INPUT_PRECISION: tl.constexpr,
@@ -162,6 +164,8 @@ def sum_exactly_kernel(
                 column,
                 listed_ptr,
                 listed_stride,
+                copies_ptr,
+                COPIED,
                 SELF_MODE,
                 LABELS,
                 BLOCK_ROWS,

@@ -67,8 +67,8 @@ def write_exponents(
 
 def save(
     problem: PairProblem,
-    lse_pos: Tensor,  # (N,) float32
-    lse_neg: Tensor,  # (N,) float32
+    lse_pos: Tensor,  # (N,) float32, or (N + M,)
+    lse_neg: Tensor,  # (N,) float32, or (N + M,)
 ) -> Tensor:
     """What the backward pass needs of log-sum-exps, which may be over more than these columns."""
     device = problem.embeddings.device
@@ -79,5 +79,9 @@ def save(
             small_save(problem, lse_pos, lse_neg, saved)
             return saved
         _, saved, pieces = begin_saved(problem, layout)
-        write_exponents(lse_pos, lse_neg, problem.formula, pieces.logsumexps)
+        rows = problem.embeddings.shape[0]
+        write_exponents(lse_pos[:rows], lse_neg[:rows], problem.formula, pieces.logsumexps)
+        if pieces.column_logsumexps is not None:
+            of_columns = lse_pos[rows:], lse_neg[rows:]
+            write_exponents(*of_columns, problem.formula, pieces.column_logsumexps)
         return saved

@@ -45,6 +45,7 @@ def sum_rows_kernel(
     column_labels_ptr,  # (padded M,) int64
     column_scales_ptr,  # (padded M,) float32
     listed_ptr,  # (padded N, padded M) uint8, or None
+    copies_ptr,  # (padded N,) int64, or (padded M,): operands.own_copies; or None
     left_over_ptr,  # (row tiles, column tiles) int8: not 0 where a tile is left to sum_exactly
     run_sums_ptr,  # (kinds, runs, rows of the band) float32: positives, where they are; negatives
     num_rows,
@@ -65,6 +66,7 @@ def sum_rows_kernel(
     fixed_shift,
     SELF_MODE: tl.constexpr,
     LABELS: tl.constexpr,  # plan.Labels
+    COPIED: tl.constexpr,  # the side that has copies: "rows" or "columns"
     FORMULA: tl.constexpr,
     NORMALIZED: tl.constexpr,  # else products may overflow
     INPUT_PRECISION: tl.constexpr,
@@ -93,7 +95,17 @@ def sum_rows_kernel(
     negatives = tl.zeros((BLOCK_ROWS,), tl.float32)
     for tile in range(run, num_tiles, num_runs):
         column = tile * BLOCK_COLUMNS
-        plain = is_plain(pairs, row, column, SELF_MODE, LABELS, BLOCK_ROWS, BLOCK_COLUMNS)
+        plain = is_plain(
+            pairs,
+            row,
+            column,
+            copies_ptr,
+            COPIED,
+            SELF_MODE,
+            LABELS,
+            BLOCK_ROWS,
+            BLOCK_COLUMNS,
+        )
         if LABELS != "listed":
             plain = plain & (column + BLOCK_COLUMNS <= num_columns)
         if plain:
