@@ -209,14 +209,12 @@ def own_copies(problem: PairProblem, rows: Side, columns: Side) -> Tensor | None
     if copies is None:
         return None
     if rows.order is not None:
-        copies = copies[rows.order]
+        copies = copies.index_select(0, rows.order)
     if columns.order is not None:
-        places = torch.empty_like(columns.order)
-        places[columns.order] = torch.arange(len(columns), device=places.device)
-        copies = torch.where(copies < 0, copies, places[copies.clamp(min=0)])
-    padded = copies.new_full(rows.labels.shape, -1)
-    padded.narrow(0, 0, len(rows)).copy_(copies)
-    return padded
+        places = torch.arange(len(columns), device=copies.device)
+        places = torch.empty_like(places).scatter_(0, columns.order, places)
+        copies = torch.where(copies < 0, copies, places.gather(0, copies.clamp(min=0)))
+    return torch.cat((copies, copies.new_full((len(rows.labels) - len(rows),), -1)))
 
 
 def fill_sides(problem: PairProblem, rows: Side, columns: Side) -> None:

@@ -8,12 +8,13 @@ from run to run.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from circle_kernels.backends.problem import Needs, PairProblem, Passed
+from circle_kernels.backends.triton.backward_pass.anchors import AnchorSide, all_anchors
 from circle_kernels.backends.triton.backward_pass.chunks import plan_chunks
 from circle_kernels.backends.triton.backward_pass.statistics import (
     gradient_unit,
@@ -26,7 +27,6 @@ from circle_kernels.backends.triton.conditions import (
     hardware_is_assumed,
 )
 from circle_kernels.backends.triton.formula.arguments import formula_arguments, formula_constant
-from circle_kernels.backends.triton.forward_pass.known import write_exponents
 from circle_kernels.backends.triton.launch import on_device
 from circle_kernels.backends.triton.normalization import finish_gradient
 from circle_kernels.backends.triton.operands import own_copies, prepare_sides
@@ -55,13 +55,7 @@ def backward(
         pieces = view_saved(passed.saved, problem, layout)
         sides = pieces.sides or prepare_sides(problem, pieces.row_order, pieces.column_order)
         rows, columns = sides
-        upstream = [each[: len(rows)] for each in (passed.grad_lse_pos, passed.grad_lse_neg)]
-        anchors = [_Anchors(rows, pieces.logsumexps, *upstream)]
-        if pieces.column_logsumexps is not None:
-            upstream = [each[len(rows) :] for each in (passed.grad_lse_pos, passed.grad_lse_neg)]
-            anchors.append(_Anchors(columns, pieces.column_logsumexps, *upstream))
-        elif passed.column_statistics is not None and not problem.self_mode:
-            anchors.append(_anchors_among(columns, passed.column_statistics, problem.formula))
+        anchors = all_anchors(problem, passed, pieces, sides)
         unit, tables = _prepared(anchors, problem.formula, layout)
         arguments = {
             **pair_arguments(rows, columns),
@@ -107,25 +101,8 @@ def backward(
         )
 
 
-class _Anchors(NamedTuple):
-    """A side whose rows count pairs."""
-
-    side: Side
-    logsumexps: Tensor  # (2, N), of exponents
-    grad_lse_pos: Tensor  # (N,)
-    grad_lse_neg: Tensor  # (N,)
-
-
-def _anchors_among(columns: Side, statistics: Tensor, formula: PairFormula) -> _Anchors:
-    """References that count pairs, by ``Passed.column_statistics``."""
-    lse_pos, lse_neg, *upstream = statistics
-    logsumexps = statistics.new_empty(2, len(columns))
-    write_exponents(lse_pos, lse_neg, formula, logsumexps)
-    return _Anchors(columns, logsumexps, *upstream)
-
-
 def _prepared(
-    anchors: list[_Anchors],  # of rows; of references, if they count pairs
+    anchors: list[AnchorSide],  # of rows; of references, if they count pairs
     formula: PairFormula,
     layout: Layout,
 ) -> tuple[Tensor | None, dict[str, Tensor | None]]:

@@ -71,8 +71,8 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
                 {
                     "order_ptr": columns.order,
                     "saved_ptr": pieces.column_logsumexps,
-                    "lse_pos_ptr": lse_pos[len(rows) :],
-                    "lse_neg_ptr": lse_neg[len(rows) :],
+                    "lse_pos_ptr": lse_pos.narrow(0, len(rows), len(columns)),
+                    "lse_neg_ptr": lse_neg.narrow(0, len(rows), len(columns)),
                 }
             )
         return lse_pos, lse_neg, saved

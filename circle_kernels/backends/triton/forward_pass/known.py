@@ -79,9 +79,11 @@ def save(
             small_save(problem, lse_pos, lse_neg, saved)
             return saved
         _, saved, pieces = begin_saved(problem, layout)
-        rows = problem.embeddings.shape[0]
-        write_exponents(lse_pos[:rows], lse_neg[:rows], problem.formula, pieces.logsumexps)
-        if pieces.column_logsumexps is not None:
-            of_columns = lse_pos[rows:], lse_neg[rows:]
-            write_exponents(*of_columns, problem.formula, pieces.column_logsumexps)
+        first = 0
+        for exponents in (pieces.logsumexps, pieces.column_logsumexps):
+            if exponents is not None:
+                anchors = exponents.shape[1]
+                sums = [each.narrow(0, first, anchors) for each in (lse_pos, lse_neg)]
+                write_exponents(sums[0], sums[1], problem.formula, exponents)
+                first += anchors
         return saved
