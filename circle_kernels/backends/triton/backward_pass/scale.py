@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -196,5 +197,6 @@ def scale_gradients(problem: PairProblem, passed: Passed) -> Tensor:  # (2,) flo
                 {**constants, "COPIED": copied},
                 settings,
             )
-            total = total + sums.sum(1) * sums.new_tensor(units)
+            kinds = zip(sums.unbind(), units, strict=True)
+            total = total + torch.stack([each.sum() * unit for each, unit in kinds])
         return total
