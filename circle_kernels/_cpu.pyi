@@ -5,6 +5,7 @@ from enum import Enum
 PANEL: int
 has_openmp: bool
 SAVED_HEADER_BYTES: int
+OPERATIONS: dict[str, int]  # codes of what pointwise/program.py names
 
 class Block:
     def __init__(self, bytes: int) -> None: ...
@@ -26,26 +27,30 @@ class Reduction(Enum):
 class FormulaKind(Enum):
     circle = ...
     unified = ...
+    functions = ...
 
 class Formula:
     def __init__(
         self,
         *,
         kind: FormulaKind,
-        gamma: float,
+        gamma_pos: float,
+        gamma_neg: float,
         optimum_pos: float,
         optimum_neg: float,
         margin_pos: float,
         margin_neg: float,
         detach_weights: bool,
+        # of functions four, as cpu_arguments.ByteCode has them
+        programs: list[tuple[list[float], int, list[tuple[int, list[int], int]]]],
     ) -> None: ...
 
 # values, count, dim, row_stride, dim_stride, labels, label_stride
 Side = tuple[int, int, int, int, int, int, int]
-# normalize, skip_below, kept_tiles, threads, bfloat_terms
-Settings = tuple[bool, float, int, int, int]
-# address, row_stride
-Listed = tuple[int, int]
+# normalize, skip_below, kept_tiles, threads, bfloat_terms, both_sides
+Settings = tuple[bool, float, int, int, int, bool]
+# address, row_stride of listed pairs; address, stride of own columns
+Pairs = tuple[int, int, int, int]
 
 def level() -> str: ...
 def supported_levels() -> list[str]: ...
@@ -55,7 +60,7 @@ def forward(
     columns: Side | None,
     formula: Formula,
     settings: Settings,
-    listed: Listed,
+    pairs: Pairs,
     results: tuple[int, int, int, int],  # lse_pos, lse_neg, saved, its bytes
 ) -> None: ...
 def save(
@@ -64,7 +69,7 @@ def save(
     columns: Side | None,
     formula: Formula,
     settings: Settings,
-    listed: Listed,
+    pairs: Pairs,
     tensors: tuple[int, int, int, int],  # lse_pos, lse_neg, saved, its bytes
 ) -> None: ...
 def mark_pairs(
@@ -85,9 +90,19 @@ def backward(
     columns: Side | None,
     formula: Formula,
     settings: Settings,
-    listed: Listed,
+    pairs: Pairs,
     # saved, its bytes, grad_lse_pos, grad_lse_neg, column_statistics, grad_rows, grad_columns
     tensors: tuple[int, int, int, int, int, int, int],
+) -> None: ...
+def scale_gradients(
+    scalar: Scalar,
+    rows: Side,
+    columns: Side | None,
+    formula: Formula,
+    settings: Settings,
+    pairs: Pairs,
+    # saved, its bytes, grad_lse_pos, grad_lse_neg, column_statistics, gradients
+    tensors: tuple[int, int, int, int, int, int],
 ) -> None: ...
 def loss_and_gradients(
     scalar: Scalar,
@@ -95,7 +110,7 @@ def loss_and_gradients(
     columns: Side | None,
     formula: Formula,
     settings: Settings,
-    listed: Listed,
+    pairs: Pairs,
     reduction: Reduction,
     tensors: tuple[int, int, int, int],  # saved bytes, loss, grad_rows, grad_columns
 ) -> None: ...

@@ -79,18 +79,17 @@ def check_labels(name: str, value: Tensor, rows: int, of: str) -> None:
         )
 
 
-def check_references(name: str, value: Tensor, embeddings: Tensor) -> None:
-    """Require a matrix that checked embeddings can be compared with."""
+def check_references(name: str, value: Tensor, embeddings: Tensor, of: str = "embeddings") -> None:
+    """Require a matrix that checked embeddings, named ``of``, can be compared with."""
     check_embeddings(name, value)
     if value.shape[1] != embeddings.shape[1]:
         raise ValueError(
-            f"{name} must have as many columns as embeddings: "
+            f"{name} must have as many columns as {of}: "
             f"wanted {embeddings.shape[1]}, got {value.shape[1]}"
         )
     if value.device != embeddings.device:
         raise ValueError(
-            f"{name} must be on the device of embeddings: wanted {embeddings.device}, "
-            f"got {value.device}"
+            f"{name} must be on the device of {of}: wanted {embeddings.device}, got {value.device}"
         )
 
 
@@ -136,7 +135,12 @@ def check_pair_inputs(
 
 
 def check_kinds(**tensors: Any) -> None:
-    """Require of those that are tensors that each has its own numbers, one for each entry."""
+    """Require of those that are tensors that each has its own numbers, one for each entry.
+
+    Compilers show no memory to look at, and find out what they cannot trace.
+    """
+    if torch.compiler.is_compiling():
+        return
     given = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
     for name, value in given.items():
         _check_dense(name, value)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
+import math
 import operator
 from collections.abc import Callable
 from numbers import Real
@@ -19,6 +21,12 @@ from circle_kernels.arguments import (
     SIGNED_DTYPES,
     UNSIGNED_DTYPES,
     describe,
+)
+
+NO_SMOOTHING = (
+    "it takes the mean of all logits, which is that of the similarities for class_unified_loss "
+    "alone; for ClassCircleLoss take torch.nn.functional.cross_entropy of "
+    "get_logits(embeddings, labels), which stores the (N, C) logits"
 )
 
 
@@ -67,6 +75,22 @@ def real_number(name: str, value: SupportsFloat) -> float:
         raise ValueError(f"{name} must be finite as a float, got {describe(value)}") from None
 
 
+def finite_number(name: str, value: SupportsFloat) -> float:
+    """:func:`real_number` that is neither infinite nor NaN."""
+    number = real_number(name, value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {value!r}")
+    return number
+
+
+def positive_number(name: str, value: SupportsFloat) -> float:
+    """:func:`real_number` that is finite and greater than 0."""
+    number = real_number(name, value)
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name} must be greater than 0 and finite, got {value!r}")
+    return number
+
+
 def check_integer(name: str, value: SupportsIndex, smallest: int = INT64.min) -> int:
     """The value as an ``int`` from ``smallest`` to the largest of int64.
 
@@ -106,10 +130,16 @@ def explain_other_names(
     function: Callable[_Arguments, _Result],
 ) -> Callable[_Arguments, _Result]:
     """The function, with a TypeError that names the right argument for what others call it."""
+    smooths = "label_smoothing" in inspect.signature(function).parameters
 
     @functools.wraps(function)
     def explained(*args: _Arguments.args, **options: _Arguments.kwargs) -> _Result:
-        if "scale" in options or "margin" in options or "indices_tuple" in options:
+        if (
+            "scale" in options
+            or "margin" in options
+            or "indices_tuple" in options
+            or (not smooths and "label_smoothing" in options)
+        ):
             name = function.__qualname__
             if name.endswith(".__init__"):
                 name = type(args[0]).__name__  # which may have inherited it
@@ -117,8 +147,9 @@ def explain_other_names(
                 ("scale", "it is called gamma here"),
                 ("margin", "it is called m here"),
                 ("indices_tuple", MINERS),
+                ("label_smoothing", NO_SMOOTHING),
             ):
-                if other in options:
+                if other in options and not (smooths and other == "label_smoothing"):
                     raise TypeError(f"{name}() takes no {other}: {words}")
         return function(*args, **options)
 

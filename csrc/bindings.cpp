@@ -11,6 +11,7 @@
 #include "common/dispatch.h"
 #include "common/listed.h"
 #include "common/memory.h"
+#include "common/programs/program_memory.h"
 #include "common/row_losses.h"
 
 namespace py = pybind11;
@@ -29,11 +30,11 @@ Embeddings make_embeddings(const Side& side) {
           reinterpret_cast<const int64_t*>(side[5]), side[6]};
 }
 
-// (normalize, skip_below, kept_tiles, threads, bfloat_terms)
-using Settings = std::tuple<bool, double, int64_t, int, int>;
+// (normalize, skip_below, kept_tiles, threads, bfloat_terms, both_sides)
+using Settings = std::tuple<bool, double, int64_t, int, int, bool>;
 
-// (address, row_stride) of ListedPair for every pair, or zeros
-using Listed = std::array<int64_t, 2>;
+// (address, row_stride) of ListedPair for every pair and (address, stride) of own columns, or zeros
+using Pairs = std::array<int64_t, 4>;
 
 // Python runs its signal handlers, Ctrl-C's among them, between its own instructions: a long pass
 // has to ask for it. As rarely as nobody notices, since the GIL may be somebody else's at the time.
@@ -65,20 +66,23 @@ void run_interruptible(Pass pass) {
 }
 
 Problem make_problem(Scalar scalar, const Side& rows, const std::optional<Side>& columns,
-                     const Formula& formula, const Settings& settings, const Listed& listed) {
-  const auto& [normalize, skip_below, kept_tiles, threads, bfloat_terms] = settings;
+                     const OwnedFormula& formula, const Settings& settings, const Pairs& pairs) {
+  const auto& [normalize, skip_below, kept_tiles, threads, bfloat_terms, both_sides] = settings;
   return {scalar,
           make_embeddings(rows),
           make_embeddings(columns.value_or(rows)),
           !columns,
-          formula,
+          formula.formula(),
           normalize,
           skip_below,
           kept_tiles,
           threads,
           bfloat_terms,
-          reinterpret_cast<const uint8_t*>(listed[0]),
-          listed[1],
+          reinterpret_cast<const uint8_t*>(pairs[0]),
+          pairs[1],
+          both_sides,
+          reinterpret_cast<const int64_t*>(pairs[2]),
+          pairs[3],
           PyThread_get_thread_ident() == main_thread ? handler_has_raised : nullptr};
 }
 
@@ -86,11 +90,11 @@ Problem make_problem(Scalar scalar, const Side& rows, const std::optional<Side>&
 using ForwardAddresses = std::array<int64_t, 4>;
 
 void forward(Scalar scalar, const Side& rows, const std::optional<Side>& columns,
-             const Formula& formula, const Settings& settings, const Listed& listed,
+             const OwnedFormula& formula, const Settings& settings, const Pairs& pairs,
              const ForwardAddresses& results) {
   const Level& level = current_level();
   run_interruptible([&] {
-    run_forward(level, make_problem(scalar, rows, columns, formula, settings, listed),
+    run_forward(level, make_problem(scalar, rows, columns, formula, settings, pairs),
                 {reinterpret_cast<void*>(results[0]), reinterpret_cast<void*>(results[1]),
                  reinterpret_cast<void*>(results[2]), results[3]});
   });
@@ -98,11 +102,11 @@ void forward(Scalar scalar, const Side& rows, const std::optional<Side>& columns
 
 // (lse_pos, lse_neg, saved, its bytes)
 void save(Scalar scalar, const Side& rows, const std::optional<Side>& columns,
-          const Formula& formula, const Settings& settings, const Listed& listed,
+          const OwnedFormula& formula, const Settings& settings, const Pairs& pairs,
           const ForwardAddresses& tensors) {
   const Level& level = current_level();
   py::gil_scoped_release release;
-  run_save(level, make_problem(scalar, rows, columns, formula, settings, listed),
+  run_save(level, make_problem(scalar, rows, columns, formula, settings, pairs),
            {reinterpret_cast<const void*>(tensors[0]), reinterpret_cast<const void*>(tensors[1]),
             reinterpret_cast<void*>(tensors[2]), tensors[3]});
 }
@@ -112,15 +116,31 @@ using BackwardAddresses = std::array<int64_t, 7>;
 
 // At the forward pass's level, and with the tiles that it kept, whatever the settings say now.
 void backward(Scalar scalar, const Side& rows, const std::optional<Side>& columns,
-              const Formula& formula, const Settings& settings, const Listed& listed,
+              const OwnedFormula& formula, const Settings& settings, const Pairs& pairs,
               const BackwardAddresses& tensors) {
   run_interruptible([&] {
     run_backward(
-        make_problem(scalar, rows, columns, formula, settings, listed),
+        make_problem(scalar, rows, columns, formula, settings, pairs),
         {reinterpret_cast<const void*>(tensors[0]), tensors[1],
          reinterpret_cast<const void*>(tensors[2]), reinterpret_cast<const void*>(tensors[3]),
          reinterpret_cast<const void*>(tensors[4])},
         {reinterpret_cast<void*>(tensors[5]), reinterpret_cast<void*>(tensors[6])});
+  });
+}
+
+// (saved, its bytes, grad_lse_pos, grad_lse_neg, column_statistics, gradients)
+using ScaleAddresses = std::array<int64_t, 6>;
+
+void scale_gradients(Scalar scalar, const Side& rows, const std::optional<Side>& columns,
+                     const OwnedFormula& formula, const Settings& settings, const Pairs& pairs,
+                     const ScaleAddresses& tensors) {
+  run_interruptible([&] {
+    run_scale_gradients(
+        make_problem(scalar, rows, columns, formula, settings, pairs),
+        {reinterpret_cast<const void*>(tensors[0]), tensors[1],
+         reinterpret_cast<const void*>(tensors[2]), reinterpret_cast<const void*>(tensors[3]),
+         reinterpret_cast<const void*>(tensors[4])},
+        reinterpret_cast<void*>(tensors[5]));
   });
 }
 
@@ -155,11 +175,11 @@ using StepAddresses = std::array<int64_t, 4>;
 
 // Both passes with the losses of rows between them: a small batch takes as long as three calls.
 void loss_and_gradients(Scalar scalar, const Side& rows, const std::optional<Side>& columns,
-                        const Formula& formula, const Settings& settings, const Listed& listed,
+                        const OwnedFormula& formula, const Settings& settings, const Pairs& pairs,
                         Reduction reduction, const StepAddresses& tensors) {
   const Level& level = current_level();
-  const Problem problem = make_problem(scalar, rows, columns, formula, settings, listed);
-  const int64_t count = problem.rows.count;
+  const Problem problem = make_problem(scalar, rows, columns, formula, settings, pairs);
+  const int64_t count = problem.anchors();
   run_interruptible([&] {
     with_float(scalar == Scalar::float64, [&](auto zero) {
       using T = decltype(zero);
@@ -188,7 +208,8 @@ PYBIND11_MODULE(_cpu, module) {
       .value("float64", Scalar::float64);
   py::enum_<FormulaKind>(module, "FormulaKind")
       .value("circle", FormulaKind::circle)
-      .value("unified", FormulaKind::unified);
+      .value("unified", FormulaKind::unified)
+      .value("functions", FormulaKind::functions);
 
   py::enum_<Reduction>(module, "Reduction")
       .value("mean", Reduction::mean)
@@ -197,10 +218,21 @@ PYBIND11_MODULE(_cpu, module) {
       .value("sum", Reduction::sum)
       .value("none", Reduction::none);
 
-  py::class_<Formula>(module, "Formula")
-      .def(py::init<FormulaKind, double, double, double, double, double, bool>(), py::kw_only(),
-           py::arg("kind"), py::arg("gamma"), py::arg("optimum_pos"), py::arg("optimum_neg"),
-           py::arg("margin_pos"), py::arg("margin_neg"), py::arg("detach_weights"));
+  py::class_<OwnedFormula>(module, "Formula")
+      .def(py::init([](FormulaKind kind, double gamma_pos, double gamma_neg, double optimum_pos,
+                       double optimum_neg, double margin_pos, double margin_neg,
+                       bool detach_weights, const std::vector<ByteCode>& programs) {
+             return std::make_unique<OwnedFormula>(
+                 Formula{kind, gamma_pos, gamma_neg, optimum_pos, optimum_neg, margin_pos,
+                         margin_neg, detach_weights},
+                 programs);
+           }),
+           py::kw_only(), py::arg("kind"), py::arg("gamma_pos"), py::arg("gamma_neg"),
+           py::arg("optimum_pos"), py::arg("optimum_neg"), py::arg("margin_pos"),
+           py::arg("margin_neg"), py::arg("detach_weights"), py::arg("programs"));
+  py::dict operations;
+  for (int32_t code = 0; code < OPERATIONS; ++code) operations[OPERATION_NAMES[code].name] = code;
+  module.attr("OPERATIONS") = operations;
   main_thread =
       py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
   module.attr("PANEL") = PANEL;
@@ -228,16 +260,19 @@ PYBIND11_MODULE(_cpu, module) {
   });
   // Tuples are described above.
   module.def("forward", &forward, py::arg("scalar"), py::arg("rows"), py::arg("columns"),
-             py::arg("formula"), py::arg("settings"), py::arg("listed"), py::arg("results"));
+             py::arg("formula"), py::arg("settings"), py::arg("pairs"), py::arg("results"));
   module.def("save", &save, py::arg("scalar"), py::arg("rows"), py::arg("columns"),
-             py::arg("formula"), py::arg("settings"), py::arg("listed"), py::arg("tensors"));
+             py::arg("formula"), py::arg("settings"), py::arg("pairs"), py::arg("tensors"));
   module.def("backward", &backward, py::arg("scalar"), py::arg("rows"), py::arg("columns"),
-             py::arg("formula"), py::arg("settings"), py::arg("listed"), py::arg("tensors"));
+             py::arg("formula"), py::arg("settings"), py::arg("pairs"), py::arg("tensors"));
+  module.def("scale_gradients", &scale_gradients, py::arg("scalar"), py::arg("rows"),
+             py::arg("columns"), py::arg("formula"), py::arg("settings"), py::arg("pairs"),
+             py::arg("tensors"));
   module.def("mark_pairs", &mark_pairs_at, py::arg("list"), py::arg("kind"), py::arg("matrix"),
              py::arg("threads"));
   module.def("row_losses", &row_losses_at, py::arg("is_double"), py::arg("tensors"),
              py::arg("rows"), py::arg("reduction"));
   module.def("loss_and_gradients", &loss_and_gradients, py::arg("scalar"), py::arg("rows"),
-             py::arg("columns"), py::arg("formula"), py::arg("settings"), py::arg("listed"),
+             py::arg("columns"), py::arg("formula"), py::arg("settings"), py::arg("pairs"),
              py::arg("reduction"), py::arg("tensors"));
 }

@@ -42,6 +42,13 @@ def is_plain(tensor: Tensor) -> bool:
     return all_addressable(tensor) and not is_watched()
 
 
+def host_may_look(tensor: Tensor) -> bool:
+    """Whether there are numbers to be had, without a device to wait for or a compiler to object."""
+    if torch.compiler.is_compiling() or tensor.device.type != "cpu":
+        return False
+    return is_plain(tensor)
+
+
 def obstacle(tensor: Tensor) -> str | None:
     """Why a kernel may not read a tensor by its address, shape and strides; None where it may.
 
@@ -126,7 +133,7 @@ def _bytes_reached(tensor: Tensor) -> int:
 def materialized(tensor: Tensor) -> Tensor:
     """The same numbers as ordinary tensors have them, differentiably: dense, aligned, no view that
     is negated when it is read, no zeros without memory, no subclass that only adds methods."""
-    if obstacle(tensor) is None:
+    if torch.compiler.is_compiling() or obstacle(tensor) is None:
         return tensor
     if type(tensor) not in _PLAIN_TYPES and _is_harmless(type(tensor)):
         tensor = tensor.as_subclass(Tensor)

@@ -41,7 +41,7 @@ BACKENDS = {
         "circle_kernels.backends.triton",
         install="pip install 'triton>=3.3', Linux",
     ),
-    "cpu": Backend("circle_kernels.backends.cpu", lacks=("own_columns", "both_sides")),
+    "cpu": Backend("circle_kernels.backends.cpu"),
     "tiled": Backend("circle_kernels.backends.tiled", of_torch=True),
     "reference": Backend("circle_kernels.backends.reference", of_torch=True, by_autograd=True),
 }

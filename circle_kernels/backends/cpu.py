@@ -8,6 +8,7 @@ run time; ``CIRCLE_KERNELS_CPU_LEVEL`` forces a lower one.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +16,13 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from circle_kernels.backends.cpu_arguments import describe, has_code_for, reduction_of
+from circle_kernels.backends.cpu_arguments import (
+    bytes_to_save,
+    describe,
+    has_code_for,
+    reduction_of,
+    tiles_of,
+)
 from circle_kernels.backends.problem import Needs, PairProblem, Passed
 from circle_kernels.backends.saved_bytes import with_padding
 from circle_kernels.formula import PairFormula
@@ -115,8 +122,9 @@ def _plan_saved(problem: PairProblem) -> tuple[int, int]:
     """
     if not problem.keep_for_backward:
         return 0, 0
-    panel, itemsize = _loaded().PANEL, problem.result_dtype.itemsize
-    tiles = _tiles_of(problem)
+    extension = _loaded()
+    panel, itemsize = extension.PANEL, problem.result_dtype.itemsize
+    tiles = tiles_of(extension, problem)
     budget = int(KEPT_BYTES * problem.kept_part) // (panel**2 * itemsize)
     # Where the budget holds a small part of the tiles, it is not worth its memory. Written so that
     # sizes may be symbolic: compilers cannot branch on them.
@@ -125,27 +133,7 @@ def _plan_saved(problem: PairProblem) -> tuple[int, int]:
         kept = max(min(tiles, budget) - budgets_more * budget, 0)
     else:
         kept = torch.sym_max(torch.sym_min(tiles, budget) - budgets_more * budget, 0)
-    return kept, _bytes_to_save(problem, kept)
-
-
-def _bytes_to_save(problem: PairProblem, kept: int) -> int:
-    extension = _loaded()
-    panel = extension.PANEL
-    rest = _tiles_of(problem) if problem.skip_below > 0 else 2 * kept
-    entries = kept * panel * panel + 2 * _panels_of(problem.embeddings) * panel + rest
-    return extension.SAVED_HEADER_BYTES + entries * problem.result_dtype.itemsize
-
-
-def _tiles_of(problem: PairProblem) -> int:
-    row_panels = _panels_of(problem.embeddings)
-    if problem.ref_emb is None:
-        return row_panels * (row_panels + 1) // 2
-    return row_panels * _panels_of(problem.ref_emb)
-
-
-def _panels_of(side: Tensor) -> int:
-    panel: int = _loaded().PANEL
-    return (side.shape[0] + panel - 1) // panel
+    return kept, bytes_to_save(extension, problem, kept)
 
 
 def _complete(problem: PairProblem) -> PairProblem:
@@ -156,13 +144,12 @@ def _complete(problem: PairProblem) -> PairProblem:
 
 
 def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
-    """Both log-sum-exps of every row, and what the backward pass can use."""
+    """Both log-sum-exps of every anchor, and what the backward pass can use."""
     problem = _complete(problem)
     extension = _loaded()
-    rows = problem.embeddings.shape[0]
-    dtype = problem.result_dtype
-    lse_pos = torch.empty(rows, dtype=dtype, device="cpu")
-    lse_neg = torch.empty(rows, dtype=dtype, device="cpu")
+    anchors, dtype = problem.num_anchors, problem.result_dtype
+    lse_pos = torch.empty(anchors, dtype=dtype, device="cpu")
+    lse_neg = torch.empty(anchors, dtype=dtype, device="cpu")
     kept_tiles, size = _plan_saved(problem)
     saved = _new_saved(extension, size)
     extension.forward(
@@ -181,7 +168,7 @@ def save(problem: PairProblem, lse_pos: Tensor, lse_neg: Tensor) -> Tensor:
     """What :func:`forward` would have left with no tiles kept, had it found these."""
     problem = _complete(problem)
     extension = _loaded()
-    saved = _new_saved(extension, _bytes_to_save(problem, 0))
+    saved = _new_saved(extension, bytes_to_save(extension, problem, 0))
     lse_pos, lse_neg = lse_pos.contiguous(), lse_neg.contiguous()
     extension.save(
         *describe(extension, problem),
@@ -199,8 +186,30 @@ def backward(
         RuntimeError: ``saved`` is not what :func:`forward` returned for this problem.
     """
     problem = _complete(problem)
-    extension = _loaded()
     gradients = _new_gradients(problem, needs)
+    _run_with(_loaded().backward, problem, passed, gradients)
+    return gradients
+
+
+def scale_gradients(problem: PairProblem, passed: Passed) -> Tensor:  # (2,)
+    """Of each kind of pair ``sum_i grad_lse_i sum_j softmax_ij z_ij`` over all that count pairs.
+
+    Raises:
+        RuntimeError: as :func:`backward` does.
+    """
+    gradients = torch.empty(2, dtype=problem.result_dtype, device="cpu")
+    _run_with(_loaded().scale_gradients, _complete(problem), passed, (gradients,))
+    return gradients
+
+
+def _run_with(
+    run: Callable[..., None],
+    problem: PairProblem,
+    passed: Passed,
+    results: tuple[Tensor | None, ...],
+) -> None:
+    """Run a pass of the extension that wants what the forward pass left."""
+    extension = _loaded()
     # Bound to names: the extension sees addresses only, which do not keep a tensor alive.
     saved, grad_lse_pos, grad_lse_neg = (tensor.contiguous() for tensor in passed[:3])
     column_statistics = passed.column_statistics
@@ -208,17 +217,16 @@ def backward(
         column_statistics = column_statistics.contiguous()
     if saved.data_ptr() % extension.SAVED_HEADER_BYTES != 0:  # a hook on saved tensors has moved it
         saved = saved.clone()
-    extension.backward(
+    run(
         *describe(extension, problem),  # what was kept says itself how much it is
         (
             saved.data_ptr(),
             saved.nbytes,
             grad_lse_pos.data_ptr(),
             grad_lse_neg.data_ptr(),
-            *map(_address, (column_statistics, *gradients)),
+            *map(_address, (column_statistics, *results)),
         ),
     )
-    return gradients
 
 
 def row_losses(lse_pos: Tensor, lse_neg: Tensor, reduction: str) -> tuple[Tensor, Tensor]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from circle_kernels.backends.problem import PairProblem
 from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
+from circle_kernels.pointwise.program import Program
 
 _KINDS = {CircleFormula: "circle", UnifiedFormula: "unified"}  # of extension.FormulaKind
 
@@ -26,18 +27,39 @@ _SCALARS = {
 
 
 def has_code_for(formula: PairFormula) -> bool:
-    """Whether the extension knows the formula."""
-    return (
-        type(formula) in _KINDS
-        and formula.gammas[0] == formula.gammas[1] == formula.gamma
-        and (formula.name != "unified" or formula.constants[2] == 0)
-    )
+    """Whether the extension knows the formula, or can run its programs."""
+    return type(formula) in _KINDS or getattr(formula, "is_of_functions", False)
 
 
 @functools.cache
 def reduction_of(extension: ModuleType, name: str) -> object:
     """The reduction of this name."""
     return getattr(extension.Reduction, name)
+
+
+def bytes_to_save(extension: ModuleType, problem: PairProblem, kept_tiles: int) -> int:
+    """``SavedLayout`` of csrc/common/problem.h with so many tiles; sizes may be symbolic."""
+    panel: int = extension.PANEL
+    rest = tiles_of(extension, problem) if problem.skip_below > 0 else 2 * kept_tiles
+    panels = _panels_of(extension, problem.embeddings)
+    if problem.both_sides:
+        panels += _panels_of(extension, problem.columns)
+    entries = kept_tiles * panel * panel + 2 * panels * panel + rest
+    header: int = extension.SAVED_HEADER_BYTES
+    return header + entries * problem.result_dtype.itemsize
+
+
+def tiles_of(extension: ModuleType, problem: PairProblem) -> int:
+    """How many tiles the similarity matrix has, in self mode from the diagonal on."""
+    row_panels = _panels_of(extension, problem.embeddings)
+    if problem.ref_emb is None:
+        return row_panels * (row_panels + 1) // 2
+    return row_panels * _panels_of(extension, problem.ref_emb)
+
+
+def _panels_of(extension: ModuleType, side: Tensor) -> int:
+    panel: int = extension.PANEL
+    return (side.shape[0] + panel - 1) // panel
 
 
 def describe(extension: ModuleType, problem: PairProblem, kept_tiles: int = 0) -> tuple[Any, ...]:
@@ -54,9 +76,14 @@ def describe(extension: ModuleType, problem: PairProblem, kept_tiles: int = 0) -
             kept_tiles,
             torch.get_num_threads(),
             _BFLOAT_TERMS[problem.precision],
+            problem.both_sides,
         ),
-        (0, 0) if problem.listed is None else (problem.listed.data_ptr(), problem.listed.stride(0)),
+        (*_describe_matrix(problem.listed), *_describe_matrix(problem.own_columns)),
     )
+
+
+def _describe_matrix(values: Tensor | None) -> tuple[int, int]:
+    return (0, 0) if values is None else (values.data_ptr(), values.stride(0))
 
 
 def _describe_side(values: Tensor, labels: Tensor) -> tuple[int, ...]:
@@ -76,13 +103,86 @@ def _scalar(extension: ModuleType, dtype: torch.dtype) -> object:
 
 @functools.lru_cache(maxsize=16)
 def _describe_formula(extension: ModuleType, formula: PairFormula) -> object:
+    gamma_pos, gamma_neg = formula.gammas
     optimum_pos, optimum_neg, margin_pos, margin_neg = formula.constants
+    programs: tuple[Program, ...] = getattr(formula, "programs", ())
     return extension.Formula(
-        kind=getattr(extension.FormulaKind, _KINDS[type(formula)]),
-        gamma=formula.gamma,
+        kind=getattr(extension.FormulaKind, _KINDS.get(type(formula), "functions")),
+        gamma_pos=gamma_pos,
+        gamma_neg=gamma_neg,
         optimum_pos=optimum_pos,
         optimum_neg=optimum_neg,
         margin_pos=margin_pos,
         margin_neg=margin_neg,
         detach_weights=formula.detach_weights,
+        programs=[byte_code(extension.OPERATIONS, program) for program in programs],
     )
+
+
+class ByteCode(NamedTuple):
+    """A program as the extension takes it."""
+
+    constants: list[float]
+    places: int  # that it needs: the similarities', the constants', and of values
+    instructions: list[tuple[int, list[int], int]]  # operation, places of operands, of the result
+
+
+def byte_code(operations: dict[str, int], program: Program) -> ByteCode:
+    """A program with places in memory for its values, used again as soon as a value is done with.
+
+    Place 0 has the similarities, the next ones the constants.
+    """
+    steps = _without_copies(program)
+    constants = {
+        repr(each): each for step in steps for each in step.operands if isinstance(each, float)
+    }
+    place_of_constant = {name: place for place, name in enumerate(constants, 1)}
+    last_step = {
+        each: index
+        for index, step in enumerate(steps)
+        for each in step.operands
+        if isinstance(each, int)
+    }
+    place_of_value = {0: 0}
+    free: list[int] = []
+    places = 1 + len(constants)
+    instructions = []
+    for index, (operation, operands, value) in enumerate(steps):
+        operand_places = [
+            place_of_value[each] if isinstance(each, int) else place_of_constant[repr(each)]
+            for each in operands
+        ]
+        # A result may lie where an operand did: pairs do not look at one another.
+        done = {each for each in operands if isinstance(each, int) and last_step[each] == index}
+        free.extend(place_of_value[each] for each in sorted(done - {0}))
+        if not free:
+            free.append(places)
+            places += 1
+        place_of_value[value] = free.pop()
+        instructions.append((operations[operation], operand_places, place_of_value[value]))
+    return ByteCode(list(constants.values()), places, instructions)
+
+
+class _Step(NamedTuple):
+    """An instruction, and the number of the value that it gives."""
+
+    operation: str
+    operands: tuple[int | float, ...]
+    value: int
+
+
+def _without_copies(program: Program) -> list[_Step]:
+    """A program's instructions but for those that hand a value on as it is."""
+    meant: dict[int, int | float] = {0: 0}
+    steps: list[_Step] = []
+    for value, (operation, operands) in enumerate(program.instructions, 1):
+        known = tuple(meant[each] if isinstance(each, int) else each for each in operands)
+        if operation in ("copy", "detach"):
+            meant[value] = known[0]
+        else:
+            meant[value] = value
+            steps.append(_Step(operation, known, value))
+    result = meant[value]
+    if not steps or not isinstance(result, int) or result != steps[-1].value:
+        steps.append(_Step("copy", (result,), value + 1))
+    return steps

@@ -14,6 +14,9 @@ and, where it has code for them,
 
     row_losses(lse_pos, lse_neg, reduction) -> (loss, slopes) as operation/reductions.py has them,
         or None, which leaves these to PyTorch
+    scale_gradients(problem, passed) -> (2,), of each kind of pair sum_i grad_lse_i sum_j p_ij z_ij
+        over all that count pairs, where p is the softmax of logits z: what the derivative with
+        respect to log gamma is. tiled has it for those that do not
     loss_and_gradients(problem, reduction, needs) -> (loss, (grad_embeddings, grad_references)): all
         of it at once
 
@@ -29,8 +32,8 @@ elsewhere, as references. A row's sums are then those over all blocks, which ``s
 pair of one batch counts for its column, too: ``Passed.column_statistics``.
 
 Both passes run without autograd, with autocast off, on checked arguments, and on at least one
-row and one column. Log-sum-exps are (N,), or (N + M,), in :attr:`PairProblem.result_dtype`, ``-inf`` for an empty
-set; gradients are in the inputs' dtype.
+row and one column. Log-sum-exps are (N,), or (N + M,), in :attr:`PairProblem.result_dtype`,
+``-inf`` for an empty set; gradients are in the inputs' dtype.
 """
 
 from __future__ import annotations

@@ -40,13 +40,12 @@ def save(problem: PairProblem, lse_pos: Tensor, lse_neg: Tensor) -> Tensor:
 
 def forward(problem: PairProblem) -> tuple[Tensor, Tensor, None]:
     """Log-sum-exps of every row, computed in the embeddings' own dtype."""
-    similarity, masks = _similarity(problem), _masks(problem)
-    sums = masked_logsumexps(similarity, *masks, problem.formula)
+    similarity, (positive, negative) = _similarity(problem), _masks(problem)
+    lse_pos, lse_neg = masked_logsumexps(similarity, positive, negative, problem.formula)
     if problem.both_sides:
-        of_columns = masked_logsumexps(similarity.T, *(mask.T for mask in masks), problem.formula)
-        sums = tuple(map(torch.cat, zip(sums, of_columns, strict=True)))
-    lse_pos, lse_neg = (each.to(problem.result_dtype) for each in sums)
-    return lse_pos, lse_neg, None
+        of_columns = masked_logsumexps(similarity.T, positive.T, negative.T, problem.formula)
+        lse_pos, lse_neg = torch.cat((lse_pos, of_columns[0])), torch.cat((lse_neg, of_columns[1]))
+    return lse_pos.to(problem.result_dtype), lse_neg.to(problem.result_dtype), None
 
 
 def _similarity(problem: PairProblem) -> Tensor:  # (N, M)

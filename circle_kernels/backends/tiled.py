@@ -193,6 +193,34 @@ def backward(
     Raises:
         RuntimeError: ``passed.saved`` is not what :func:`forward` returned for this problem.
     """
+    tiles, of_rows, of_columns = _passed(problem, passed)
+    grad_rows = torch.zeros_like(tiles.rows) if needs.embeddings else None
+    if problem.self_mode:
+        grad_columns = grad_rows
+    else:
+        grad_columns = torch.zeros_like(tiles.columns) if needs.references else None
+
+    for rows, columns in tiles.slices():
+        gradient = _Pairs(tiles, rows, columns).gradient(of_rows, of_columns)
+        if grad_rows is not None:
+            grad_rows[rows].addmm_(gradient, tiles.columns[columns])
+        if grad_columns is not None and not tiles.on_diagonal(rows, columns):
+            grad_columns[columns].addmm_(gradient.T, tiles.rows[rows])
+
+    return (
+        tiles.row_side.input_gradient(grad_rows) if grad_rows is not None else None,
+        tiles.column_side.input_gradient(grad_columns)
+        if grad_columns is not None and not problem.self_mode
+        else None,
+    )
+
+
+def _passed(problem: PairProblem, passed: Passed) -> tuple[_Tiles, _Statistics, _Statistics | None]:
+    """The tiles of a backward pass, and what it knows of rows and of columns that count pairs.
+
+    Raises:
+        RuntimeError: ``passed.saved`` is not what :func:`forward` returned for this problem.
+    """
     saved, *gradients, column_statistics = passed
     if saved.shape != saved_shape(problem):
         raise RuntimeError(
@@ -207,47 +235,47 @@ def backward(
         of_columns = _Statistics(*(each[len(tiles.rows) :] for each in known))
     if column_statistics is not None:
         of_columns = _Statistics(*column_statistics)
-    grad_rows = torch.zeros_like(tiles.rows) if needs.embeddings else None
-    if problem.self_mode:
-        grad_columns = grad_rows
-    else:
-        grad_columns = torch.zeros_like(tiles.columns) if needs.references else None
+    return tiles, of_rows, of_columns
 
+
+def scale_gradients(problem: PairProblem, passed: Passed) -> Tensor:  # (2,)
+    """Of each kind of pair ``sum_i grad_lse_i sum_j softmax_ij z_ij``, from recomputed tiles."""
+    tiles, of_rows, of_columns = _passed(problem, passed)
+    total = tiles.rows.new_zeros(2)
     for rows, columns in tiles.slices():
-        gradient = _similarity_gradient(tiles, of_rows, of_columns, rows, columns)
-        if grad_rows is not None:
-            grad_rows[rows].addmm_(gradient, tiles.columns[columns])
-        if grad_columns is not None and not tiles.on_diagonal(rows, columns):
-            grad_columns[columns].addmm_(gradient.T, tiles.rows[rows])
-
-    return (
-        tiles.row_side.input_gradient(grad_rows) if grad_rows is not None else None,
-        tiles.column_side.input_gradient(grad_columns)
-        if grad_columns is not None and not problem.self_mode
-        else None,
-    )
+        pairs = _Pairs(tiles, rows, columns)
+        # On the diagonal both pairs of two rows are there, each as its row's.
+        mirrored = None if tiles.on_diagonal(rows, columns) else of_columns
+        terms = pairs.weights(of_rows, mirrored) * pairs.logits
+        of_positives = terms.masked_fill(~pairs.positive, 0).sum()
+        total += torch.stack([of_positives, terms.sum() - of_positives])
+    return total
 
 
-def _similarity_gradient(
-    tiles: _Tiles,
-    of_rows: _Statistics,
-    of_columns: _Statistics | None,
-    rows: slice,
-    columns: slice,
-) -> Tensor:  # (rows, columns)
-    """``G`` of a tile; ``G + G.T`` where columns count pairs, too, as in self mode: s_ij and s_ji
-    are one number."""
-    formula: PairFormula = tiles.problem.formula
-    similarity = tiles.similarity(rows, columns)
-    positive = tiles.positive(rows, columns)
-    logits = formula.pair_logits(similarity, positive)
-    counted = tiles.counted(rows, columns, dim=0)
-    weights = of_rows.weights(rows, logits, positive, counted, dim=0)
-    if of_columns is not None:
-        counted = tiles.counted(rows, columns, dim=1)
-        weights += of_columns.weights(columns, logits, positive, counted, dim=1)
-    gradient = weights.mul_(formula.pair_slopes(similarity, positive))
-    if tiles.on_diagonal(rows, columns) and tiles.problem.listed is None:
-        gradient.fill_diagonal_(0)
-    own = tiles.own(rows, columns)
-    return gradient if own is None else gradient.masked_fill_(own, 0)
+class _Pairs:
+    """The pairs of a tile."""
+
+    def __init__(self, tiles: _Tiles, rows: slice, columns: slice) -> None:
+        self._tiles, self._rows, self._columns = tiles, rows, columns
+        self.similarity = tiles.similarity(rows, columns)
+        self.positive = tiles.positive(rows, columns)
+        self.logits = tiles.problem.formula.pair_logits(self.similarity, self.positive)
+
+    def weights(self, of_rows: _Statistics, of_columns: _Statistics | None) -> Tensor:
+        """``dL/dz`` of each pair, of both its sides where columns count pairs, too, as in self
+        mode: s_ij and s_ji are one number."""
+        tiles, rows, columns = self._tiles, self._rows, self._columns
+        counted = tiles.counted(rows, columns, dim=0)
+        weights = of_rows.weights(rows, self.logits, self.positive, counted, dim=0)
+        if of_columns is not None:
+            counted = tiles.counted(rows, columns, dim=1)
+            weights += of_columns.weights(columns, self.logits, self.positive, counted, dim=1)
+        if tiles.on_diagonal(rows, columns) and tiles.problem.listed is None:
+            weights.fill_diagonal_(0)
+        own = tiles.own(rows, columns)
+        return weights if own is None else weights.masked_fill_(own, 0)
+
+    def gradient(self, of_rows: _Statistics, of_columns: _Statistics | None) -> Tensor:
+        """``G``, or ``G + G.T``."""
+        slopes = self._tiles.problem.formula.pair_slopes(self.similarity, self.positive)
+        return self.weights(of_rows, of_columns).mul_(slopes)

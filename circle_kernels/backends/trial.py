@@ -96,7 +96,8 @@ def _problems(dtype: torch.dtype) -> Iterator[tuple[str, PairProblem]]:
 
 
 def _moved(problem: PairProblem, device: torch.device, dtype: torch.dtype) -> PairProblem:
-    embeddings, labels, ref_emb, ref_labels, listed, own_columns = problem.tensors
+    embeddings, labels, ref_emb, ref_labels = problem[:4]
+    listed, own_columns = problem.listed, problem.own_columns
     return problem._replace(
         embeddings=embeddings.to(device, dtype),
         labels=labels.to(device),

@@ -8,16 +8,9 @@ import torch
 from torch import Tensor
 
 from circle_kernels.arguments import label_numbers
-from circle_kernels.backends.addressable import is_plain
+from circle_kernels.backends.addressable import host_may_look
 
 NO_CLASS = -1  # the label of a row that has no positive
-
-
-def host_may_look(tensor: Tensor) -> bool:
-    """Whether there are numbers to be had, without a device to wait for or a compiler to object."""
-    if torch.compiler.is_compiling() or tensor.device.type != "cpu":
-        return False
-    return is_plain(tensor)
 
 
 def resolve_labels(

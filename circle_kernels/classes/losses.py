@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,10 +29,15 @@ from circle_kernels.classes.sampling import (
     sample_classes,
     sample_size,
 )
+from circle_kernels.classes.smoothing import (
+    check_label_smoothing,
+    similarity_sums,
+    smoothing_terms,
+)
 from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
 from circle_kernels.operation.batch import Batch, Operation, operation_of
 from circle_kernels.operation.eager import logsumexps
-from circle_kernels.operation.reductions import REDUCTIONS, reduce_exponents
+from circle_kernels.operation.reductions import REDUCTIONS, reduce_losses, rows_counted, softplus
 from circle_kernels.operation.row_losses import reduced_row_losses
 from circle_kernels.options import check_choice, check_flag, check_integer, explain_other_names
 from circle_kernels.reference import similarity_matrix
@@ -41,7 +47,7 @@ IGNORE_INDEX = -100  # as torch.nn.functional.cross_entropy
 
 @dataclass(frozen=True)
 class ClassRows:
-    """What becomes of the rows' losses; arguments as for :func:`class_circle_loss`.
+    """What becomes of the rows' losses; arguments as for :func:`class_unified_loss`.
 
     Raises:
         TypeError, ValueError: one of the wrong type or range.
@@ -49,6 +55,7 @@ class ClassRows:
 
     reduction: str
     ignore_index: int
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         check_choice("reduction", self.reduction, REDUCTIONS)
@@ -62,7 +69,7 @@ def class_circle_loss(
     weight: Tensor,  # (C, D)
     *,
     m: float = 0.25,
-    gamma: float = 256.0,
+    gamma: float | Tensor = 256.0,
     reduction: str = "mean",
     ignore_index: int = IGNORE_INDEX,
     detach_weights: bool = True,
@@ -86,7 +93,8 @@ def class_circle_loss(
         weight: (C, D) one row per class, same device; need not be normalised. Where its dtype is
             not that of the embeddings, as under autocast, the wider one counts.
         m: relaxation margin, greater than -1 and less than 1.
-        gamma: scale of the logits, greater than 0. Large losses at large gamma are normal.
+        gamma: scale of the logits, greater than 0, or a tensor with it, which gets its gradient, as
+            for :func:`circle_kernels.circle_loss`. Large losses at large gamma are normal.
         reduction: ``"mean"`` over rows that are not ignored, ``"mean_all"`` over all N, ``"sum"``,
             or ``"none"``.
         ignore_index: rows with this label have loss 0 and gradient 0.
@@ -122,7 +130,7 @@ def class_circle_loss(
     )
     rows = ClassRows(reduction, ignore_index)
     sampling = Sampling(sample_rate, sample_correction, sparse_grad, generator)
-    return _class_loss((embeddings, labels, weight), operation, rows, sampling)
+    return class_loss((embeddings, labels, weight), operation, rows, sampling)
 
 
 @explain_other_names
@@ -132,9 +140,10 @@ def class_unified_loss(
     weight: Tensor,  # (C, D)
     *,
     m: float,
-    gamma: float,
+    gamma: float | Tensor,
     reduction: str = "mean",
     ignore_index: int = IGNORE_INDEX,
+    label_smoothing: float = 0.0,
     normalize: bool = True,
     skip_below: float = 0.0,
     sample_rate: float = 1.0,
@@ -146,7 +155,14 @@ def class_unified_loss(
     """The unified loss (same paper, Eq. 1 and 2) with class labels: AM-Softmax; ``m=0``: NormFace.
 
     It equals the cross-entropy of ``gamma * s`` with ``gamma * (s - m)`` at the target. Arguments,
-    result and errors as for :func:`class_circle_loss`.
+    result and errors as for :func:`class_circle_loss`, and:
+
+    Args:
+        label_smoothing: share of the target that is spread evenly over all classes, the own one
+            too, in [0, 1], as for ``torch.nn.functional.cross_entropy`` of these logits (Szegedy et
+            al., CVPR 2016, arXiv 1512.00567). Exact, and still without them, since their mean is
+            linear in the sum of the class weights; the backward pass takes memory for a second
+            gradient of ``weight`` meanwhile. It needs all classes: ``sample_rate=1``.
     """
     operation = operation_of(
         UnifiedFormula,
@@ -156,9 +172,10 @@ def class_unified_loss(
         skip_below=skip_below,
         backend=backend,
     )
-    rows = ClassRows(reduction, ignore_index)
     sampling = Sampling(sample_rate, sample_correction, sparse_grad, generator)
-    return _class_loss((embeddings, labels, weight), operation, rows, sampling)
+    smoothing = check_label_smoothing(label_smoothing, sampling)
+    rows = ClassRows(reduction, ignore_index, smoothing)
+    return class_loss((embeddings, labels, weight), operation, rows, sampling)
 
 
 def class_logits(
@@ -193,12 +210,15 @@ def class_logits(
         return logits if factors is None else logits * factors[:, None]
 
 
-def _class_loss(
+def class_loss(
     inputs: tuple[Tensor, Tensor, Tensor],  # embeddings, labels, weight
     operation: Operation,
     rows: ClassRows,
     sampling: Sampling,
+    losses_of: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
+    """The loss of what users give; ``losses_of`` makes rows' losses of both log-sum-exps (N,) of
+    each, where it is not ``softplus`` of their sum."""
     embeddings, labels, weight = inputs
     embeddings, weight = checked_sides(embeddings, labels, weight)
     labels, factors = checked_labels(labels, embeddings, len(weight), rows.ignore_index)
@@ -212,11 +232,29 @@ def _class_loss(
             correction = math.log(len(weight) / size)
     embeddings, columns = one_dtype(embeddings, columns)
     batch = Batch(embeddings, labels, columns)
-    if correction == 0:
+    # With one class nothing can be told apart, however smooth.
+    smoothing = rows.label_smoothing if len(weight) > 1 else 0.0
+    if smoothing > 0 and operation.scale_is_learned:
+        raise ValueError("label_smoothing must be 0 where gamma is learned, got both")
+    plain = correction == 0 and smoothing == 0 and losses_of is None
+    if plain and not operation.scale_is_learned:
         loss = reduced_row_losses(batch, operation, rows.reduction)
     else:
         lse_pos, lse_neg = logsumexps(batch, operation)
-        loss = reduce_exponents(lse_pos + lse_neg + correction, rows.reduction)
+        if operation.scale_is_learned:
+            # With its ops, which few need.
+            from circle_kernels.operation.learned_scale import with_scale_gradient
+
+            lse_pos, lse_neg = with_scale_gradient((lse_pos, lse_neg), batch, operation)
+        lse_neg = lse_neg + correction
+        exponents = lse_pos + lse_neg
+        losses = softplus(exponents) if losses_of is None else losses_of(lse_pos, lse_neg)
+        if smoothing > 0:
+            sums = similarity_sums(batch, operation)
+            terms = smoothing_terms(lse_pos, sums, labels, len(weight), operation.formula)
+            losses = losses + terms * smoothing
+        counted = rows_counted(exponents, losses, rows.reduction)
+        loss = reduce_losses(losses, counted, rows.reduction)
     if factors is None:
         return loss
     return loss * (factors if rows.reduction == "none" else factors.prod())

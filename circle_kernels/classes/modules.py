@@ -10,11 +10,21 @@ from torch import Tensor, nn
 from circle_kernels.classes.losses import (
     IGNORE_INDEX,
     ClassRows,
+    checked_labels,
+    checked_sides,
     class_circle_loss,
     class_logits,
     class_unified_loss,
 )
+from circle_kernels.classes.prediction import (
+    TopClasses,
+    check_class_count,
+    count_hits,
+    own_and_best_other,
+    top_classes,
+)
 from circle_kernels.classes.sampling import Sampling
+from circle_kernels.classes.smoothing import check_label_smoothing
 from circle_kernels.distributed.gradients import refuse_ddp
 from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
 from circle_kernels.operation.batch import operation_of
@@ -28,13 +38,14 @@ class ClassHead(nn.Module):
 
     _formula_type: ClassVar[type[CircleFormula] | type[UnifiedFormula]]
     weight: nn.Parameter  # (C, D)
+    label_smoothing: float = 0.0  # of those that take none
 
     def __init__(
         self,
         num_classes: int,
         embedding_dim: int,
         m: float,
-        gamma: float,
+        gamma: float | Tensor,
         *,
         reduction: str = "mean",
         ignore_index: int = IGNORE_INDEX,
@@ -88,6 +99,52 @@ class ClassHead(nn.Module):
             normalize=self.normalize,
         )
 
+    def predict(
+        self,
+        embeddings: Tensor,  # (N, D)
+        k: int = 1,
+    ) -> TopClasses:
+        """The ``k`` most similar classes of each row, without the (N, C) similarities and autograd.
+
+        Returns:
+            ``(similarities, classes)``, (N, k) each, the most similar first, and of equally similar
+            ones the lower number. Similarities are cosines (inner products with
+            ``normalize=False``), float32, or float64 if one side is; times ``gamma`` they are the
+            logits of :meth:`get_logits` without labels. NaN counts as the largest: a row that holds
+            NaN or infinity has no others.
+
+        Raises:
+            TypeError, ValueError: embeddings of the wrong type, shape, dtype or device, or a ``k``
+                that is no integer from 1 to the number of classes.
+        """
+        k = check_class_count("k", k, self.num_classes)
+        embeddings, weight = checked_sides(embeddings, None, self.weight)
+        return top_classes(embeddings, weight, k, normalize=self.normalize)
+
+    def accuracy(
+        self,
+        embeddings: Tensor,  # (N, D)
+        labels: Tensor,  # (N,)
+    ) -> Tensor:
+        """The share of rows that are more similar to their own class than to any other.
+
+        A row that is as similar to another one counts as a miss, and so does NaN. Rows to ignore
+        are left out; without others it is NaN, as it is with a label out of range on other devices
+        than the CPU. Margins do not count. Neither the (N, C) similarities nor autograd take part.
+
+        Returns:
+            A float32 scalar.
+
+        Raises:
+            TypeError, ValueError: as the loss.
+        """
+        embeddings, weight = checked_sides(embeddings, labels, self.weight)
+        labels, factors = checked_labels(labels, embeddings, len(weight), self.ignore_index)
+        both = own_and_best_other(embeddings, labels, weight, normalize=self.normalize)
+        hits, counted = count_hits(both, labels)
+        accuracy = hits / counted
+        return accuracy if factors is None else accuracy * factors.prod()
+
     def extra_repr(self) -> str:
         return (
             f"{self.num_classes}, {self.embedding_dim}, m={self.m}, gamma={self.gamma}, "
@@ -99,6 +156,9 @@ class ClassHead(nn.Module):
 
     def _formula(self) -> PairFormula:
         raise NotImplementedError
+
+    def _scale(self) -> float:
+        return self.gamma.item() if isinstance(self.gamma, Tensor) else self.gamma
 
     def _whole_weight(self) -> Tensor:  # (C, D)
         return self.weight
@@ -115,7 +175,7 @@ class CircleHead(ClassHead):
         num_classes: int,
         embedding_dim: int,
         m: float = 0.25,
-        gamma: float = 256.0,
+        gamma: float | Tensor = 256.0,
         *,
         detach_weights: bool = True,
         **options: Any,
@@ -127,7 +187,7 @@ class CircleHead(ClassHead):
         return f"{super().extra_repr()}, detach_weights={self.detach_weights}"
 
     def _formula(self) -> CircleFormula:
-        return CircleFormula(m=self.m, gamma=self.gamma, detach_weights=self.detach_weights)
+        return CircleFormula(m=self.m, gamma=self._scale(), detach_weights=self.detach_weights)
 
 
 class UnifiedHead(ClassHead):
@@ -141,13 +201,20 @@ class UnifiedHead(ClassHead):
         num_classes: int,
         embedding_dim: int,
         m: float = 0.35,
-        gamma: float = 64.0,
+        gamma: float | Tensor = 64.0,
+        *,
+        label_smoothing: float = 0.0,
         **options: Any,
     ) -> None:
         super().__init__(num_classes, embedding_dim, m, gamma, **options)
+        sampling = Sampling(self.sample_rate, self.sample_correction, self.sparse_grad)
+        self.label_smoothing = check_label_smoothing(label_smoothing, sampling)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, label_smoothing={self.label_smoothing}"
 
     def _formula(self) -> UnifiedFormula:
-        return UnifiedFormula(m=self.m, gamma=self.gamma)
+        return UnifiedFormula(m=self.m, gamma=self._scale())
 
 
 class _ClassLoss(ClassHead):
@@ -158,7 +225,7 @@ class _ClassLoss(ClassHead):
         num_classes: int,
         embedding_dim: int,
         m: float,
-        gamma: float,
+        gamma: float | Tensor,
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -235,6 +302,7 @@ class ClassUnifiedLoss(UnifiedHead, _ClassLoss):
         num_classes: C.
         embedding_dim: D.
         m, gamma: margin and scale; by default those of AM-Softmax in the paper.
+        label_smoothing: see :func:`circle_kernels.class_unified_loss`.
         options: as for :class:`ClassCircleLoss`.
     """
 
@@ -243,4 +311,10 @@ class ClassUnifiedLoss(UnifiedHead, _ClassLoss):
         embeddings: Tensor,  # (N, D)
         labels: Tensor,  # (N,)
     ) -> Tensor:
-        return class_unified_loss(embeddings, labels, self.weight, **self._options())
+        return class_unified_loss(
+            embeddings,
+            labels,
+            self.weight,
+            label_smoothing=self.label_smoothing,
+            **self._options(),
+        )

@@ -18,20 +18,21 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from circle_kernels.backends.problem import result_dtype
 from circle_kernels.classes.labels import NO_CLASS
 from circle_kernels.classes.losses import ClassRows, checked_labels, checked_sides
 from circle_kernels.classes.sampling import Sampling, positions_among, sample_classes, sample_size
 from circle_kernels.classes.sampling import gather_rows as rows_of
-from circle_kernels.distributed.collectives import gather_rows, scatter_sums
+from circle_kernels.classes.smoothing import similarity_sums, smoothing_terms
+from circle_kernels.distributed.collectives import gather_rows
 from circle_kernels.distributed.columns import Spread
+from circle_kernels.distributed.gathered import GatheredRows
 from circle_kernels.distributed.gradients import refuse_shards_in_ddp
 from circle_kernels.distributed.headers import CALL, exchange_headers, failing_together
 from circle_kernels.distributed.shards import add_to_gradient, check_shards, own_part
 from circle_kernels.distributed.traced import refuse_to_be_traced
 from circle_kernels.operation.batch import Batch, Operation
 from circle_kernels.operation.eager import logsumexps
-from circle_kernels.operation.reductions import reduce_exponents
+from circle_kernels.operation.reductions import reduce_losses, rows_counted, softplus
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -67,6 +68,7 @@ class ShardedCall:
             "skip_below": self.operation.skip_below,
             "reduction": self.rows.reduction,
             "ignore_index": self.rows.ignore_index,
+            "label_smoothing": self.rows.label_smoothing,
             "sample_rate, or training": self.sampling.rate,
             "sample_correction": self.sampling.correction,
             "grad_reduction": self.grad_reduction,
@@ -125,29 +127,39 @@ def sharded_class_loss(
     spread = Spread(tuple(sizes), group, ring=False)
     first_class = sum(classes[: spread.rank])
     all_labels = gather_rows(numbers, sizes, group)
-    lse = _own_logsumexps(embeddings, all_labels, weight, (call, spread, first_class))
-    exponents = _MergeShards.apply(lse, group).sum(0)
+    lse, sums = _own_statistics(embeddings, all_labels, weight, (call, spread, first_class))
+    lse = _MergeShards.apply(lse, group)
+    exponents = lse.sum(0)
+    losses = softplus(exponents)
+    if sums is not None:
+        sums = _SumOverShards.apply(sums, group)
+        formula = call.operation.formula
+        terms = smoothing_terms(lse[0], sums, all_labels, weight.shape[0], formula)
+        losses = losses + terms * call.rows.label_smoothing
     wrong = all_labels == _WRONG
     if call.rows.reduction == "none":
-        exponents = _OwnRows.apply(exponents, spread)
+        losses = _OwnRows.apply(losses, spread)
         wrong = wrong[spread.own]
-    loss = reduce_exponents(exponents, call.rows.reduction)
+    loss = reduce_losses(
+        losses, rows_counted(exponents, losses, call.rows.reduction), call.rows.reduction
+    )
     factors = torch.ones_like(wrong, dtype=torch.float32).masked_fill(wrong, math.nan)
     return loss * (factors if call.rows.reduction == "none" else factors.prod())
 
 
-def _own_logsumexps(
+def _own_statistics(
     embeddings: Tensor,  # (n, D)
     labels: Tensor,  # (N,) of all processes, in [0, C), NO_CLASS or _WRONG
     weight: Tensor,
     how: tuple[ShardedCall, Spread, int],  # with the first class of this process
-) -> Tensor:  # (2, N)
-    """Both log-sum-exps of the rows of all processes over the classes of this one."""
+) -> tuple[Tensor, Tensor | None]:  # (2, N), (N,)
+    """Both log-sum-exps of the rows of all processes over the classes of this one, and, for label
+    smoothing, the sums of their similarities."""
     call, spread, first_class = how
     own, sampling = own_part(weight), call.sampling
     factor = len(spread.sizes) if call.grad_reduction == "mean" else 1
     dtype = torch.promote_types(embeddings.dtype, own.dtype)
-    rows = _GatherEmbeddings.apply(embeddings, spread, dtype, factor)
+    rows = GatheredRows.apply(embeddings, spread, dtype, factor)
     labels = labels - first_class
     labels = labels.masked_fill((labels < 0) | (labels >= len(own)), NO_CLASS)
     correction = 0.0
@@ -165,33 +177,18 @@ def _own_logsumexps(
             correction = math.log(len(own) / size)
     else:
         columns = cast("DTensor", weight).to_local()
-    lse_pos, lse_neg = logsumexps(Batch(rows, labels, columns.to(dtype)), call.operation)
-    return torch.stack([lse_pos, lse_neg + correction])
+    batch = Batch(rows, labels, columns.to(dtype))
+    lse_pos, lse_neg = logsumexps(batch, call.operation)
+    # With one class nothing can be told apart, however smooth.
+    smooths = call.rows.label_smoothing > 0 and weight.shape[0] > 1
+    sums = similarity_sums(batch, call.operation) if smooths else None
+    return torch.stack([lse_pos, lse_neg + correction]), sums
 
 
 def _sampled_rows(weight: Tensor, sampled: Tensor, *, sparse_grad: bool) -> Tensor:
     if sparse_grad:
         return _RowsOfShard.apply(weight, sampled)
     return rows_of(cast("DTensor", weight).to_local(), sampled, sparse_grad=False)
-
-
-class _GatherEmbeddings(torch.autograd.Function):
-    """The rows of all processes; back go the sums of what the classes of all say of ours."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, embeddings: Tensor, spread: Spread, dtype: torch.dtype, factor: int
-    ) -> Tensor:
-        ctx.spread, ctx.dtype, ctx.factor = spread, embeddings.dtype, factor
-        # Converted here, so that half types are rounded once, after the sum.
-        return gather_rows(embeddings, spread.sizes, spread.group).to(dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        gradient = gradient.to(result_dtype(gradient.dtype))
-        own = scatter_sums(gradient, ctx.spread.sizes, ctx.spread.group)
-        return (own * ctx.factor).to(ctx.dtype), None, None, None
 
 
 class _MergeShards(torch.autograd.Function):
@@ -217,6 +214,22 @@ class _MergeShards(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         (share,) = ctx.saved_tensors
         return share * gradient, None
+
+
+class _SumOverShards(torch.autograd.Function):
+    """The sum of what all processes have, each of which has the gradient of the sum already."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, group: ProcessGroup) -> Tensor:  # (N,) of (N,)
+        total = own.clone()
+        if total.numel() > 0:
+            dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        return gradient, None
 
 
 class _OwnRows(torch.autograd.Function):

@@ -12,14 +12,16 @@ from torch import Tensor, nn
 
 from circle_kernels.classes.losses import ClassRows
 from circle_kernels.classes.modules import INITIAL_STD, CircleHead, ClassHead, UnifiedHead
+from circle_kernels.classes.prediction import TopClasses
 from circle_kernels.classes.sampling import Sampling
 from circle_kernels.classes.shard_loss import ShardedCall, sharded_class_loss
+from circle_kernels.classes.shard_prediction import ShardedPrediction
 from circle_kernels.distributed.groups import Group
 from circle_kernels.distributed.headers import CALL, exchange_headers, failing_together
 from circle_kernels.distributed.shards import check_shards, empty_shards, mesh_of, own_part
 from circle_kernels.distributed.sharing import GRAD_REDUCTIONS
 from circle_kernels.operation.batch import Operation
-from circle_kernels.options import check_choice
+from circle_kernels.options import check_choice, real_number
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -47,6 +49,7 @@ class _ShardedClassLoss(ClassHead):
     ) -> None:
         mesh, place = mesh_of(group, None if device is None else torch.device(device))
         with failing_together(type(self).__name__, mesh.get_group()):
+            real_number("gamma", gamma)  # one that is learned would silently be held constant
             super().__init__(num_classes, embedding_dim, m, gamma, **options)
             check_choice("grad_reduction", grad_reduction, GRAD_REDUCTIONS)
             self.grad_reduction = grad_reduction
@@ -109,6 +112,32 @@ class _ShardedClassLoss(ClassHead):
         """
         return super().get_logits(embeddings, labels)
 
+    def predict(
+        self,
+        embeddings: Tensor,  # (n, D)
+        k: int = 1,
+    ) -> TopClasses:  # (n, k) each
+        """The ``k`` most similar of all classes to each of this process's rows.
+
+        As those of the loss without shards. A collective call, for which every process gathers the
+        embeddings of all, not the weight.
+        """
+        return self._prediction("predict").top(embeddings, k)
+
+    def accuracy(
+        self,
+        embeddings: Tensor,  # (n, D)
+        labels: Tensor,  # (n,)
+    ) -> Tensor:
+        """That of the loss without shards for the rows of all processes, the same in each.
+
+        A collective call, for which every process gathers the embeddings of all.
+        """
+        return self._prediction("accuracy").accuracy(embeddings, labels, self.ignore_index)
+
+    def _prediction(self, method: str) -> ShardedPrediction:
+        return ShardedPrediction(f"{type(self).__name__}.{method}", self.weight, self.normalize)
+
     def extra_repr(self) -> str:
         mesh = getattr(self.weight, "device_mesh", None)
         return (
@@ -144,7 +173,7 @@ class _ShardedClassLoss(ClassHead):
         return ShardedCall(
             type(self).__name__,
             Operation(self._formula(), self.normalize, self.skip_below, self.backend),
-            ClassRows(self.reduction, self.ignore_index),
+            ClassRows(self.reduction, self.ignore_index, self.label_smoothing),
             Sampling(
                 self.sample_rate if self.training else 1.0,
                 self.sample_correction,
@@ -216,6 +245,7 @@ class ShardedClassUnifiedLoss(UnifiedHead, _ShardedClassLoss):
         num_classes: C, of all processes together.
         embedding_dim: D.
         m, gamma: margin and scale; by default those of AM-Softmax in the paper.
+        label_smoothing: see :func:`circle_kernels.class_unified_loss`.
         options: as for :class:`ShardedClassCircleLoss`, which it is in all else.
     """
 

@@ -125,6 +125,11 @@ def group_of_name(name: str) -> ProcessGroup:
     return group
 
 
+def rank_in(group: Group) -> int:
+    """This process's place in a group, which compilers take as a constant."""
+    return int(group_name(group).split("/", 1)[0])
+
+
 def describe_group(group: Group | None) -> str:
     """What the repr of a module shows."""
     if dist.is_available() and isinstance(group, dist.ProcessGroup):

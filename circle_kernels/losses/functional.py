@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,12 +21,17 @@ from circle_kernels.operation.batch import (
     check_shared,
     operation_of,
     remembered,
+    sharing_of,
 )
 from circle_kernels.operation.differentiable import usual_loss
 from circle_kernels.operation.eager import logsumexps
 from circle_kernels.operation.reductions import REDUCTIONS, loss_of_sets, softplus
 from circle_kernels.operation.row_losses import reduced_row_losses
 from circle_kernels.options import check_choice, explain_other_names
+
+if TYPE_CHECKING:
+    from circle_kernels.operation.chosen_pairs import Tensors
+    from circle_kernels.operation.pair_masks import PairMask
 
 SCOPES = ("anchor", "batch")
 
@@ -50,17 +55,20 @@ class RowReduction:
 @explain_other_names
 def circle_loss(
     embeddings: Tensor,  # (N, D)
-    labels: Tensor,  # (N,)
+    labels: Tensor | None,  # (N,)
     ref_emb: Tensor | None = None,  # (M, D)
     ref_labels: Tensor | None = None,  # (M,)
     *,
     m: float = 0.4,
-    gamma: float = 80.0,
+    gamma: float | Tensor = 80.0,
     scope: str = "anchor",
     reduction: str = "mean",
     detach_weights: bool = True,
     normalize: bool = True,
     skip_below: float = 0.0,
+    ignore_label: int | None = None,
+    pair_mask: PairMask | None = None,
+    self_index: Tensor | None = None,  # (N,)
     group: Group | None = None,
     exchange: str = "gather",
     same_sizes: bool = False,
@@ -75,14 +83,16 @@ def circle_loss(
 
     Args:
         embeddings: (N, D), float16, bfloat16, float32 or float64; need not be normalised.
-        labels: (N,) integers of any dtype, any values.
+        labels: (N,) integers of any dtype, any values; ``None`` with ``pair_mask``.
         ref_emb: (M, D) references to compare with, on the same device; of two dtypes the wider one
             counts. Without them the batch is compared with itself, and an embedding is not compared
             with itself.
         ref_labels: (M,) integers.
         m: relaxation margin, greater than -1 and less than 1. The paper uses 0.4 for retrieval and
             0.25 for faces and re-ID.
-        gamma: scale of the logits, greater than 0. Large losses at large gamma are normal.
+        gamma: scale of the logits, greater than 0. Large losses at large gamma are normal. A tensor
+            with one number gets its gradient, which takes one more walk over the pairs; the host
+            reads the number, so that it is best on the CPU.
         scope: ``"anchor"``: one loss per row. ``"batch"``: one loss over all positive and all
             negative pairs of the batch, each unordered pair counted once in self mode; always a
             scalar, whatever the reduction.
@@ -94,6 +104,17 @@ def circle_loss(
         skip_below: share of a row's total weight that may be left out of the gradient to save work,
             in [0, 1); 0 is exact, and the loss always is. The C++ kernel makes use of it; bound and
             meaning are in docs/derivation.md.
+        ignore_label: rows and references with this label take part in nothing, as unlabelled data:
+            the rows' loss is 0, and so are the gradients. On a device the host waits to know how
+            many are left.
+        pair_mask: which pairs are positive and which negative, in place of labels, as where a row
+            has several: a boolean matrix (N, M), of which True is positive and False negative
+            (without references, M = N and the diagonal is left out); a sparse one, whose entries
+            are the positive pairs; an int8 matrix, 1 for positive, -1 for negative and 0 for
+            neither; or four vectors of indices, rows and columns of the positive pairs, then of the
+            negative ones. Takes one byte for each of the N * M pairs.
+        self_index: (N,) integers: the place of each row's own copy among the references, which is
+            left out as neither positive nor negative; -1 for none.
         group: the processes that share one batch, each of which gives its own rows (and references,
             where given) and computes these rows' part; every process returns the loss of the whole
             batch. ``"world"`` for all processes; a ProcessGroup or a DeviceMesh of one dimension
@@ -128,6 +149,7 @@ def circle_loss(
         CircleFormula,
         (embeddings, labels, ref_emb, ref_labels),
         (scope, reduction),
+        (ignore_label, pair_mask, self_index),
         (group, exchange, same_sizes, grad_reduction),
         m=m,
         gamma=gamma,
@@ -141,16 +163,19 @@ def circle_loss(
 @explain_other_names
 def unified_loss(
     embeddings: Tensor,  # (N, D)
-    labels: Tensor,  # (N,)
+    labels: Tensor | None,  # (N,)
     ref_emb: Tensor | None = None,  # (M, D)
     ref_labels: Tensor | None = None,  # (M,)
     *,
     m: float,
-    gamma: float,
+    gamma: float | Tensor,
     scope: str = "anchor",
     reduction: str = "mean",
     normalize: bool = True,
     skip_below: float = 0.0,
+    ignore_label: int | None = None,
+    pair_mask: PairMask | None = None,
+    self_index: Tensor | None = None,  # (N,)
     group: Group | None = None,
     exchange: str = "gather",
     same_sizes: bool = False,
@@ -167,6 +192,7 @@ def unified_loss(
         UnifiedFormula,
         (embeddings, labels, ref_emb, ref_labels),
         (scope, reduction),
+        (ignore_label, pair_mask, self_index),
         (group, exchange, same_sizes, grad_reduction),
         m=m,
         gamma=gamma,
@@ -209,14 +235,22 @@ def circle_loss_from_similarity(
 
 def loss_of(
     formula_type: type[CircleFormula] | type[UnifiedFormula],
-    tensors: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+    tensors: Tensors,
     rows: tuple[str, str],
+    chosen: tuple[int | None, PairMask | None, Tensor | None],
     shared: tuple[Group | None, str, bool, str],
     **options: Any,
 ) -> Tensor:
-    """The loss of what users give: arguments of :func:`check_batch`, :class:`RowReduction`,
-    :class:`Sharing` and :func:`operation_of`."""
+    """The loss of what users give: arguments of :func:`check_batch`, :class:`RowReduction`, what
+    chooses pairs, :class:`Sharing` and :func:`operation_of`."""
     group, _, same_sizes, _ = shared
+    is_learned = isinstance(options["gamma"], Tensor)
+    if tensors[1] is None or is_learned or any(each is not None for each in chosen):
+        # With what few need.
+        from circle_kernels.losses.chosen import loss_of_chosen
+
+        reduction_of(*rows)
+        return loss_of_chosen(formula_type, tensors, rows, (*chosen, *shared), options)
     if torch.compiler.is_compiling():
         loss = usual_loss(formula_type.name, tensors, (*rows, group), options)
         if loss is not None:
@@ -225,7 +259,7 @@ def loss_of(
     def check() -> tuple[Batch, Operation, RowReduction, Sharing]:
         operation = operation_of(formula_type, **options)
         reduction, sharing = reduction_of(*rows), sharing_of(*shared)
-        batch = check_batch(*tensors)
+        batch = check_batch(*tensors)  # type: ignore[arg-type]
         check_shared(batch, operation, sharing)
         return batch, operation, reduction, sharing
 
@@ -234,16 +268,14 @@ def loss_of(
     return pair_loss(*check_together(check, f"{formula_type.name}_loss", group, same_sizes))
 
 
-# Nearly every step has these from the one before.
 reduction_of = remembered(RowReduction)
-sharing_of = remembered(Sharing)
 
 
 def pair_loss(batch: Batch, operation: Operation, rows: RowReduction, sharing: Sharing) -> Tensor:
     """The loss of a checked batch."""
     if sharing.group is not None:
         # With its ops, which few need and whose definition takes milliseconds.
-        from circle_kernels.operation import shared_losses
+        from circle_kernels.operation.shared import losses as shared_losses
 
         alike = {
             CALL: f"{operation.formula.name}_loss",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -12,11 +12,56 @@ from circle_kernels.distributed.sharing import Sharing
 from circle_kernels.formula import CircleFormula
 from circle_kernels.losses.functional import RowReduction, loss_of
 from circle_kernels.operation.batch import operation_of
-from circle_kernels.options import explain_other_names
+from circle_kernels.options import check_integer, explain_other_names
+
+if TYPE_CHECKING:
+    from circle_kernels.operation.pair_masks import PairMask
 
 
-class CircleLoss(nn.Module):
+class SharingModule(nn.Module):
+    """A loss that processes may share: how it is saved, copied and shown."""
+
+    group: Group | None
+    exchange: str
+    same_sizes: bool
+    grad_reduction: str
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is saved; a process group belongs to running processes."""
+        if not is_saveable(self.group):
+            raise TypeError(
+                f"{type(self).__name__} with group={describe_group(self.group)} cannot be saved, "
+                "since a process group lasts no longer than its processes: use group='world', "
+                "which is looked up at each call, or set group to None before saving"
+            )
+        return self.__dict__
+
+    def __copy__(self) -> SharingModule:
+        """Copies within this process share the group."""
+        copied = type(self).__new__(type(self))
+        copied.__dict__ = self.__dict__.copy()
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SharingModule:
+        """A copy that shares the process group, a handle that cannot be copied."""
+        memo[id(self.group)] = self.group
+        copied = type(self).__new__(type(self))
+        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return copied
+
+    def _describe_sharing(self) -> str:
+        if self.group is None:
+            return "group=None (this process alone)"
+        return (
+            f"group={describe_group(self.group)}, exchange={self.exchange!r}, "
+            f"same_sizes={self.same_sizes}, grad_reduction={self.grad_reduction!r}"
+        )
+
+
+class CircleLoss(SharingModule):
     """Circle loss with pair-wise labels; see :func:`circle_kernels.circle_loss`.
+
+    A ``gamma`` that is an ``nn.Parameter`` is one of the module's, and learned.
 
     Example:
         >>> loss = CircleLoss(m=0.25, gamma=128)
@@ -27,13 +72,14 @@ class CircleLoss(nn.Module):
     def __init__(
         self,
         m: float = 0.4,
-        gamma: float = 80.0,
+        gamma: float | Tensor = 80.0,
         *,
         scope: str = "anchor",
         reduction: str = "mean",
         detach_weights: bool = True,
         normalize: bool = True,
         skip_below: float = 0.0,
+        ignore_label: int | None = None,
         group: Group | None = None,
         exchange: str = "gather",
         same_sizes: bool = False,
@@ -60,6 +106,9 @@ class CircleLoss(nn.Module):
         self.detach_weights = operation.formula.detach_weights
         self.normalize = operation.normalize
         self.skip_below = operation.skip_below
+        if ignore_label is not None:
+            check_integer("ignore_label", ignore_label)
+        self.ignore_label = ignore_label
         self.group = group
         self.exchange = exchange
         self.same_sizes = sharing.same_sizes
@@ -70,14 +119,18 @@ class CircleLoss(nn.Module):
     def forward(
         self,
         embeddings: Tensor,  # (N, D)
-        labels: Tensor,  # (N,)
+        labels: Tensor | None,  # (N,)
         ref_emb: Tensor | None = None,  # (M, D)
         ref_labels: Tensor | None = None,  # (M,)
+        *,
+        pair_mask: PairMask | None = None,
+        self_index: Tensor | None = None,  # (N,)
     ) -> Tensor:
         return loss_of(
             CircleFormula,
             (embeddings, labels, ref_emb, ref_labels),
             (self.scope, self.reduction),
+            (self.ignore_label, pair_mask, self_index),
             (self.group, self.exchange, self.same_sizes, self.grad_reduction),
             m=self.m,
             gamma=self.gamma,
@@ -87,40 +140,10 @@ class CircleLoss(nn.Module):
             backend=self.backend,
         )
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What is saved; a process group belongs to running processes."""
-        if not is_saveable(self.group):
-            raise TypeError(
-                f"{type(self).__name__} with group={describe_group(self.group)} cannot be saved, "
-                "since a process group lasts no longer than its processes: use group='world', "
-                "which is looked up at each call, or set group to None before saving"
-            )
-        return self.__dict__
-
-    def __copy__(self) -> CircleLoss:
-        """Copies within this process share the group."""
-        copied = type(self).__new__(type(self))
-        copied.__dict__ = self.__dict__.copy()
-        return copied
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> CircleLoss:
-        """A copy that shares the process group, a handle that cannot be copied."""
-        memo[id(self.group)] = self.group
-        copied = type(self).__new__(type(self))
-        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
-        return copied
-
     def extra_repr(self) -> str:
         return (
             f"m={self.m}, gamma={self.gamma}, scope={self.scope!r}, reduction={self.reduction!r}, "
             f"detach_weights={self.detach_weights}, normalize={self.normalize}, "
-            f"skip_below={self.skip_below}, {self._describe_sharing()}, backend={self.backend!r}"
-        )
-
-    def _describe_sharing(self) -> str:
-        if self.group is None:
-            return "group=None (this process alone)"
-        return (
-            f"group={describe_group(self.group)}, exchange={self.exchange!r}, "
-            f"same_sizes={self.same_sizes}, grad_reduction={self.grad_reduction!r}"
+            f"skip_below={self.skip_below}, ignore_label={self.ignore_label}, "
+            f"{self._describe_sharing()}, backend={self.backend!r}"
         )

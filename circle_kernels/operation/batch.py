@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from circle_kernels.arguments import check_embeddings, check_pair_inputs
+from circle_kernels.arguments import (
+    check_embeddings,
+    check_kinds,
+    check_pair_inputs,
+    describe,
+)
 from circle_kernels.backends.choice import check_backend, serving
 from circle_kernels.backends.problem import PairProblem
 from circle_kernels.distributed.sharing import Sharing
@@ -22,6 +27,9 @@ from circle_kernels.formula import (
     is_known,
 )
 from circle_kernels.options import check_flag, check_skip_below
+
+# An attribute of tensors that nobody writes to while somebody has them: EmbeddingMemory's.
+STAYS = "_circle_kernels_stays_as_it_is"
 
 
 class Batch(NamedTuple):
@@ -64,6 +72,8 @@ class Operation:
     skip_below: float = 0.0
     backend: str = "auto"
     both_sides: bool = False  # as PairProblem has it
+    # (): the formula's gamma as a tensor, which may have a gradient.
+    scale: Tensor | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not is_known(self.formula):
@@ -76,6 +86,11 @@ class Operation:
         object.__setattr__(self, "normalize", check_flag("normalize", self.normalize))
         object.__setattr__(self, "skip_below", check_skip_below(self.skip_below))
         check_backend(self.backend)
+
+    @property
+    def scale_is_learned(self) -> bool:
+        """Whether the gradient of the scale may be asked for."""
+        return self.scale is not None and self.scale.requires_grad and torch.is_grad_enabled()
 
     def problem(
         self, batch: Batch, *, precision: str = "highest", keep_for_backward: bool = True
@@ -92,6 +107,25 @@ class Operation:
             both_sides=self.both_sides,
             precision=precision,
         )
+
+
+def check_scale(name: str, scale: Tensor) -> Tensor:
+    """Require a tensor with one real number; returns it without dimensions.
+
+    Raises:
+        TypeError: another tensor.
+    """
+    check_kinds(**{name: scale})
+    if scale.numel() != 1 or not scale.is_floating_point():
+        raise TypeError(
+            f"{name} must be a number or a floating-point tensor with one, got {describe(scale)}"
+        )
+    return scale.reshape(())
+
+
+def number_of(scale: Tensor) -> float:
+    """What formulas are made with: to compilers, for which it stays variable, any number."""
+    return 1.0 if torch.compiler.is_compiling() else float(scale.detach())
 
 
 _Made = TypeVar("_Made")
@@ -125,14 +159,22 @@ def operation_of(
     formula_type: type[CircleFormula] | type[UnifiedFormula],
     *,
     m: float,
-    gamma: float,
+    gamma: float | Tensor,
     detach_weights: bool = True,
     **options: Any,
 ) -> Operation:
     """The operation of a formula with the paper's constants; ``options`` are what
     :class:`Operation` takes beside the formula."""
+    if isinstance(gamma, Tensor):
+        scale = check_scale("gamma", gamma)
+        formula = formula_type(m=m, gamma=number_of(scale), detach_weights=detach_weights)
+        return Operation(formula, scale=scale, **options)
     formula = formula_type(m=m, gamma=gamma, detach_weights=detach_weights)
     return Operation(formula, **options)
+
+
+# Nearly every step has the one from the step before.
+sharing_of = remembered(Sharing)
 
 
 def check_batch(
@@ -152,8 +194,9 @@ def check_batch(
 
 def owned(tensor: Tensor | None, is_read: bool = True) -> Tensor | None:
     """What a backward pass can rely on: a copy of what may change before it, as labels and queues
-    do, or be an inference tensor. Who changes what needs a gradient gets autograd's error."""
-    if tensor is None or tensor.requires_grad:
+    do, or be an inference tensor. Who changes what needs a gradient gets autograd's error, and who
+    says by :data:`STAYS` that a tensor stays as it is keeps it so."""
+    if tensor is None or tensor.requires_grad or getattr(tensor, STAYS, False):
         return tensor
     if is_read or tensor.is_inference():
         return tensor.clone()

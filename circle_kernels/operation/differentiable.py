@@ -237,9 +237,10 @@ def usual_loss(
         and reduction in ("mean", "mean_all", "sum")
         and options["backend"] in ("auto", "cpu")
     ):
+        batch = (*tensors, None, None)
         numbers = variable_numbers(float(m), float(gamma))
         settings = (formula, *flags, skip_below, options["backend"], False, reduction)
-        return _differentiable_loss(*tensors, None, None, numbers, *settings, True, False)
+        return _differentiable_loss(*batch, numbers, *settings, True, False)
     return None
 
 

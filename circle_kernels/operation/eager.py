@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -43,16 +43,21 @@ from circle_kernels.operation.registered import (
 )
 from circle_kernels.precision import float32_precision
 
+if TYPE_CHECKING:
+    from circle_kernels.operation.pair_masks import PairMask
+
 
 def pair_logsumexp(
     embeddings: Tensor,  # (N, D)
-    labels: Tensor,  # (N,)
+    labels: Tensor | None,  # (N,)
     ref_emb: Tensor | None = None,  # (M, D)
     ref_labels: Tensor | None = None,  # (M,)
     *,
     formula: PairFormula,
     normalize: bool = True,
     skip_below: float = 0.0,
+    pair_mask: PairMask | None = None,
+    self_index: Tensor | None = None,  # (N,)
     group: Group | None = None,
     exchange: str = "gather",
     same_sizes: bool = False,
@@ -70,14 +75,16 @@ def pair_logsumexp(
 
     Args:
         embeddings: (N, D), float16, bfloat16, float32 or float64.
-        labels: (N,) integers, any values.
+        labels: (N,) integers, any values; ``None`` with ``pair_mask``.
         ref_emb: (M, D) references on the same device; of two dtypes the wider one counts. Without
             them the batch is compared with itself and an embedding is not compared with itself.
         ref_labels: (M,) integers.
-        formula: the pair logits, for example :class:`circle_kernels.CircleFormula`.
+        formula: the pair logits, for example :class:`circle_kernels.CircleFormula`, or one of
+            :meth:`circle_kernels.PairFormula.from_functions`.
         normalize: ``False`` takes plain inner products instead of cosines.
         skip_below: share of a row's total weight that a backend may leave out of the gradient to
             save work, in [0, 1); 0 is exact. See :func:`circle_kernels.circle_loss`.
+        pair_mask, self_index: which pairs count, as for :func:`circle_kernels.circle_loss`.
         group: the processes that share one batch: each gives its own rows (and references) and gets
             these rows' sums over the rows (or references) of all. The gradient of its rows is that
             of what all processes compute of all sums, added up; for one of their average multiply
@@ -99,7 +106,15 @@ def pair_logsumexp(
     """
 
     def check() -> tuple[Batch, Operation, Sharing]:
-        batch = check_batch(embeddings, labels, ref_emb, ref_labels)
+        if labels is not None and pair_mask is None and self_index is None:
+            batch = check_batch(embeddings, labels, ref_emb, ref_labels)
+        else:
+            # With what few need.
+            from circle_kernels.operation.chosen_pairs import chosen_batch
+
+            tensors = (embeddings, labels, ref_emb, ref_labels)
+            chosen = {"pair_mask": pair_mask, "self_index": self_index, "group": group}
+            batch, _ = chosen_batch("pair_logsumexp", tensors, chosen)
         operation = Operation(formula, normalize, skip_below, backend)
         sharing = Sharing(group, exchange, same_sizes)
         check_shared(batch, operation, sharing)
@@ -108,7 +123,7 @@ def pair_logsumexp(
     if group is None:
         return logsumexps(*check()[:2])
     # With its ops, which few need and whose definition takes milliseconds.
-    from circle_kernels.operation import over_processes
+    from circle_kernels.operation.shared import over_processes
 
     checked = check_together(check, "pair_logsumexp", group, same_sizes)
     return over_processes.shared_logsumexps(*checked)[:2]

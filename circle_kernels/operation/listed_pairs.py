@@ -71,7 +71,7 @@ def pair_matrix(indices: PairIndices, rows: int, columns: int) -> Tensor:
         IndexError: an index out of range.
         ValueError: a list with more rows than columns, or the other way round.
     """
-    kinds = _no_pairs(rows, columns, indices.rows_pos.device)
+    kinds = no_pairs(rows, columns, indices.rows_pos.device)
     for row, column, kind in (
         (indices.rows_pos, indices.columns_pos, ROW_POSITIVE),
         (indices.rows_neg, indices.columns_neg, ROW_NEGATIVE),
@@ -91,14 +91,14 @@ def pair_matrix(indices: PairIndices, rows: int, columns: int) -> Tensor:
 
 def label_matrix(labels: Tensor, ref_labels: Tensor, *, with_diagonal: bool) -> Tensor:
     """The same from labels; without the diagonal the pair (i, i) is neither."""
-    kinds = _no_pairs(len(labels), len(ref_labels), labels.device)
+    kinds = no_pairs(len(labels), len(ref_labels), labels.device)
     kinds.copy_((labels[:, None] != ref_labels[None, :]).view(torch.uint8).add_(ROW_POSITIVE))
     if not with_diagonal:
         kinds.fill_diagonal_(0)
     return kinds
 
 
-def _no_pairs(rows: int, columns: int, device: torch.device) -> Tensor:
+def no_pairs(rows: int, columns: int, device: torch.device) -> Tensor:
     """A matrix without any pair, the beginning of one with padding."""
     sides = padded_sides(rows, columns)
     return torch.zeros(sides, dtype=torch.uint8, device=device)[:rows, :columns]
@@ -140,14 +140,14 @@ def matrix_logsumexp(
 ) -> tuple[Tensor, Tensor]:
     """:func:`circle_kernels.pair_logsumexp` over the pairs of a :func:`pair_matrix`."""
     embeddings, ref_emb = _readable(embeddings, ref_emb)
-    both_ways = _both_ways(kinds) if ref_emb is None else None
-    if both_ways is None:
+    both = both_ways(kinds) if ref_emb is None else None
+    if both is None:
         # Where a pair is positive for one of its rows and negative for the other, the transposed
         # tiles say something else.
         ref_emb = embeddings if ref_emb is None else ref_emb
     else:
-        kinds = both_ways
-    return logsumexps(_listed_batch(embeddings, ref_emb, kinds), Operation(formula, normalize))
+        kinds = both
+    return logsumexps(listed_batch(embeddings, ref_emb, kinds), Operation(formula, normalize))
 
 
 def _readable(embeddings: Tensor, ref_emb: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -162,7 +162,7 @@ def _readable(embeddings: Tensor, ref_emb: Tensor | None) -> tuple[Tensor, Tenso
     return materialized(embeddings), None if ref_emb is None else materialized(ref_emb)
 
 
-def _listed_batch(embeddings: Tensor, ref_emb: Tensor | None, kinds: Tensor) -> Batch:
+def listed_batch(embeddings: Tensor, ref_emb: Tensor | None, kinds: Tensor) -> Batch:
     """A batch whose pairs are listed: labels, then all equal, say nothing."""
 
     def no_labels(side: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ def _listed_batch(embeddings: Tensor, ref_emb: Tensor | None, kinds: Tensor) -> 
     return Batch(embeddings, no_labels(embeddings), ref_emb, ref_labels, kinds)
 
 
-def _both_ways(kinds: Tensor) -> Tensor | None:
+def both_ways(kinds: Tensor) -> Tensor | None:
     """What both rows of a pair say of it; None where one says positive and the other negative."""
     base = _whole(kinds)
     both = base.t().contiguous().mul_(COLUMN_POSITIVE // ROW_POSITIVE).add_(base)
@@ -302,7 +302,7 @@ def _batch_of_gradients(
     embeddings, ref_emb, rows, columns, positive, lse_pos, lse_neg, _ = saved
     references = embeddings if ref_emb is None else ref_emb
     kinds = _matrix_of((rows, columns, positive), embeddings, ref_emb)
-    batch = _listed_batch(embeddings, references, kinds)
+    batch = listed_batch(embeddings, references, kinds)
     operation = Operation(*settings, backend="tiled")
     of_rows, of_columns = traced_gradients(
         batch,

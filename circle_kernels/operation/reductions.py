@@ -61,9 +61,16 @@ def reduce_exponents(exponents: Tensor, reduction: str) -> Tensor:  # of (N,), a
     A row without positives or negatives has the exponent -inf, hence loss and gradient exactly 0.
     """
     losses = softplus(exponents)
+    return reduce_losses(losses, rows_counted(exponents, losses, reduction), reduction)
+
+
+def reduce_losses(losses: Tensor, number: Tensor | int, reduction: str) -> Tensor:
+    """Losses (N,) as one, or as they are; ``number`` is what a mean divides their sum by."""
     if reduction == "none":
         return losses
-    return losses.sum() / rows_counted(exponents, losses, reduction)
+    if reduction == "sum":
+        return losses.sum()
+    return losses.sum() / (number.clamp_min(1) if isinstance(number, Tensor) else max(number, 1))
 
 
 def loss_of_sets(lse_pos: Tensor, lse_neg: Tensor, *, in_self_mode: bool) -> Tensor:

@@ -64,6 +64,10 @@ def encode(batch: Batch, operation: Operation) -> tuple[Any, ...]:
     formula = operation.formula
     if torch.compiler.is_compiling():
         parameters = variable_numbers(*formula.parameters())
+        if operation.scale is not None:
+            places = torch.arange(len(parameters), device="cpu")
+            scale = operation.scale.detach().to("cpu", torch.float64)
+            parameters = torch.where(places == formula.place_of_gamma, scale, parameters)
     else:
         parameters = torch.tensor(formula.parameters(), dtype=torch.float64, device="cpu")
         if isinstance(batch.embeddings, FakeTensor) and not isinstance(parameters, FakeTensor):

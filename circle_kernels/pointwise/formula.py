@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from circle_kernels.formula import PairFormula
+from circle_kernels.pair_formula import PairFormula
 from circle_kernels.pointwise.program import Program
 from circle_kernels.pointwise.tracing import trace
 
@@ -22,15 +22,17 @@ class FunctionFormula(PairFormula):
     """See :meth:`circle_kernels.PairFormula.from_functions`. The programs are those of the logits
     and slopes over ``gamma``."""
 
-    m: ClassVar[float] = 0.0
-    detach_weights: ClassVar[bool] = True  # what is detached, the functions say
     is_of_functions: ClassVar[bool] = True
+    place_of_gamma: ClassVar[int] = 0
 
     positive: Program
     negative: Program
     positive_slope: Program
     negative_slope: Program
     gamma: float = 1.0
+    # What other formulas have: no margin, and what is detached the functions say.
+    m: float = field(default=0.0, init=False, repr=False)
+    detach_weights: bool = field(default=True, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._check()
@@ -85,7 +87,7 @@ class FunctionFormula(PairFormula):
         return self.negative_slope(similarity) * self.gamma
 
     def max_slope(self, max_similarity: float = 1.0) -> float:
-        """Of what the slopes are at so many similarities, finite ones, with room for those between."""
+        """From slopes at so many similarities, the finite ones, with room for those between."""
         similarity = torch.linspace(
             -max_similarity, max_similarity, _SAMPLES, dtype=torch.float64, device="cpu"
         )

@@ -47,6 +47,10 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "where": torch.where,
     "number": lambda mask: mask,  # in the dtype of the similarities
 }
+_BOUNDED: dict[str, Callable[..., Tensor]] = {
+    "maximum": lambda x, bound: torch.clamp(x, min=bound),
+    "minimum": lambda x, bound: torch.clamp(x, max=bound),
+}
 # Whose results are masks.
 MASKS = frozenset(("greater", "greater_equal", "equal", "not_equal", "and", "or", "not"))
 
@@ -101,9 +105,19 @@ class Program:
             return similarity.new_full((), operand)
 
         for operation, operands in self.instructions:
-            result = OPERATIONS[operation](*map(value, operands))
+            result = _implementation(operation, operands)(*map(value, operands))
             values.append(result.to(similarity.dtype) if operation == "number" else result)
         return values[-1].expand_as(similarity)  # of a constant, too
+
+
+def _implementation(operation: str, operands: tuple[int | float, ...]) -> Callable[..., Tensor]:
+    """What computes it, with torch's derivative of what it stands for: where two numbers are equal,
+    that of ``clamp`` beside a bound, of ``relu`` beside a 0 that comes first."""
+    if operation in _BOUNDED and isinstance(operands[1], float):
+        return _BOUNDED[operation]
+    if operation == "maximum" and repr(operands[0]) == "0.0":
+        return lambda zero, x: torch.relu(x)
+    return OPERATIONS[operation]
 
 
 def _parse(text: str) -> Instruction:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -53,7 +54,8 @@ _SAME = {
     "where": "where",
     "detach": "detach",
 }
-_COPIES = frozenset(("alias", "clone", "expand", "view", "_to_copy", "convert_element_type"))
+_COPIES = frozenset(("alias", "clone", "expand", "view", "lift_fresh"))
+_CASTS = frozenset(("_to_copy", "convert_element_type"))
 _CONSTANTS = {"ones_like": 1.0, "zeros_like": 0.0}
 
 
@@ -82,22 +84,23 @@ def trace(name: str, function: Callable[[Tensor], Tensor]) -> tuple[Program, Pro
         return result
 
     def slope(similarity: Tensor) -> Tensor:
-        result, derive = torch.func.vjp(value, similarity)
+        result, derive = torch.func.vjp(value, similarity)  # type: ignore[misc]
         return derive(torch.ones_like(result))[0]
 
     with torch.inference_mode(False), torch.enable_grad():
         value(similarity)
-        return tuple(  # type: ignore[return-value]
-            _Translation(name, _graph_of(name, each, similarity)).program()
-            for each in (value, slope)
-        )
+        return _program_of(name, value, similarity), _program_of(name, slope, similarity)
+
+
+def _program_of(name: str, function: Callable[[Tensor], Tensor], similarity: Tensor) -> Program:
+    return _Translation(name, _graph_of(name, function, similarity)).program()
 
 
 def _graph_of(name: str, function: Callable[[Tensor], Tensor], similarity: Tensor) -> GraphModule:
     try:
         # Without what is done in place, of which a graph does not say what it changes.
         pure = torch.func.functionalize(function, remove="mutations_and_views")
-        graph = make_fx(pure, decomposition_table=core_aten_decompositions())(similarity)
+        graph = make_fx(pure, decomposition_table=_decompositions())(similarity)
     except RuntimeError as error:
         if "data-dependent" not in str(error) and "proxy" not in str(error):
             raise
@@ -107,6 +110,12 @@ def _graph_of(name: str, function: Callable[[Tensor], Tensor], similarity: Tenso
         ) from error
     graph.graph.eliminate_dead_code()
     return graph
+
+
+@functools.cache
+def _decompositions() -> dict[Any, Callable[..., Any]]:
+    """As a dict, which takes longer to make than a function to trace."""
+    return dict(core_aten_decompositions().items())
 
 
 class _Translation:
@@ -163,12 +172,20 @@ class _Translation:
             kind = kind.removesuffix("_copy")  # of what elsewhere are views
         if kind in _COPIES:
             return arguments[0]
+        if kind == "copy":  # of what is assigned to a slice that is all
+            return arguments[1]
+        if kind in _CASTS:
+            dtype: Any = node.kwargs.get("dtype", [*arguments, None][1])
+            return self._cast(arguments[0], dtype)
         if kind in _CONSTANTS:
             return _CONSTANTS[kind]
         if kind in ("full_like", "full"):
             return arguments[1]
         if kind == "scalar_tensor":
             return arguments[0]
+        if kind in ("maximum", "minimum"):
+            # Of two equal ones each gets half of the gradient, and of bounds none.
+            arguments = [self._in_a_place(each) for each in arguments]
         if kind in _SAME and not node.kwargs.keys() - {"dtype"}:
             return self._add(_SAME[kind], *arguments)
         if kind in ("lt", "le"):
@@ -176,12 +193,12 @@ class _Translation:
         if kind in ("add", "sub"):
             first, second = arguments[:2]
             if node.kwargs.get("alpha", 1) != 1:
-                second = self._add("multiply", second, node.kwargs["alpha"])
+                second = self._add("multiply", second, _constant(node.kwargs["alpha"]))
             return self._add("add" if kind == "add" else "subtract", first, second)
         if kind == "rsub":
             return self._add("subtract", arguments[1], arguments[0])
         if kind == "relu":
-            return self._add("maximum", arguments[0], 0.0)
+            return self._add("maximum", 0.0, arguments[0])
         if kind in ("clamp", "clamp_min", "clamp_max"):
             return self._clamped(kind, arguments, node.kwargs)
         if kind == "reciprocal":
@@ -194,6 +211,20 @@ class _Translation:
             f"{self._name} uses torch's operation {kind!r}, which cannot be fused; what can: "
             f"{', '.join(sorted({*_SAME, 'add', 'sub', 'pow', 'relu', 'clamp'}))}"
         )
+
+    def _cast(self, value: Operand, dtype: torch.dtype | None) -> Operand:
+        if dtype == torch.bool:
+            return self._as_mask(value)
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"{self._name} must compute with floats, and casts one to {dtype}")
+        return value if dtype is None else self._as_number(value)
+
+    def _in_a_place(self, value: Operand) -> int:
+        """The place of a value, also of a constant."""
+        if isinstance(value, int):
+            return value
+        self._instructions.append(Instruction("copy", (value,)))
+        return len(self._instructions)
 
     def _clamped(self, kind: str, arguments: list[Any], named: dict[str, Any]) -> Operand:
         value, *bounds = arguments
@@ -243,6 +274,8 @@ class _Translation:
         return self._places[key]
 
     def _as_number(self, value: Operand) -> Operand:
+        if not isinstance(value, (int, float)):
+            raise ValueError(f"{self._name} must compute with real numbers, got {describe(value)}")
         return self._add("number", value) if self._is_mask(value) else value
 
     def _as_mask(self, value: Operand) -> Operand:

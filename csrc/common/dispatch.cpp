@@ -150,6 +150,17 @@ const Level& level_of(const SavedBy& saved_by) {
       "does not have");
 }
 
+// Runs a pass at the level of the forward pass, and with the tiles that it kept.
+template <class Pass>
+void run_after_forward(const Problem& problem, const BackwardInput& input, Pass pass) {
+  check_sizes(problem);
+  const SavedBy saved_by = read_saved_header(problem, input.saved, input.saved_bytes);
+  const Level& level = level_of(saved_by);
+  Problem adapted_problem = adapted(problem, level);
+  adapted_problem.kept_tiles = saved_by.kept_tiles;
+  if (!pass(level, adapted_problem)) throw Interrupted();
+}
+
 }  // namespace
 
 const std::vector<Level>& levels() {
@@ -193,16 +204,19 @@ void run_save(const Level& level, Problem problem, const KnownSums& sums) {
 }
 
 void run_backward(const Problem& problem, const BackwardInput& input, const Gradients& gradients) {
-  check_sizes(problem);
-  const SavedBy saved_by = read_saved_header(problem, input.saved, input.saved_bytes);
-  const Level& level = level_of(saved_by);
-  Problem adapted_problem = adapted(problem, level);
-  adapted_problem.kept_tiles = saved_by.kept_tiles;
-  Arena arena;
-  if (!level.kernels->backward(adapted_problem, order_by_class(adapted_problem), level.products,
-                               arena, input, gradients)) {
-    throw Interrupted();
-  }
+  run_after_forward(problem, input, [&](const Level& level, const Problem& adapted_problem) {
+    Arena arena;
+    return level.kernels->backward(adapted_problem, order_by_class(adapted_problem), level.products,
+                                   arena, input, gradients);
+  });
+}
+
+void run_scale_gradients(const Problem& problem, const BackwardInput& input, void* gradients) {
+  run_after_forward(problem, input, [&](const Level& level, const Problem& adapted_problem) {
+    Arena arena;
+    return level.kernels->scale_gradients(adapted_problem, order_by_class(adapted_problem),
+                                          level.products, arena, input, gradients);
+  });
 }
 
 }  // namespace circle_kernels

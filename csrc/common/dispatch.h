@@ -12,7 +12,7 @@
 
 namespace circle_kernels {
 
-// Both passes for one instruction set. Arguments are checked before. Where problem.bfloat_terms is
+// The passes for one instruction set. Arguments are checked before. Where problem.bfloat_terms is
 // not 0, similarities and gradients of float type are made of the given products. False where the
 // pass was interrupted and its results are worth nothing.
 struct Kernels {
@@ -20,6 +20,8 @@ struct Kernels {
                   const ForwardResult&);
   bool (*backward)(const Problem&, const Classes&, const BFloatProducts*, Arena&,
                    const BackwardInput&, const Gradients&);
+  bool (*scale_gradients)(const Problem&, const Classes&, const BFloatProducts*, Arena&,
+                          const BackwardInput&, void* gradients);
   void (*save)(const Problem&, const Classes&, const KnownSums&);
 };
 
@@ -44,7 +46,7 @@ struct Interrupted : std::exception {
   const char* what() const noexcept override { return "the pass was interrupted"; }
 };
 
-// Both passes throw Interrupted, and std::bad_alloc where the problem does not fit into memory.
+// All passes throw Interrupted, and std::bad_alloc where the problem does not fit into memory.
 //
 // run_forward: std::invalid_argument where result.saved has not the size of SavedLayout.
 void run_forward(const Level& level, const Problem& problem, const ForwardResult& result);
@@ -54,5 +56,8 @@ void run_save(const Level& level, Problem problem, const KnownSums& sums);
 // With the level of the forward pass. Throws std::runtime_error where input.saved is not what a
 // forward pass of this problem left.
 void run_backward(const Problem& problem, const BackwardInput& input, const Gradients& gradients);
+// With respect to the logarithms of both scales, T (2,), of positives and of negatives: over all
+// that count pairs upstream sum_j softmax_j z_j. Throws as run_backward does.
+void run_scale_gradients(const Problem& problem, const BackwardInput& input, void* gradients);
 
 }  // namespace circle_kernels

@@ -9,15 +9,19 @@ namespace circle_kernels {
 
 enum class Scalar { float16, bfloat16, float32, float64 };
 
-enum class FormulaKind { circle, unified };
+enum class FormulaKind { circle, unified, functions };
+
+struct FormulaPrograms;  // program.h
 
 // The pair formula and its numbers; circle_kernels/formula.py says what they mean.
 struct Formula {
   FormulaKind kind;
-  double gamma;
+  double gamma_pos, gamma_neg;
   double optimum_pos, optimum_neg;  // O_p, O_n; unused by the unified formula
-  double margin_pos, margin_neg;    // Delta_p, Delta_n; the unified formula's m is -Delta_n
+  double margin_pos, margin_neg;    // Delta_p, Delta_n
   bool detach_weights;
+  const FormulaPrograms* programs =
+      nullptr;  // of functions, for which the rest but gamma is unused
 };
 
 // One set of embeddings with its labels, as the caller holds it. Strides count elements.
@@ -39,7 +43,8 @@ enum ListedPair : uint8_t {
 };
 
 // One call of the fused operation. With `self_mode` the columns are the rows, and the pair of an
-// embedding with itself is neither positive nor negative unless it is listed.
+// embedding with itself is neither positive nor negative unless it is listed. With `both_sides`,
+// which is not for self mode, columns count pairs as rows do, each for itself.
 struct Problem {
   Scalar scalar;
   Embeddings rows;     // (N, D)
@@ -57,16 +62,24 @@ struct Problem {
   // whole panels, with 0. All labels must be equal, so that embeddings keep their order.
   const uint8_t* listed = nullptr;
   int64_t listed_stride = 0;
+  bool both_sides = false;
+  // (N,) which of the columns is each row's own copy, a pair of neither kind; -1 for none. Null
+  // without, in self mode and where pairs are listed.
+  const int64_t* own_columns = nullptr;
+  int64_t own_stride = 0;
   // Asked by the calling thread between pieces of work, some microseconds apart; true ends the pass
   // before it is done. Null where nobody wants to be asked.
   bool (*interrupted)() = nullptr;
+
+  // Who count pairs: rows, and after them columns where they do.
+  int64_t anchors() const { return rows.count + (both_sides ? columns.count : 0); }
 };
 
 // Vectors of the forward pass. T is double for float64 inputs and float for all others; pointers
-// are untyped so that one struct serves both.
+// are untyped so that one struct serves both. A is Problem::anchors().
 struct ForwardResult {
-  void* lse_pos;  // T (N,), natural logarithm, -inf where the set is empty
-  void* lse_neg;  // T (N,)
+  void* lse_pos;  // T (A,), natural logarithm, -inf where the set is empty
+  void* lse_neg;  // T (A,)
   // T (SavedLayout::size(),), aligned to a cache line, for the backward pass; null if there will be
   // none.
   void* saved;
@@ -76,18 +89,18 @@ struct ForwardResult {
 struct BackwardInput {
   const void* saved;  // T, what the forward pass left there, aligned as it was
   int64_t saved_bytes;
-  const void* grad_lse_pos;  // T (N,)
-  const void* grad_lse_neg;  // T (N,)
+  const void* grad_lse_pos;  // T (A,)
+  const void* grad_lse_neg;  // T (A,)
   // T (4, M) where columns are rows of the same batch as well, and count each pair, too: their
-  // lse_pos, lse_neg (natural), grad_lse_pos and grad_lse_neg. Null without, and in self mode,
-  // where that is known.
+  // lse_pos, lse_neg (natural), grad_lse_pos and grad_lse_neg. Null without, in self mode, where
+  // that is known, and with `both_sides`.
   const void* column_statistics = nullptr;
 };
 
 // Log-sum-exps that are known already, perhaps over more columns than the problem has.
 struct KnownSums {
-  const void* lse_pos;  // T (N,), natural logarithm, -inf where the set is empty
-  const void* lse_neg;  // T (N,)
+  const void* lse_pos;  // T (A,), natural logarithm, -inf where the set is empty
+  const void* lse_neg;  // T (A,)
   void* saved;          // as in ForwardResult
   int64_t saved_bytes;
 };
@@ -119,21 +132,23 @@ constexpr int64_t SAVED_HEADER_BYTES = 64;
 struct SavedLayout {
   int64_t header;      // what it belongs to: saved_header.h
   int64_t kept_tiles;  // the first so many tiles, PANEL * PANEL each; saved.h says what of them
-  int64_t statistics;  // of each base-2 log-sum-exp, positive then negative, in panel order
+  int64_t rows;        // of each base-2 log-sum-exp of rows, positive then negative, in panel order
+  int64_t columns;     // the same of columns, where these count pairs for themselves
   int64_t shifts;      // each kept tile's two, where weights are kept
   int64_t highest;     // each tile's highest logit, where skip_below can use it
 
   explicit SavedLayout(const Problem& problem)
       : header(SAVED_HEADER_BYTES / result_bytes(problem.scalar)),
         kept_tiles(problem.kept_tiles),
-        statistics(panels_of(problem.rows.count) * PANEL),
+        rows(panels_of(problem.rows.count) * PANEL),
+        columns(problem.both_sides ? panels_of(problem.columns.count) * PANEL : 0),
         shifts(problem.skip_below > 0 ? 0 : 2 * kept_tiles),
         highest(problem.skip_below > 0
                     ? tiles_of(problem.rows.count, problem.columns.count, problem.self_mode)
                     : 0) {}
 
   int64_t size() const {
-    return header + kept_tiles * PANEL * PANEL + 2 * statistics + shifts + highest;
+    return header + kept_tiles * PANEL * PANEL + 2 * (rows + columns) + shifts + highest;
   }
 };
 

@@ -10,7 +10,7 @@ namespace {
 
 // Raised in its last digits when the layout changes. Rounding any part of it, taken as numbers of
 // any type, to fewer digits makes another number of it.
-constexpr uint64_t MAGIC = 0x5ca1ab1d4e55b007u;
+constexpr uint64_t MAGIC = 0x5ca1ab1d4e55b009u;
 
 struct Header {
   uint64_t magic;
@@ -20,7 +20,9 @@ struct Header {
   uint8_t number_bytes;
   uint8_t self_mode;
   uint8_t skips;  // whether there is what skip_below needs, in place of shifts
-  uint8_t unused[17];
+  uint8_t both_sides;
+  uint8_t own_copies;  // whether there are pairs of neither kind
+  uint8_t unused[15];
 };
 static_assert(sizeof(Header) == SAVED_HEADER_BYTES);
 
@@ -34,15 +36,20 @@ Header header_of(const Problem& problem) {
   header.number_bytes = static_cast<uint8_t>(result_bytes(problem.scalar));
   header.self_mode = problem.self_mode;
   header.skips = problem.skip_below > 0;
+  header.both_sides = problem.both_sides;
+  header.own_copies = problem.own_columns != nullptr;
   return header;
 }
 
 std::string described(const Header& header) {
   return std::to_string(header.rows) + " rows, " + std::to_string(header.columns) + " columns" +
-         (header.self_mode ? " (the rows again)" : "") + ", dim " + std::to_string(header.dim) +
-         ", " + std::to_string(header.number_bytes) + "-byte results, skip_below " +
-         (header.skips ? "above 0" : "0") + ", " + std::to_string(header.kept_tiles) +
-         " tiles kept";
+         (header.self_mode    ? " (the rows again)"
+          : header.both_sides ? " (which count pairs, too)"
+                              : "") +
+         ", dim " + std::to_string(header.dim) + ", " + std::to_string(header.number_bytes) +
+         "-byte results, own copies " + (header.own_copies ? "left out" : "none") +
+         ", skip_below " + (header.skips ? "above 0" : "0") + ", " +
+         std::to_string(header.kept_tiles) + " tiles kept";
 }
 
 [[noreturn]] void refuse(const std::string& reason) {

@@ -8,8 +8,10 @@
 
 #include "common/dispatch.h"
 #include "kernels/backward/backward_pass.h"
+#include "kernels/backward/scale_pass.h"
 #include "kernels/forward/forward_pass.h"
 #include "kernels/forward/known_sums.h"
+#include "kernels/tiles/programs.h"
 
 namespace circle_kernels {
 namespace {
@@ -21,6 +23,9 @@ bool with_logits(const Problem& problem, Run run) {
     using T = decltype(zero);
     if (problem.formula.kind == FormulaKind::unified) {
       return run(zero, UnifiedLogits<T>(problem.formula));
+    }
+    if (problem.formula.kind == FormulaKind::functions) {
+      return run(zero, ProgramLogits<T>(problem.formula));
     }
     return problem.formula.detach_weights ? run(zero, CircleLogits<T, true>(problem.formula))
                                           : run(zero, CircleLogits<T, false>(problem.formula));
@@ -43,6 +48,15 @@ bool backward(const Problem& problem, const Classes& classes, const BFloatProduc
   });
 }
 
+bool scale_gradients(const Problem& problem, const Classes& classes, const BFloatProducts* products,
+                     Arena& arena, const BackwardInput& input, void* gradients) {
+  return with_logits(problem, [&](auto zero, const auto& logits) {
+    using T = decltype(zero);
+    using Pass = ScalePass<T, std::decay_t<decltype(logits)>>;
+    return Pass(problem, classes, products, logits, arena, input).run(static_cast<T*>(gradients));
+  });
+}
+
 void save(const Problem& problem, const Classes& classes, const KnownSums& sums) {
   with_logits(problem, [&](auto zero, const auto& logits) {
     save_known<decltype(zero)>(problem, classes, nats_per_logit(logits, problem.formula), sums);
@@ -54,7 +68,7 @@ void save(const Problem& problem, const Classes& classes, const KnownSums& sums)
 
 namespace CIRCLE_LEVEL {
 extern const Kernels kernels;
-const Kernels kernels{forward, backward, save};
+const Kernels kernels{forward, backward, scale_gradients, save};
 }  // namespace CIRCLE_LEVEL
 
 }  // namespace circle_kernels

@@ -45,9 +45,14 @@ const Upstream ALL_UPSTREAMS[] = {Upstream::everywhere, Upstream::few_rows,
                                   Upstream::positives_only};
 // A small gamma gives all pairs weight, so that none may be missing; a large one spreads logits
 // over more than the exponent's range.
-const Formula ALL_FORMULAS[] = {circle_formula(80, true), circle_formula(80, false),
-                                circle_formula(2, true),  circle_formula(600, false),
-                                unified_formula(80),      unified_formula(3)};
+const Formula ALL_FORMULAS[] = {circle_formula(80, true),
+                                circle_formula(80, false),
+                                circle_formula(2, true),
+                                circle_formula(600, false),
+                                unified_formula(80),
+                                unified_formula(3),
+                                two_scales(unified_formula(50), 2, 0.5),
+                                two_scales(circle_formula(20, false), 100, 0.3)};
 const Scalar ALL_SCALARS[] = {Scalar::float16, Scalar::bfloat16, Scalar::float32, Scalar::float64};
 
 void test_sizes(const Levels& levels) {

@@ -76,6 +76,33 @@ void test_broken_row(const Level& level) {
   }
 }
 
+// Only what saw them: an own copy is not seen, and columns that count pairs see rows.
+void test_other_pairs(const Level& level) {
+  for (const Labels labels : {Labels::few_classes, Labels::pairs, Labels::class_weights}) {
+    for (const bool both_sides : {false, true}) {
+      for (const bool own_copies : {false, true}) {
+        for (const bool by_functions : {false, true}) {
+          Case asked = base_case(Scalar::float32, 150, true);
+          asked.labels = labels;
+          asked.both_sides = both_sides;
+          asked.own_copies = own_copies;
+          asked.by_functions = by_functions;
+          Inputs inputs = make_inputs(asked);
+          inputs.rows.set(7, 0, std::nan(""));
+          check_inputs(level, inputs, reference(inputs), "broken row");
+          if (own_copies) inputs.own_columns[30] = inputs.own_columns[31] = 101;
+          if (own_copies) inputs.own_columns[7] = 12;
+          inputs.columns.set(101, 4, HUGE_VAL);
+          const Reference expected = reference(inputs);
+          CHECK(!own_copies || !std::isnan(expected.lse_pos[30]) ||
+                !std::isnan(expected.lse_neg[30]));
+          check_inputs(level, inputs, expected, "broken row and column");
+        }
+      }
+    }
+  }
+}
+
 // An empty set stays empty whatever is in the row, and what comes from upstream for it is nobody's.
 void test_empty_sets(const Level& level) {
   for (const Labels labels : {Labels::all_distinct, Labels::one_class}) {
@@ -162,6 +189,7 @@ int main(int count, char** arguments) {
   if (level == nullptr) return 77;
   test_broken_column(*level);
   test_broken_row(*level);
+  test_other_pairs(*level);
   test_empty_sets(*level);
   test_broken_upstream(*level);
   test_short_rows(*level);

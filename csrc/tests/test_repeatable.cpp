@@ -64,6 +64,8 @@ void test_repeatable(const Level& level) {
   check_repeatable(level, asked);
   asked.columns = 50;
   check_repeatable(level, asked);
+  asked.both_sides = true;
+  check_repeatable(level, asked);
 }
 
 // Few embeddings of many dimensions, whose sums threads share.

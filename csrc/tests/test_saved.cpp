@@ -59,6 +59,9 @@ void test_other_problems_are_refused(const Level& level) {
     problem.columns.count = 97;
   });
   check("references", [](Problem& problem, Results&) { problem.self_mode = false; });
+  check("both sides", [](Problem& problem, Results&) { problem.both_sides = true; });
+  check("own copies",
+        [](Problem& problem, Results&) { problem.own_columns = problem.rows.labels; });
   check("other dim", [](Problem& problem, Results&) { --problem.rows.dim; });
   check("skip_below", [](Problem& problem, Results&) { problem.skip_below = 0.5; });
   check("double", [](Problem& problem, Results&) { problem.scalar = Scalar::float64; });

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from circle_kernels import SparseSGD
-from tests.support.sparse import sparse
+from tests.support.batches import sparse
 
 OPTIONS = [
     {},

@@ -20,7 +20,7 @@ from circle_kernels import (
     clip_grad_norm_,
 )
 from tests.distributed.processes import batch, run_processes
-from tests.support.sparse import sparse
+from tests.support.batches import sparse
 
 
 def in_all_processes(tensor: Tensor) -> list[Tensor]:

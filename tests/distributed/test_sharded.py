@@ -105,6 +105,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"reduction": "none", "gamma": 16.0},
     {"reduction": "none", "grad_reduction": "sum", "detach_weights": False, "gamma": 16.0},
     {"name": "unified", "gamma": 16.0, "normalize": False},
+    {"name": "unified", "gamma": 16.0, "label_smoothing": 0.2},
+    {"name": "unified", "gamma": 16.0, "label_smoothing": 0.2, "reduction": "none"},
     {"gamma": 16.0, "backend": "reference"},
 ]
 
@@ -156,11 +158,15 @@ def _wrong_labels(rank: int) -> None:
     labels[0] = -7
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("circle_kernels.classes.labels.host_may_look", lambda tensor: False)
-        for reduction in ("mean", "none"):
-            head = sharded("circle", weight, reduction=reduction)
-            alone = one_process("circle", weight, reduction=reduction)
+        for name, options in (
+            ("circle", {"reduction": "mean"}),
+            ("circle", {"reduction": "none"}),
+            ("unified", {"reduction": "none", "label_smoothing": 0.2}),
+        ):
+            head = sharded(name, weight, **options)
+            alone = one_process(name, weight, **options)
             ours, expected = head(embeddings[rows], labels[rows]), alone(embeddings, labels)
-            expected = expected[rows] if reduction == "none" else expected
+            expected = expected[rows] if options["reduction"] == "none" else expected
             torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12, equal_nan=True)
             assert ours.isnan().sum() == 1
 

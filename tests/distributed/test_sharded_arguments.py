@@ -53,6 +53,9 @@ def _differ(rank: int) -> None:
             error = ValueError
         with pytest.raises(error, match=message):
             call[0](*call[1:])
+    smoothed = sharded("unified", weight, label_smoothing=0.1 * rank)
+    with pytest.raises(ValueError, match=r"^label_smoothing must be .* 0\.0 on rank 0, 0\.1 on"):
+        smoothed(embeddings, labels)
     for grads in (torch.no_grad, torch.enable_grad):
         with grads() if rank == 1 else torch.enable_grad():
             if grads is torch.no_grad:

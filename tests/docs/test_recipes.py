@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,35 @@ def test_class_head_of_fast_reid(batch: tuple[Tensor, Tensor], label_smoothing: 
     logits = 64 * (target * logits_p + (1 - target) * logits_n)
     expected = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     assert_same(head(*batch), expected, embeddings, head.circle.weight)
+
+
+def test_margin_for_each_class(batch: tuple[Tensor, Tensor]) -> None:
+    embeddings, labels = batch
+    weight = torch.randn(9, 8, dtype=torch.float64, requires_grad=True)
+    margins = torch.linspace(0.1, 0.5, 9, dtype=torch.float64).requires_grad_()
+    ours = run("A margin for each class")["loss_with_margins"](embeddings, labels, weight, margins)
+    target = F.one_hot(labels, 9)
+    logits = 64 * (cosines(embeddings, weight) - target * margins)
+    assert_same(ours, F.cross_entropy(logits, labels), embeddings, weight, margins)
+
+
+def test_several_centers_for_each_class(batch: tuple[Tensor, Tensor]) -> None:
+    embeddings, labels = batch
+    m, gamma = 0.35, 16.0
+    weight = torch.randn(9, 3, 8, dtype=torch.float64, requires_grad=True)
+    function = run("Several centres for each class")["loss_of_centers"]
+    ours = function(embeddings, labels, weight, m=m, gamma=gamma)
+    similarity = cosines(embeddings, weight.flatten(0, 1)).view(22, 9, 3)
+    nearest = similarity.max(2).values
+    own = F.one_hot(labels, 9).bool()
+    # The target's nearest centre beside every centre of the other classes.
+    others = similarity[~own].view(22, 8 * 3)
+    logits = gamma * torch.cat([nearest[own][:, None] - m, others], dim=1)
+    first = torch.zeros(22, dtype=torch.int64)
+    assert_same(ours, F.cross_entropy(logits, first), embeddings, weight)
+    # The paper's: each of the other classes by its nearest centre, log 3 below at most.
+    paper = F.cross_entropy(gamma * (nearest - m * own), labels)
+    assert paper < ours < paper + math.log(3)
 
 
 @pytest.mark.parametrize(("m", "gamma"), [(0.4, 80.0), (0.25, 256.0), (-0.2, 32.0)])

@@ -65,5 +65,5 @@ def test_added_formula_is_compiled() -> None:
 
 def test_formula_that_is_not_listed_is_refused() -> None:
     del FORMULAS[SquaredFormula.name]
-    with pytest.raises(TypeError, match="formula must be a CircleFormula or UnifiedFormula"):
+    with pytest.raises(TypeError, match="formula must be a CircleFormula or UnifiedFormula, or of"):
         pair_logsumexp(*batch(), formula=SquaredFormula())

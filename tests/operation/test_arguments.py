@@ -116,7 +116,7 @@ def test_bad_options_are_named_at_the_call_and_at_construction(
 
 def test_formula_of_another_type_is_named() -> None:
     with pytest.raises(
-        TypeError, match="formula must be a CircleFormula or UnifiedFormula, got st"
+        TypeError, match=r"formula must be a CircleFormula or UnifiedFormula, or of .*, got st"
     ):
         pair_logsumexp(X, Y, formula="circle")
 

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from circle_kernels.operation.band import _shares
+from circle_kernels.operation.shared.band import _shares
 
 
 def test_shares_of_blocks_add_up_and_those_of_empty_ones_are_0() -> None:

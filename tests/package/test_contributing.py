@@ -222,7 +222,7 @@ def test_what_exists_is_found(span: str) -> None:
     "span",
     [
         "csrcs/",
-        "formulas.py",
+        "more_formulas.py",
         "csrc/formula.py",
         "ernels/formula.py",
         "circle_kernels/no_folder",

@@ -20,6 +20,7 @@ OF_BACKENDS = ("formula", "backends.problem", "backends.rows", "backends.saved_b
 OPERATION = ("operation", *BOTTOM, "backends.problem", "backends.addressable")
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "_version": (),
+    "_later": (),
     "_requirements": (),
     "_cpu": (),
     "precision": (),
@@ -27,7 +28,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "backends.addressable": (),
     "arguments": ("backends.addressable",),
     "options": ("arguments",),
-    "formula": ("options",),
+    "pair_formula": ("options", "pointwise"),
+    "formula": ("pair_formula", "pointwise"),
+    "pointwise": ("pair_formula", "arguments"),  # loaded when a formula of functions is first made
     "reference": ("formula", "logsumexp"),
     "backends": (),
     "backends.problem": ("formula",),
@@ -40,8 +43,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "backends.tiled": (*OF_BACKENDS, "logsumexp"),
     "backends.gathered": OF_BACKENDS,
     "backends.cpu": (*OF_BACKENDS, "backends.cpu_arguments", "_cpu"),
-    "backends.cpu_arguments": ("formula", "backends.problem"),
-    "backends.triton": (*OF_BACKENDS, "_version", "backends.remembered", "backends.trial"),
+    "backends.cpu_arguments": ("formula", "pointwise", "backends.problem"),
+    "backends.triton": (
+        *OF_BACKENDS,
+        "_version",
+        "pointwise",
+        "backends.remembered",
+        "backends.trial",
+    ),
     "backends.choice": (
         *OF_BACKENDS,
         "options",
@@ -61,11 +70,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "backends.cpu",
         "backends.gathered",
     ),
-    "losses": (*OPERATION, "distributed"),
-    "classes": (*OPERATION, "distributed", "backends.choice", "reference"),
+    "training": ("options", "arguments", "distributed", "operation"),
+    "losses": ("_later", *OPERATION, "distributed", "classes", "backends.choice"),
+    "classes": (*OPERATION, "distributed", "backends.choice", "backends.rows", "reference"),
     # Nobody imports integrations.
-    "integrations": (*OPERATION, "losses", "distributed"),
+    "integrations": (*OPERATION, "losses", "distributed", "training"),
     "": (  # what users import
+        "_later",
         "_requirements",
         "_version",
         "formula",
@@ -74,6 +85,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "losses",
         "classes",
         "distributed",
+        "training",
     ),
 }
 # The same for folders of csrc; files of csrc itself may include everything.
@@ -166,7 +178,10 @@ def test_table_has_a_room_for_every_module_and_no_others() -> None:
         ("operation.eager", "from circle_kernels.losses.functional import REDUCTIONS"),
         ("operation.eager", "if x:\n    from ..losses import functional"),
         ("distributed.groups", "from circle_kernels.operation import batch"),
-        ("losses.modules", "import importlib\nimportlib.import_module('circle_kernels.classes')"),
+        (
+            "operation.shared.band",
+            "import importlib\nimportlib.import_module('circle_kernels.classes')",
+        ),
         ("classes.modules", "from circle_kernels import CircleLoss"),
         ("", "from circle_kernels.integrations import pytorch_metric_learning"),
         ("new", "from circle_kernels import formula"),

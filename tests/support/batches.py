@@ -113,3 +113,9 @@ def leaves_of(tensors: Iterable[Tensor | None]) -> list[Tensor]:
 def value_and_gradients(output: Tensor, leaves: Tensor | Sequence[Tensor]) -> list[Tensor]:
     """What a loss is, and the gradient of its sum with respect to each of these tensors."""
     return [output.detach(), *torch.autograd.grad(output.sum(), leaves)]
+
+
+def sparse(rows: list[int], values: Tensor, size: torch.Size) -> Tensor:
+    """Values for some rows, as gradients of embeddings and of class weights have them; rows may be
+    listed in any order and more than once."""
+    return torch.sparse_coo_tensor(torch.tensor([rows]), values, size, check_invariants=True)

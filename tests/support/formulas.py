@@ -13,6 +13,7 @@ TWO_SCALES = {
         gamma_pos=2.0, gamma_neg=50.0, margin_pos=0.5, margin_neg=0.5
     ),
     "unified of two scales": UnifiedFormula(m=0.2, gamma=16.0, gamma_pos=64.0, margin_pos=0.1),
+    "contrastive": UnifiedFormula(gamma=20.0, gamma_pos=-20.0),
     "circle of two scales": CircleFormula(m=0.25, gamma_pos=16.0, gamma_neg=100.0),
     "undetached circle of two scales": CircleFormula(
         m=0.25, gamma_pos=50.0, gamma_neg=20.0, detach_weights=False

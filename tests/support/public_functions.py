@@ -205,6 +205,12 @@ FUNCTIONS = {
         HEAD,
         lambda backend="auto", **t: class_unified_loss(*t.values(), **OPTIONS, backend=backend),
     ),
+    "class_unified_loss smoothed": _with_reference(
+        HEAD,
+        lambda backend="auto", **t: class_unified_loss(
+            *t.values(), **OPTIONS, backend=backend, label_smoothing=0.2
+        ),
+    ),
     "ClassCircleLoss": _with_reference(
         HEAD, lambda backend="auto", **t: _head(*t.values(), backend=backend)
     ),

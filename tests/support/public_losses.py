@@ -43,6 +43,9 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "class unified": lambda x, y, weight, _, **options: class_unified_loss(
         x, y, weight, m=0.2, gamma=16, **options
     ),
+    "class unified smoothed": lambda x, y, weight, _, **options: class_unified_loss(
+        x, y, weight, m=0.2, gamma=16, label_smoothing=0.2, **options
+    ),
 }
 for_every_loss = pytest.mark.parametrize("loss", LOSSES)
 

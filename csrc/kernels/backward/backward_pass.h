@@ -57,6 +57,7 @@ class BackwardPass {
     tiles_ = allocate<T>(arena, slots * PANEL * PANEL);
     shares_ = allocate<TileShare>(arena, slots);
     scratch_ = allocate<ProductScratch<T>>(arena, problem.threads);
+    logit_scratch_ = allocate<T>(arena, problem.threads * logit_scratch_size(logits));
     if (operands_.deep) return;
     if (gradients.rows != nullptr) row_gradient_ = allocate<T>(arena, rows_.panels() * panel_size_);
     if (gradients.columns != nullptr) {
@@ -138,19 +139,28 @@ class BackwardPass {
         ranges = operands_.multiply_with_ranges(tile, recomputed);
         similarities = recomputed;
       }
-      const auto run = [&](auto body) {
-        body(tile, similarities, ranges, logits_, statistics_, needs_.negligible(),
-             tiles_ + slot * PANEL * PANEL, shares_[slot]);
-      };
-      if (statistics_.columns_too) {
-        needs_.skipping() ? run(tile_gradient<T, true, true, Logits>)
-                          : run(tile_gradient<T, true, false, Logits>);
-      } else {
-        needs_.skipping() ? run(tile_gradient<T, false, true, Logits>)
-                          : run(tile_gradient<T, false, false, Logits>);
-      }
+      T* of_logits = logit_scratch_ + thread_index() * logit_scratch_size(logits_);
+      const auto logits = logits_of_tile(logits_, tile, similarities, ranges, of_logits);
+      slopes_of_tile(logits_, tile, similarities, of_logits);
+      compute_tile(tile, similarities, logits, slot);
     }
     operands_.agree();
+  }
+
+  template <class OfPair>
+  void compute_tile(const Tile<T>& tile, const T* similarities, const TileLogits<T, OfPair>& logits,
+                    int64_t slot) {
+    const auto run = [&](auto body) {
+      body(tile, similarities, logits, statistics_, needs_.negligible(),
+           tiles_ + slot * PANEL * PANEL, shares_[slot]);
+    };
+    if (statistics_.columns_too) {
+      needs_.skipping() ? run(tile_gradient<T, true, true, OfPair>)
+                        : run(tile_gradient<T, true, false, OfPair>);
+    } else {
+      needs_.skipping() ? run(tile_gradient<T, false, true, OfPair>)
+                        : run(tile_gradient<T, false, false, OfPair>);
+    }
   }
 
   // A task is some panels of the gradient, or a part of one's values of d where there are few
@@ -279,6 +289,7 @@ class BackwardPass {
   T* tiles_;                  // of G, one chunk
   TileShare* shares_;
   ProductScratch<T>* scratch_;    // (threads,)
+  T* logit_scratch_;              // (threads, logit_scratch_size())
   T* row_gradient_ = nullptr;     // (panels, dim, PANEL)
   T* column_gradient_ = nullptr;  // (columns_of_chunk_, dim, PANEL)
 };

@@ -17,8 +17,9 @@ void exact_gradient(const Tile<T>& tile, const T* similarities, Logits logits,
   const RowStatistics<T>&positive = statistics.rows.positive, &negative = statistics.rows.negative;
   [[maybe_unused]] const SideStatistics<T>& of_columns = statistics.columns;
   const auto weigh = [&](int64_t row, int64_t column, Vec<T> similarity, const auto& kinds) {
-    const Vec<T> logit = kinds.choose([&] { return logits.positive(similarity); },
-                                      [&] { return logits.negative(similarity); });
+    const int64_t at = row * PANEL + column;
+    const Vec<T> logit = kinds.choose([&] { return logits.positive(similarity, at); },
+                                      [&] { return logits.negative(similarity, at); });
     // Without a gradient 0, whatever the log-sum-exp is.
     const auto share_of = [&](Vec<T> lse, Vec<T> upstream) {
       return select<T>(upstream == 0, Vec<T>{}, exp2<T>(logit - lse));

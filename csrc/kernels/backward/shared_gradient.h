@@ -33,9 +33,10 @@ void shared_gradient(const Tile<T>& tile, const T* similarities, Logits logits,
                      T* gradient, TileShare& share) {
   const TileFactors<T, pairs, columns_too> factors(tile, statistics, shifts);
   const auto weigh = [&](int64_t row, int64_t column, Vec<T> similarity, const auto& kinds) {
+    const int64_t at = row * PANEL + column;
     const Vec<T> exponential =
-        exp2<T>(kinds.choose([&] { return logits.positive(similarity) - shifts.positive; },
-                             [&] { return logits.negative(similarity) - shifts.negative; }));
+        exp2<T>(kinds.choose([&] { return logits.positive(similarity, at) - shifts.positive; },
+                             [&] { return logits.negative(similarity, at) - shifts.negative; }));
     const auto of_row = [&](const T* positive, const T* negative) {
       return kinds.choose_number(positive + row, negative + row);
     };

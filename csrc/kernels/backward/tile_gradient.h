@@ -10,26 +10,23 @@ namespace {
 
 // Chooses the body that a tile needs.
 template <class T, bool columns_too, bool skipping, class Logits>
-void tile_gradient(const Tile<T>& tile, const T* similarities, const TileRanges<T>& ranges,
-                   const Logits& logits, const Statistics<T>& statistics, T negligible, T* gradient,
-                   TileShare& share) {
+void tile_gradient(const Tile<T>& tile, const T* similarities, const TileLogits<T, Logits>& logits,
+                   const Statistics<T>& statistics, T negligible, T* gradient, TileShare& share) {
   const bool mixed = tile.pairs() != Pairs::negative;
   const auto lowest = [&](const RowStatistics<T>& rows, const RowStatistics<T>& columns) {
     return columns_too ? smaller(rows.lowest[tile.row], columns.lowest[tile.column])
                        : rows.lowest[tile.row];
   };
-  const SharedShift<T> negative =
-      shared_shift(negative_range(logits, ranges.negative).highest,
-                   lowest(statistics.rows.negative, statistics.columns.negative));
-  const SharedShift<T> positive =
-      shared_shift(positive_range(logits, ranges.positive).highest,
-                   lowest(statistics.rows.positive, statistics.columns.positive));
+  const SharedShift<T> negative = shared_shift(
+      logits.negative.highest, lowest(statistics.rows.negative, statistics.columns.negative));
+  const SharedShift<T> positive = shared_shift(
+      logits.positive.highest, lowest(statistics.rows.positive, statistics.columns.positive));
   const TileShifts<T> shifts{positive.shift, negative.shift};
   const auto run_shared = [&](auto body) {
-    body(tile, similarities, logits, statistics, shifts, negligible, gradient, share);
+    body(tile, similarities, logits.of_pair, statistics, shifts, negligible, gradient, share);
   };
   const auto run_exact = [&](auto body) {
-    body(tile, similarities, logits, statistics, negligible, gradient, share);
+    body(tile, similarities, logits.of_pair, statistics, negligible, gradient, share);
   };
   share.any = share.all = true;
   if (skipping) share.all = false;

@@ -43,13 +43,15 @@ class TileNeeds {
 
   // Whether a tile's weights were kept, and serve all that count its pairs.
   //
-  // A factor reaches FARTHEST. The forward pass has summed all that a row counts, and in self mode
-  // a column, and keeps no weights where that lies further below; of what references count it
-  // knows nothing. One that counts no such pair in the tile may lie there, too.
+  // A factor reaches FARTHEST. The forward pass has summed all that a row counts and, but for
+  // references that are rows of the same batch, a column, and keeps no weights where that lies
+  // further below; of what those count it knows nothing. One that counts no such pair in the tile
+  // may lie there, too.
   bool weights(int64_t row, int64_t column) const {
     const int64_t index = index_of(row, column);
     if (!saved_.holds_weights(index)) return false;
-    if (operands_.problem.self_mode || !statistics_.columns_too) return true;
+    const Problem& problem = operands_.problem;
+    if (problem.self_mode || problem.both_sides || !statistics_.columns_too) return true;
     const auto reaches = [&](T shift, const RowStatistics<T>& kind) {  // false for NaN
       return shift - kind.lowest[column] <= FARTHEST<T> + 1;
     };

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "kernels/products/gradient_product.h"
-#include "kernels/tiles/tiles.h"
+#include "kernels/tiles/tile_logits.h"
 
 namespace circle_kernels {
 namespace {
@@ -75,13 +75,13 @@ CIRCLE_INLINE void fill_gradient(const Tile<T>& tile, const T* similarities, con
     Vec<T> row_shares{};
     CIRCLE_UNROLL_PAIRS
     for (int vector = 0; vector < PANEL_VECTORS<T>; ++vector) {
-      const int64_t column = vector * LANES<T>;
-      const Vec<T> similarity = load(similarities + row * PANEL + column);
+      const int64_t column = vector * LANES<T>, at = row * PANEL + column;
+      const Vec<T> similarity = load(similarities + at);
       const auto kinds = PairKinds<T, pairs>::of(tile, row, column);
-      const Vec<T> slope = kinds.choose([&] { return logits.positive_slope(similarity); },
-                                        [&] { return logits.negative_slope(similarity); });
+      const Vec<T> slope = kinds.choose([&] { return logits.positive_slope(similarity, at); },
+                                        [&] { return logits.negative_slope(similarity, at); });
       const PairWeights<T> weights = weigh(row, column, similarity, kinds);
-      store(gradient + row * PANEL + column, kinds.where_any(weights.weight * slope));
+      store(gradient + at, kinds.where_any(weights.weight * slope));
       if constexpr (skipping) {
         const Vec<T> shares = kinds.where_any(weights.share);
         row_shares = at_least(row_shares, shares);

@@ -2,6 +2,7 @@
 // tile.
 #pragma once
 
+#include "kernels/forward/poison.h"
 #include "kernels/forward/tile_sums.h"
 #include "kernels/tiles/chunks.h"
 #include "kernels/tiles/deep.h"
@@ -15,69 +16,18 @@ namespace {
 // cache.
 constexpr int64_t FORWARD_CHUNK = 48;
 
-// poison() where pairs are listed: whoever lists a pair saw both of its embeddings.
-template <class T>
-void poison_listed(const Operands<T>& operands, T* lse_pos, T* lse_neg) {
-  const Panels<T>&rows = operands.rows, &columns = operands.columns;
-  constexpr T NAN_VALUE = std::numeric_limits<T>::quiet_NaN();
-  const auto broken = [](const T divisor) { return divisor != divisor; };
-  const Problem& problem = operands.problem;
-  for (int64_t row = 0; row < rows.count; ++row) {
-    const uint8_t* listed = problem.listed + row * problem.listed_stride;
-    for (int64_t column = 0; column < columns.count; ++column) {
-      if (!broken(rows.divisors[row]) && !broken(columns.divisors[column])) continue;
-      if (listed[column] & ROW_POSITIVE) lse_pos[row] = NAN_VALUE;
-      if (listed[column] & ROW_NEGATIVE) lse_neg[row] = NAN_VALUE;
-    }
-  }
-}
-
-// A log-sum-exp that saw a row with a NaN or an infinity becomes NaN; an empty one stays -inf.
-template <class T>
-void poison(const Operands<T>& operands, Arena& arena, T* lse_pos, T* lse_neg) {
-  const Panels<T>&rows = operands.rows, &columns = operands.columns;
-  const auto broken = [](const Panels<T>& side, int64_t row) {
-    return side.divisors[row] != side.divisors[row];
-  };
-  int64_t broken_rows = 0, broken_columns = 0;
-  for (int64_t row = 0; row < rows.count; ++row) broken_rows += broken(rows, row);
-  for (int64_t column = 0; column < columns.count; ++column) {
-    broken_columns += broken(columns, column);
-  }
-  if (broken_rows + broken_columns == 0) return;
-  if (operands.problem.listed != nullptr) {
-    poison_listed(operands, lse_pos, lse_neg);
-    return;
-  }
-
-  const auto last_class = [](const Panels<T>& side) { return side.class_ids[side.count - 1]; };
-  const int64_t classes =
-      1 + (last_class(rows) > last_class(columns) ? last_class(rows) : last_class(columns));
-  int64_t* broken_of_class = allocate<int64_t>(arena, classes);
-  for (int64_t index = 0; index < classes; ++index) broken_of_class[index] = 0;
-  for (int64_t column = 0; column < columns.count; ++column) {
-    broken_of_class[columns.class_ids[column]] += broken(columns, column);
-  }
-  for (int64_t row = 0; row < rows.count; ++row) {
-    const bool itself = broken(rows, row);
-    const int64_t positives = broken_of_class[rows.class_ids[row]];
-    const int64_t negatives = broken_columns - positives;
-    constexpr T NAN_VALUE = std::numeric_limits<T>::quiet_NaN();
-    if ((itself || positives > 0) && lse_pos[row] != -INFINITE<T>) lse_pos[row] = NAN_VALUE;
-    if ((itself || negatives > 0) && lse_neg[row] != -INFINITE<T>) lse_neg[row] = NAN_VALUE;
-  }
-}
-
-// Both partials of one tile; `columns` is null unless the tile is mirrored. What is to be kept of
+// Both partials of one tile; `columns` is null unless they count its pairs. What is to be kept of
 // the tile goes to `kept`, if that is not null: weights with the shifts returned, or similarities.
-template <class T, class Logits>
-TileShifts<T> tile_partials(const Tile<T>& tile, const T* similarities, const TileRanges<T>& ranges,
-                            const Logits& logits, TilePartial<T>& rows, TilePartial<T>* columns,
-                            T* kept) {
-  const SharedShifts<T> shared = shared_shifts(ranges, logits);
+// Slopes are there once `fill_slopes` was called.
+template <class T, class Logits, class FillSlopes>
+TileShifts<T> tile_partials(const Tile<T>& tile, const T* similarities,
+                            const TileLogits<T, Logits>& logits, FillSlopes fill_slopes,
+                            TilePartial<T>& rows, TilePartial<T>* columns, T* kept) {
+  const SharedShifts<T> shared = shared_shifts(logits.positive, logits.negative);
   const bool weighing = kept != nullptr && shared.finite && shared.weighable;
+  if (weighing) fill_slopes();
   const auto sum = [&](auto body) {
-    return body(tile, similarities, shared.shifts, logits, rows, columns, kept);
+    return body(tile, similarities, shared.shifts, logits.of_pair, rows, columns, kept);
   };
   const bool exact =
       weighing ? sum(sum_tile<T, true, Logits>) : shared.finite && sum(sum_tile<T, false, Logits>);
@@ -85,8 +35,9 @@ TileShifts<T> tile_partials(const Tile<T>& tile, const T* similarities, const Ti
     // Classes are looked up pair by pair in a tile of negatives, too.
     const auto sum_exactly = [&](auto pairs) {
       constexpr Pairs P = decltype(pairs)::value;
-      columns != nullptr ? sum_tile_exactly<T, P, true>(tile, similarities, logits, rows, columns)
-                         : sum_tile_exactly<T, P, false>(tile, similarities, logits, rows, columns);
+      const auto run = [&](auto body) { body(tile, similarities, logits.of_pair, rows, columns); };
+      columns != nullptr ? run(sum_tile_exactly<T, P, true, Logits>)
+                         : run(sum_tile_exactly<T, P, false, Logits>);
     };
     tile.listed != nullptr ? sum_exactly(PairsConstant<Pairs::listed>())
                            : sum_exactly(PairsConstant<Pairs::mixed>());
@@ -102,7 +53,7 @@ TileShifts<T> tile_partials(const Tile<T>& tile, const T* similarities, const Ti
 template <class T, class Logits>
 bool forward_with(const Problem& problem, const Classes& classes, const BFloatProducts* products,
                   const Logits& logits, Arena& arena, const ForwardResult& result) {
-  const bool self_mode = problem.self_mode;
+  const bool self_mode = problem.self_mode, both_sides = problem.both_sides;
   const int64_t row_panels = panels_of(problem.rows.count);
   const int64_t column_panels = panels_of(problem.columns.count);
   const Saved<T> saved = result.saved != nullptr ? Saved<T>(problem, static_cast<T*>(result.saved))
@@ -114,18 +65,24 @@ bool forward_with(const Problem& problem, const Classes& classes, const BFloatPr
   Operands<T> operands(problem, classes, products, chunk_columns, arena);
   DeepProducts<T> deep_products(operands, problem.threads, arena);
   auto* row_partials = allocate<TilePartial<T>>(arena, chunk_rows * chunk_columns);
-  auto* column_partials =
-      self_mode ? allocate<TilePartial<T>>(arena, chunk_rows * chunk_columns) : nullptr;
-  auto* totals = allocate<TilePartial<T>>(arena, row_panels);
+  auto* column_partials = self_mode || both_sides
+                              ? allocate<TilePartial<T>>(arena, chunk_rows * chunk_columns)
+                              : nullptr;
+  // Of rows, and after them of columns that count pairs for themselves.
+  const int64_t total_panels = row_panels + (both_sides ? column_panels : 0);
+  auto* totals = allocate<TilePartial<T>>(arena, total_panels);
+  TilePartial<T>* column_totals = both_sides ? totals + row_panels : totals;
   T* scratch = allocate<T>(arena, problem.threads * PANEL * PANEL);
+  const int64_t logit_size = logit_scratch_size(logits);
+  T* logit_scratch = allocate<T>(arena, problem.threads * logit_size);
   T *lse_pos = static_cast<T*>(result.lse_pos), *lse_neg = static_cast<T*>(result.lse_neg);
-  const double nats = nats_per_logit(logits, problem.formula);
+  const Nats nats = nats_per_logit(logits, problem.formula);
 
 #pragma omp parallel num_threads(problem.threads)
   {
     operands.begin();
 #pragma omp for schedule(static) nowait
-    for (int64_t panel = 0; panel < row_panels; ++panel) {
+    for (int64_t panel = 0; panel < total_panels; ++panel) {
       for (PartialSums<T>* total : {&totals[panel].positive, &totals[panel].negative}) {
         set_all(total->shift, NO_SHIFT<T>);
         set_all(total->sum, T(0));
@@ -150,39 +107,42 @@ bool forward_with(const Problem& problem, const Classes& classes, const BFloatPr
             kept != nullptr && !keeps_weights ? kept : scratch + thread_index() * PANEL * PANEL;
         const TileRanges<T> ranges = operands.multiply_with_ranges(tile, similarities);
         const int64_t slot = chunk.slot(row, column);
+        T* of_logits = logit_scratch + thread_index() * logit_size;
+        const auto tile_logits = logits_of_tile(logits, tile, similarities, ranges, of_logits);
         const TileShifts<T> shifts = tile_partials(
-            tile, similarities, ranges, logits, row_partials[slot],
-            tile.mirrored() ? &column_partials[slot] : nullptr, keeps_weights ? kept : nullptr);
+            tile, similarities, tile_logits,
+            [&] { slopes_of_tile(logits, tile, similarities, of_logits); }, row_partials[slot],
+            both_sides || tile.mirrored() ? &column_partials[slot] : nullptr,
+            keeps_weights ? kept : nullptr);
         if (keeps_weights) saved.shifts[place] = shifts;
         if (saved.highest != nullptr) {
-          saved.highest[place] =
-              tile.only_negatives() ? negative_range(logits, ranges.negative).highest : INFINITE<T>;
+          saved.highest[place] = tile.only_negatives() ? tile_logits.negative.highest : INFINITE<T>;
         }
       }
 
-      const auto add = [&](const TilePartial<T>& partial, int64_t panel) {
-        merge(partial.negative, totals[panel].negative);
-        if (partial.has_positives) merge(partial.positive, totals[panel].positive);
+      const auto add = [&](const TilePartial<T>& partial, TilePartial<T>& total) {
+        merge(partial.negative, total.negative);
+        if (partial.has_positives) merge(partial.positive, total.positive);
       };
       // In self mode a chunk beside the diagonal serves its columns' panels as well.
-      const int64_t mirrored = self_mode && !chunk.on_diagonal ? chunk.columns() : 0;
+      const bool for_columns = both_sides || (self_mode && !chunk.on_diagonal);
       operands.agree();
 #pragma omp for schedule(dynamic)
-      for (int64_t index = 0; index < chunk.rows() + mirrored; ++index) {
+      for (int64_t index = 0; index < chunk.rows() + (for_columns ? chunk.columns() : 0); ++index) {
         if (operands.end_wanted()) continue;
         if (index >= chunk.rows()) {
           const int64_t column = chunk.first_column + index - chunk.rows();
           for (int64_t row = chunk.first_row; row < chunk.last_row; ++row) {
-            add(column_partials[chunk.slot(row, column)], column);
+            add(column_partials[chunk.slot(row, column)], column_totals[column]);
           }
           continue;
         }
         const int64_t panel = chunk.first_row + index;
         for (int64_t column = chunk.first_column; column < chunk.last_column; ++column) {
           if (chunk.visits(panel, column)) {
-            add(row_partials[chunk.slot(panel, column)], panel);
+            add(row_partials[chunk.slot(panel, column)], totals[panel]);
           } else {
-            add(column_partials[chunk.slot(column, panel)], panel);
+            add(column_partials[chunk.slot(column, panel)], totals[panel]);
           }
         }
       }
@@ -191,21 +151,27 @@ bool forward_with(const Problem& problem, const Classes& classes, const BFloatPr
     finish_streaming();
     operands.end();
 #pragma omp for schedule(static)
-    for (int64_t panel = 0; panel < row_panels; ++panel) {
-      write_logsumexps(totals[panel].positive, operands.rows, panel, nats,
-                       saved.lse_pos + panel * PANEL, lse_pos);
-      write_logsumexps(totals[panel].negative, operands.rows, panel, nats,
-                       saved.lse_neg + panel * PANEL, lse_neg);
+    for (int64_t index = 0; index < total_panels; ++index) {
+      const bool of_rows = index < row_panels;
+      const Panels<T>& side = of_rows ? operands.rows : operands.columns;
+      const LogSumExps<T>& sums = of_rows ? saved.rows : saved.columns;
+      const int64_t panel = of_rows ? index : index - row_panels;
+      const int64_t first = of_rows ? 0 : problem.rows.count;
+      write_logsumexps(totals[index].positive, side, panel, nats.positive,
+                       sums.positive + panel * PANEL, lse_pos + first);
+      write_logsumexps(totals[index].negative, side, panel, nats.negative,
+                       sums.negative + panel * PANEL, lse_neg + first);
     }
   }
 
   if (operands.end_wanted()) return false;
-  poison(operands, arena, saved.lse_pos, saved.lse_neg);
-  for (int64_t row = 0; row < operands.rows.count; ++row) {
-    const int64_t caller_row = operands.rows.caller_row(row);
-    if (saved.lse_pos[row] != saved.lse_pos[row]) lse_pos[caller_row] = saved.lse_pos[row];
-    if (saved.lse_neg[row] != saved.lse_neg[row]) lse_neg[caller_row] = saved.lse_neg[row];
-  }
+  poison(operands, arena, saved);
+  const auto hand_on = [&](const Panels<T>& side, const LogSumExps<T>& sums, int64_t first) {
+    hand_on_specials<T, Logits::EVALUATED>(side, sums.positive, lse_pos + first);
+    hand_on_specials<T, Logits::EVALUATED>(side, sums.negative, lse_neg + first);
+  };
+  hand_on(operands.rows, saved.rows, 0);
+  if (both_sides) hand_on(operands.columns, saved.columns, problem.rows.count);
   return true;
 }
 

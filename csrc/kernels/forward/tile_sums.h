@@ -1,15 +1,15 @@
 // The forward pass: both log-sum-exps of every row, from tiles that are never all in memory.
 //
 // A tile's sums are taken relative to one value for the whole tile, so that one exponential per
-// pair serves the tile's rows and, in self mode, its columns. Where that would lose a row or a
-// column whose logits lie far below the tile's highest, the tile is summed again, exactly. Partial
-// sums of a chunk of tiles are then merged in a fixed order: results do not depend on the number of
-// threads.
+// pair serves the tile's rows and, where they count pairs, its columns. Where that would lose a row
+// or a column whose logits lie far below the tile's highest, the tile is summed again, exactly.
+// Partial sums of a chunk of tiles are then merged in a fixed order: results do not depend on the
+// number of threads.
 #pragma once
 
 #include "common/memory.h"
 #include "kernels/tiles/saved.h"
-#include "kernels/tiles/tiles.h"
+#include "kernels/tiles/tile_logits.h"
 #include "kernels/vectors/exp2.h"
 
 namespace circle_kernels {
@@ -54,10 +54,8 @@ struct SharedShifts {
   bool finite, weighable;
 };
 
-template <class T, class Logits>
-SharedShifts<T> shared_shifts(const TileRanges<T>& ranges, const Logits& logits) {
-  const LogitRange<T> positive = positive_range(logits, ranges.positive);
-  const LogitRange<T> negative = negative_range(logits, ranges.negative);
+template <class T>
+SharedShifts<T> shared_shifts(const LogitRange<T>& positive, const LogitRange<T>& negative) {
   const TileShifts<T> shifts{shift_of(positive), shift_of(negative)};
   return {shifts, shifts.positive - shifts.positive == 0 && shifts.negative - shifts.negative == 0,
           shifts.positive - (positive.highest - positive.spread) <= FARTHEST<T> &&
@@ -89,7 +87,7 @@ void mark_empty(PartialSums<T>& partial) {
 // `weighing` also the tile's weights, and then exponentials lie inside exp2's range.
 //
 // Logits are copied: through a reference, every store might have changed them.
-template <class T, Pairs pairs, bool mirrored, bool weighing, class Logits>
+template <class T, Pairs pairs, bool for_columns, bool weighing, class Logits>
 bool sum_tile(const Tile<T>& tile, const T* similarities, const TileShifts<T>& shifts,
               Logits logits, TilePartial<T>& rows, TilePartial<T>* columns, T* weights) {
   constexpr bool mixed = pairs != Pairs::negative;
@@ -104,28 +102,37 @@ bool sum_tile(const Tile<T>& tile, const T* similarities, const TileShifts<T>& s
       if constexpr (mixed) {
         const PairMasks<T> masks = pair_masks<T, pairs>(tile, row, vector * LANES<T>);
         const Vec<T> exponential = exp2<T, !weighing>(
-            select<T>(masks.positive, logits.positive(similarity) - shifts.positive,
-                      logits.negative(similarity) - shifts.negative));
+            select<T>(masks.positive, logits.positive(similarity, at) - shifts.positive,
+                      logits.negative(similarity, at) - shifts.negative));
         const auto counted = [&](Vec<Int<T>> mask) {
           return select<T>(mask, exponential, Vec<T>{});
         };
         row_positive += counted(masks.row_positive);
         row_negative += counted(masks.row_negative);
-        if constexpr (mirrored) {
+        if constexpr (for_columns) {
           column_positive[vector] += counted(masks.column_positive);
           column_negative[vector] += counted(masks.column_negative);
         }
         if constexpr (weighing) {
-          stream(weights + at, counted(masks.positive) * logits.positive_slope(similarity) +
-                                   counted(masks.negative) * logits.negative_slope(similarity));
+          const Vec<T> positive_slope = logits.positive_slope(similarity, at);
+          const Vec<T> negative_slope = logits.negative_slope(similarity, at);
+          if constexpr (Logits::EVALUATED) {
+            // Of the other kind a slope may be infinite.
+            const Vec<T> slope = select<T>(masks.positive, positive_slope, negative_slope);
+            stream(weights + at,
+                   select<T>(masks.positive | masks.negative, exponential * slope, Vec<T>{}));
+          } else {
+            stream(weights + at, counted(masks.positive) * positive_slope +
+                                     counted(masks.negative) * negative_slope);
+          }
         }
       } else {
         const Vec<T> exponential =
-            exp2<T, !weighing>(logits.negative(similarity) - shifts.negative);
+            exp2<T, !weighing>(logits.negative(similarity, at) - shifts.negative);
         row_negative += exponential;
-        if constexpr (mirrored) column_negative[vector] += exponential;
+        if constexpr (for_columns) column_negative[vector] += exponential;
         if constexpr (weighing) {
-          stream(weights + at, exponential * logits.negative_slope(similarity));
+          stream(weights + at, exponential * logits.negative_slope(similarity, at));
         }
       }
     }
@@ -144,7 +151,7 @@ bool sum_tile(const Tile<T>& tile, const T* similarities, const TileShifts<T>& s
   };
   finish_sums(rows.negative, shifts.negative);
   if constexpr (mixed) finish_sums(rows.positive, shifts.positive);
-  if constexpr (mirrored) {
+  if constexpr (for_columns) {
     std::memcpy(columns->negative.sum, column_negative, sizeof column_negative);
     finish_sums(columns->negative, shifts.negative);
     if constexpr (mixed) {
@@ -156,14 +163,16 @@ bool sum_tile(const Tile<T>& tile, const T* similarities, const TileShifts<T>& s
 }
 
 // Sums of a tile relative to each row's and each column's own highest logit: exact whatever the
-// range, at one exponential more per pair in self mode.
-template <class T, Pairs pairs, bool mirrored, class Logits>
+// range, at one exponential more per pair where columns count pairs.
+template <class T, Pairs pairs, bool for_columns, class Logits>
 void sum_tile_exactly(const Tile<T>& tile, const T* similarities, const Logits& logits,
                       TilePartial<T>& rows, TilePartial<T>* columns) {
   const int64_t live = tile.live_rows();
   const auto logit = [&](int64_t row, int vector, const PairMasks<T>& masks) {
-    const Vec<T> similarity = load(similarities + row * PANEL + vector * LANES<T>);
-    return select<T>(masks.positive, logits.positive(similarity), logits.negative(similarity));
+    const int64_t at = row * PANEL + vector * LANES<T>;
+    const Vec<T> similarity = load(similarities + at);
+    return select<T>(masks.positive, logits.positive(similarity, at),
+                     logits.negative(similarity, at));
   };
   const auto only = [](Vec<Int<T>> mask, Vec<T> value, T otherwise) {
     return select<T>(mask, value, splat(otherwise));
@@ -203,7 +212,7 @@ void sum_tile_exactly(const Tile<T>& tile, const T* similarities, const Logits& 
   }
   mark_empty(rows.positive);
   mark_empty(rows.negative);
-  if constexpr (mirrored) {
+  if constexpr (for_columns) {
     for (int vector = 0; vector < PANEL_VECTORS<T>; ++vector) {
       Vec<T> sum_positive{}, sum_negative{};
       for (int64_t row = 0; row < live; ++row) {
@@ -222,7 +231,7 @@ void sum_tile_exactly(const Tile<T>& tile, const T* similarities, const Logits& 
   }
 }
 
-// Chooses the body of sum_tile that a tile needs; `columns` is null unless the tile is mirrored.
+// Chooses the body of sum_tile that a tile needs; `columns` is null unless they count its pairs.
 template <class T, bool weighing, class Logits>
 bool sum_tile(const Tile<T>& tile, const T* similarities, const TileShifts<T>& shifts,
               const Logits& logits, TilePartial<T>& rows, TilePartial<T>* columns, T* weights) {

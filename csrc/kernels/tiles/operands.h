@@ -7,6 +7,7 @@
 #include "kernels/products/gradient_product.h"
 #include "kernels/products/register_product.h"
 #include "kernels/tiles/chunks.h"
+#include "kernels/tiles/own_copies.h"
 #include "kernels/tiles/tiles.h"
 
 #if defined(_OPENMP)
@@ -22,11 +23,6 @@ int thread_index() {
 #else
   return 0;
 #endif
-}
-
-template <class T>
-T* allocate(Arena& arena, int64_t count) {
-  return static_cast<T*>(arena.allocate(count, sizeof(T)));
 }
 
 template <class T>
@@ -109,7 +105,8 @@ struct Operands {
   const BFloatProducts* products;  // null where products are of type T
   Panels<T> rows, columns;
   BFloatPanels bfloat_rows{}, bfloat_columns{};
-  T* similarities = nullptr;  // (tiles, PANEL, PANEL), row by row
+  T* similarities = nullptr;    // (tiles, PANEL, PANEL), row by row
+  const Int<T>* own = nullptr;  // own_places()
   Ending* ending;
 
   // Chunks have at most `columns_held` panels of columns.
@@ -126,6 +123,7 @@ struct Operands {
                                                    deep ? 0 : problem.rows.dim, arena)),
         ending(allocate<Ending>(arena, 1)) {
     *ending = {false, false};
+    own = own_places(problem, rows, columns, arena);
     if (deep) similarities = allocate<T>(arena, rows.panels() * columns.panels() * PANEL * PANEL);
     if (products == nullptr) return;
     bfloat_rows = make_bfloat_panels(problem, problem.rows, rows.panels(), arena);
@@ -139,7 +137,14 @@ struct Operands {
         problem.listed == nullptr
             ? nullptr
             : problem.listed + row * PANEL * problem.listed_stride + column * PANEL;
-    return {rows, columns, row, column, problem.self_mode, listed, problem.listed_stride};
+    return {rows,
+            columns,
+            row,
+            column,
+            problem.self_mode,
+            listed,
+            problem.listed_stride,
+            own_in_tile(own, problem.self_mode, row, column)};
   }
 
   // Values of d that a panel of the gradient has room for.

@@ -20,6 +20,13 @@ struct TileShifts {
 template <class T>
 constexpr T FARTHEST = sizeof(T) == sizeof(float) ? T(90) : T(940);
 
+// Of one side, in base 2 and panel order, -inf for an empty set and for padding.
+template <class T>
+struct LogSumExps {
+  T* positive;  // (panels, PANEL)
+  T* negative;
+};
+
 // Where the parts of SavedLayout lie. A kept tile with shared shifts holds weights,
 //
 //     w_ij = 2^(z_ij - shift) dz_ij/ds / gamma        (0 for a pair that is no pair)
@@ -32,18 +39,15 @@ template <class T>
 struct Saved {
   int64_t kept_tiles;
   T* tiles;
-  T* lse_pos;
-  T* lse_neg;
-  TileShifts<T>* shifts;  // (kept_tiles,); null where similarities are kept
-  T* highest;             // null where skip_below cannot use it
+  LogSumExps<T> rows, columns;  // of columns: nothing unless Problem::both_sides
+  TileShifts<T>* shifts;        // (kept_tiles,); null where similarities are kept
+  T* highest;                   // null where skip_below cannot use it
 
   Saved(const Problem& problem, T* begin) {
     const SavedLayout layout(problem);
     kept_tiles = layout.kept_tiles;
     tiles = begin + layout.header;
-    lse_pos = tiles + layout.kept_tiles * PANEL * PANEL;
-    lse_neg = lse_pos + layout.statistics;
-    T* rest = lse_neg + layout.statistics;
+    T* rest = take_sums(layout, tiles + layout.kept_tiles * PANEL * PANEL);
     static_assert(sizeof(TileShifts<T>) == 2 * sizeof(T));
     shifts = layout.shifts > 0 ? reinterpret_cast<TileShifts<T>*>(rest) : nullptr;
     highest = layout.highest > 0 ? rest + layout.shifts : nullptr;
@@ -52,8 +56,7 @@ struct Saved {
   Saved(const Problem& problem, Arena& arena)
       : kept_tiles(0), tiles(nullptr), shifts(nullptr), highest(nullptr) {
     const SavedLayout layout(problem);
-    lse_pos = allocate<T>(arena, layout.statistics);
-    lse_neg = allocate<T>(arena, layout.statistics);
+    take_sums(layout, allocate<T>(arena, 2 * (layout.rows + layout.columns)));
   }
 
   // The place of a kept tile, or null.
@@ -63,6 +66,15 @@ struct Saved {
   // Whether a tile's weights are kept if one shift serves it; whether that is what was kept.
   bool keeps_weights(int64_t index) const { return index < kept_tiles && shifts != nullptr; }
   bool holds_weights(int64_t index) const { return keeps_weights(index) && shifts[index].shared(); }
+
+ private:
+  // What comes after them.
+  T* take_sums(const SavedLayout& layout, T* begin) {
+    rows = {begin, begin + layout.rows};
+    begin += 2 * layout.rows;
+    columns = {begin, begin + layout.columns};
+    return begin + 2 * layout.columns;
+  }
 };
 
 // Log-sum-exps as Saved has them, in base 2 and panel order, -inf for padding, from natural ones in

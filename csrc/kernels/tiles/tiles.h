@@ -5,7 +5,6 @@
 #include <type_traits>
 
 #include "kernels/products/panels.h"
-#include "kernels/tiles/formula.h"
 
 namespace circle_kernels {
 namespace {
@@ -25,6 +24,7 @@ struct Tile {
   bool self_mode;
   const uint8_t* listed;  // ListedPair of the tile's first pair; null where classes count
   int64_t listed_stride;
+  const Int<T>* own;  // (PANEL,) places of rows' own copies; null where none is in the tile
 
   int64_t live_rows() const { return rows.live(row); }
   int64_t live_columns() const { return columns.live(column); }
@@ -34,10 +34,10 @@ struct Tile {
   // Whether the tile also stands for its transpose, which is not visited.
   bool mirrored() const { return self_mode && row != column; }
   // Whether every pair of the tile is a negative one: no row's class in the range of the columns',
-  // no padding among the columns, no embedding against itself. Most tiles, since panels are in
-  // label order.
+  // no padding among the columns, no embedding against itself or its own copy. Most tiles, since
+  // panels are in label order.
   bool only_negatives() const {
-    return listed == nullptr && !columns.padded(column) &&
+    return listed == nullptr && own == nullptr && !columns.padded(column) &&
            !rows.any_class_in(row, columns.first_class(column), columns.last_class(column));
   }
   Pairs pairs() const {
@@ -88,10 +88,10 @@ CIRCLE_INLINE PairMasks<T> pair_masks(const Tile<T>& tile, int64_t row, int64_t 
   const Vec<Int<T>> classes = load(tile.column_classes() + first_column);
   const Vec<Int<T>> same = classes == tile.row_classes()[row];
   const Vec<Int<T>> present = classes != static_cast<Int<T>>(NO_CLASS);
-  Vec<Int<T>> positive = same & present;
-  const Vec<Int<T>> negative = ~same & present;
-  if (tile.on_diagonal() && row >= first_column && row < first_column + LANES<T>) {
-    positive[row - first_column] = 0;
+  Vec<Int<T>> positive = same & present, negative = ~same & present;
+  if (tile.own != nullptr) {
+    const int64_t lane = tile.own[row] - tile.column * PANEL - first_column;
+    if (lane >= 0 && lane < LANES<T>) positive[lane] = negative[lane] = 0;
   }
   return {positive, negative, positive, negative, positive, negative};
 }
@@ -99,7 +99,7 @@ CIRCLE_INLINE PairMasks<T> pair_masks(const Tile<T>& tile, int64_t row, int64_t 
 template <class T>
 constexpr T INFINITE = std::numeric_limits<T>::infinity();
 
-// The smallest and the largest similarity among one kind of pair of a tile.
+// The smallest and the largest similarity, or logit, among one kind of pair of a tile.
 template <class T>
 struct Range {
   T low, high;
@@ -130,61 +130,38 @@ struct RangeOf {
 };
 
 template <class T, Pairs pairs>
-TileRanges<T> similarity_ranges(const Tile<T>& tile, const T* similarities) {
+CIRCLE_INLINE TileRanges<T> value_ranges(const Tile<T>& tile, const T* positives,
+                                         const T* negatives) {
   RangeOf<T> positive, negative;
   for (int64_t row = 0; row < tile.live_rows(); ++row) {
     for (int vector = 0; vector < PANEL_VECTORS<T>; ++vector) {
-      const int64_t column = vector * LANES<T>;
-      const Vec<T> similarity = load(similarities + row * PANEL + column);
+      const int64_t column = vector * LANES<T>, at = row * PANEL + column;
       if constexpr (pairs != Pairs::negative) {
         const PairMasks<T> masks = pair_masks<T, pairs>(tile, row, column);
-        positive(similarity, masks.positive);
-        negative(similarity, masks.negative);
+        positive(load(positives + at), masks.positive);
+        negative(load(negatives + at), masks.negative);
       } else {
-        negative(similarity);
+        negative(load(negatives + at));
       }
     }
   }
   return {positive.range(), negative.range()};
 }
 
+// Of values of a tile's positives and of its negatives, (PANEL, PANEL); those of positives are not
+// looked at where there can be none.
 template <class T>
-TileRanges<T> ranges_of(const Tile<T>& tile, const T* similarities) {
+TileRanges<T> ranges_of(const Tile<T>& tile, const T* positives, const T* negatives) {
   return with_pairs(tile, [&](auto pairs) {
-    return similarity_ranges<T, decltype(pairs)::value>(tile, similarities);
+    return value_ranges<T, decltype(pairs)::value>(tile, positives, negatives);
   });
 }
 
-// The exact largest logits of a tile, base 2, and how far below them the others may lie.
 template <class T>
-struct LogitRange {
-  T highest;
-  T spread;
-};
-
-// Of a function of similarity whose largest value on a range lies at one of its ends, as is so for
-// both logits: where the weight is not 0 they are convex, and where it is 0 so is the logit, which
-// is also what the convex part begins with.
-template <class T, class Function>
-LogitRange<T> logit_range(const Range<T>& range, Function logit) {
-  if (range.empty()) return {0, 0};
-  const auto at = [&](T similarity) { return logit(splat(similarity))[0]; };
-  const T low = at(range.low), high = at(range.high);
-  // A vertex lies between the ends, if anywhere; the middle is near enough for a spread.
-  const T middle = at((range.low + range.high) / 2);
-  const T highest = low > high ? low : high;
-  const T end = low < high ? low : high;
-  return {highest, highest - (middle < end ? middle : end)};
-}
-
-template <class T, class Logits>
-LogitRange<T> positive_range(const Logits& logits, const Range<T>& range) {
-  return logit_range<T>(range, [&](Vec<T> similarity) { return logits.positive(similarity); });
-}
-
-template <class T, class Logits>
-LogitRange<T> negative_range(const Logits& logits, const Range<T>& range) {
-  return logit_range<T>(range, [&](Vec<T> similarity) { return logits.negative(similarity); });
+TileRanges<T> ranges_of(const Tile<T>& tile, const T* similarities) {
+  return with_pairs(tile, [&](auto pairs) {
+    return value_ranges<T, decltype(pairs)::value>(tile, similarities, similarities);
+  });
 }
 
 }  // namespace

@@ -3,8 +3,8 @@
 // 2^x = 2^n 2^f with n the nearest integer and f in [-1/2, 1/2]; 2^f by a minimax polynomial
 // (Remez, relative error 1.9e-9 in float and 3.1e-18 in double), 2^n by writing the exponent bits.
 // With roundings the relative error is at most 2^-23 (float) or 2^-52 (double) for x in [LOWEST,
-// HIGHEST]; tests/test_exp2.cpp holds it to that over the whole range, and found 0.67 of it with
-// fused multiply-adds and 0.88 without.
+// HIGHEST]; tests/vectors/test_exp2.cpp holds it to that over the whole range, and found 0.67 of it
+// with fused multiply-adds and 0.88 without.
 //
 // Below LOWEST the result is 2^LOWEST and not 0: callers keep what can come to matter far above it.
 // Above HIGHEST it is 2^HIGHEST. NaN gives NaN.

@@ -106,11 +106,18 @@ const char* name_of(Scalar scalar) {
 
 Formula circle_formula(double gamma, bool detach_weights) {
   constexpr double MARGIN = 0.4;
-  return {FormulaKind::circle, gamma, 1 + MARGIN, -MARGIN, 1 - MARGIN, MARGIN, detach_weights};
+  return {FormulaKind::circle, gamma,  gamma,         1 + MARGIN, -MARGIN,
+          1 - MARGIN,          MARGIN, detach_weights};
 }
 
 Formula unified_formula(double gamma) {
-  return {FormulaKind::unified, gamma, 0, 0, 0, -0.35, true};
+  return {FormulaKind::unified, gamma, gamma, 0, 0, 0, -0.35, true};
+}
+
+Formula two_scales(Formula formula, double gamma_pos, double margin_pos) {
+  formula.gamma_pos = gamma_pos;
+  formula.margin_pos = margin_pos;
+  return formula;
 }
 
 std::string describe(const Case& asked) {
@@ -124,11 +131,13 @@ std::string describe(const Case& asked) {
          (asked.self_mode() ? "self mode" : std::to_string(asked.columns) + " columns") + ", dim " +
          std::to_string(asked.dim) + ", " + labels[static_cast<int>(asked.labels)] + ", " +
          layouts[static_cast<int>(asked.layout)] + ", " + (circle ? "circle" : "unified") +
-         (circle && !formula.detach_weights ? " not detached" : "") + ", gamma " +
-         std::to_string(formula.gamma) + (asked.normalize ? ", normalized" : ", as given") +
-         ", skip below " + std::to_string(asked.skip_below) + ", gradients " +
+         (circle && !formula.detach_weights ? " not detached" : "") + ", gammas " +
+         std::to_string(formula.gamma_pos) + " and " + std::to_string(formula.gamma_neg) +
+         (asked.normalize ? ", normalized" : ", as given") + ", skip below " +
+         std::to_string(asked.skip_below) + ", gradients " +
          upstreams[static_cast<int>(asked.upstream)] + ", times " +
-         std::to_string(asked.upstream_scale);
+         std::to_string(asked.upstream_scale) + (asked.both_sides ? ", both sides" : "") +
+         (asked.own_copies ? ", own copies" : "") + (asked.by_functions ? ", by functions" : "");
 }
 
 Embeddings Side::view() const {
@@ -136,8 +145,25 @@ Embeddings Side::view() const {
 }
 
 Problem Inputs::problem(int64_t kept_tiles, int threads) const {
-  return {asked.scalar,    rows.view(),      other_side().view(), asked.self_mode(), asked.formula,
-          asked.normalize, asked.skip_below, kept_tiles,          threads,           0};
+  Problem problem{};
+  problem.scalar = asked.scalar;
+  problem.rows = rows.view();
+  problem.columns = other_side().view();
+  problem.self_mode = asked.self_mode();
+  problem.formula = functions != nullptr ? functions->formula() : asked.formula;
+  problem.normalize = asked.normalize;
+  problem.skip_below = asked.skip_below;
+  problem.kept_tiles = kept_tiles;
+  problem.threads = threads;
+  problem.both_sides = asked.both_sides;
+  problem.own_columns = own_columns.empty() ? nullptr : own_columns.data();
+  problem.own_stride = 1;
+  return problem;
+}
+
+bool Inputs::is_own(int64_t row, int64_t column) const {
+  if (asked.self_mode()) return row == column;
+  return !own_columns.empty() && own_columns[row] == column;
 }
 
 int64_t Inputs::tiles() const {
@@ -148,15 +174,26 @@ Inputs make_inputs(const Case& asked) {
   Numbers numbers(static_cast<uint64_t>(asked.rows * 1000003 + asked.columns * 1009 + asked.dim));
   Side rows = make_side(asked, false, numbers), columns = make_side(asked, true, numbers);
   const Scalar computed = result_scalar(asked.scalar);
-  Inputs inputs{asked, std::move(rows), std::move(columns), Buffer(computed, asked.rows),
-                Buffer(computed, asked.rows)};
+  const int64_t anchors = asked.rows + (asked.both_sides ? asked.columns : 0);
+  Inputs inputs{asked,
+                std::move(rows),
+                std::move(columns),
+                Buffer(computed, anchors),
+                Buffer(computed, anchors),
+                {},
+                nullptr};
   const double mean = asked.upstream_scale / static_cast<double>(asked.rows);
-  for (int64_t row = 0; row < asked.rows; ++row) {
+  for (int64_t row = 0; row < anchors; ++row) {
     const bool active = asked.upstream != Upstream::few_rows || row % 41 == 0;
     const bool negative_too = asked.upstream != Upstream::positives_only;
     inputs.grad_lse_pos.set(row, active ? mean * numbers.normal() : 0.0);
     inputs.grad_lse_neg.set(row, active && negative_too ? mean * numbers.normal() : 0.0);
   }
+  for (int64_t row = 0; row < asked.rows && asked.own_copies; ++row) {
+    const bool any = numbers.below(3) > 0;
+    inputs.own_columns.push_back(any ? static_cast<int64_t>(numbers.below(asked.columns)) : -1);
+  }
+  if (asked.by_functions) inputs.functions = by_functions(asked.formula);
   return inputs;
 }
 

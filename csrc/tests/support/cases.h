@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "tests/support/buffer.h"
+#include "tests/support/programs.h"
 
 namespace circle_kernels {
 
@@ -36,12 +37,17 @@ struct Case {
   double skip_below = 0;
   Upstream upstream = Upstream::everywhere;
   double upstream_scale = 1;
+  bool both_sides = false;
+  bool own_copies = false;  // of some rows among the columns, wherever
+  bool by_functions = false;
 
   bool self_mode() const { return columns == 0; }
 };
 
 Formula circle_formula(double gamma, bool detach_weights);
 Formula unified_formula(double gamma);
+// The formula with other numbers for positives.
+Formula two_scales(Formula formula, double gamma_pos, double margin_pos);
 
 std::string describe(const Case& asked);
 
@@ -65,9 +71,14 @@ struct Inputs {
   Case asked;
   Side rows, columns;  // in self mode the columns are empty
   Buffer grad_lse_pos, grad_lse_neg;
+  std::vector<int64_t> own_columns;               // of each row, or empty
+  std::shared_ptr<const OwnedFormula> functions;  // or null
 
   const Side& other_side() const { return asked.self_mode() ? rows : columns; }
   Problem problem(int64_t kept_tiles, int threads) const;
+  int64_t anchors() const { return rows.count + (asked.both_sides ? columns.count : 0); }
+  // Whether a column is a row itself or its own copy.
+  bool is_own(int64_t row, int64_t column) const;
   int64_t tiles() const;
 };
 

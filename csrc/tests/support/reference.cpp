@@ -20,11 +20,11 @@ struct Pair {
 
 // `size` is |x| |y|, which the similarity's rounding errors are relative to.
 Pair evaluate(const Formula& formula, Kind kind, double similarity, double size) {
-  const double gamma = formula.gamma;
   const bool positive = kind == Kind::positive;
+  const double gamma = positive ? formula.gamma_pos : formula.gamma_neg;
   const double sign = positive ? -1 : 1;
   if (formula.kind == FormulaKind::unified) {
-    const double margin = positive ? 0 : -formula.margin_neg;
+    const double margin = positive ? -formula.margin_pos : -formula.margin_neg;
     return {sign * gamma * (similarity + margin), sign * gamma, gamma * (size + std::abs(margin)),
             gamma};
   }
@@ -139,33 +139,42 @@ Reference reference(const Inputs& inputs) {
   clear(own_columns, result.columns);
   ReferenceGradient& column_gradient = asked.self_mode() ? result.rows : result.columns;
 
-  std::vector<Pair> pairs(columns.count);
-  std::vector<Kind> kinds(columns.count);
-  for (int64_t i = 0; i < rows.count; ++i) {
-    for (int64_t j = 0; j < columns.count; ++j) {
-      const bool same = inputs.rows.label(i) == other.label(j);
-      kinds[j] = asked.self_mode() && i == j ? Kind::none : same ? Kind::positive : Kind::negative;
-      if (kinds[j] == Kind::none) continue;
-      const double similarity = dot(rows.row(i), columns.row(j), rows.dim);
-      pairs[j] = evaluate(asked.formula, kinds[j], similarity, rows.norms[i] * columns.norms[j]);
-      if (pairs[j].logit_error > result.logit_error) result.logit_error = pairs[j].logit_error;
-    }
-    result.lse_pos.push_back(log_sum_exp(pairs, kinds, Kind::positive));
-    result.lse_neg.push_back(log_sum_exp(pairs, kinds, Kind::negative));
+  // The sums of all of one side over those of the other, and what these give to both gradients.
+  const auto walk = [&](const Vectors& anchors, const Vectors& others, bool transposed,
+                        ReferenceGradient& anchor_gradient, ReferenceGradient& other_gradient) {
+    std::vector<Pair> pairs(others.count);
+    std::vector<Kind> kinds(others.count);
+    for (int64_t i = 0; i < anchors.count; ++i) {
+      for (int64_t j = 0; j < others.count; ++j) {
+        const int64_t row = transposed ? j : i, column = transposed ? i : j;
+        const bool same = inputs.rows.label(row) == other.label(column);
+        kinds[j] = inputs.is_own(row, column) ? Kind::none : same ? Kind::positive : Kind::negative;
+        if (kinds[j] == Kind::none) continue;
+        const double similarity = dot(anchors.row(i), others.row(j), anchors.dim);
+        pairs[j] =
+            evaluate(asked.formula, kinds[j], similarity, anchors.norms[i] * others.norms[j]);
+        if (pairs[j].logit_error > result.logit_error) result.logit_error = pairs[j].logit_error;
+      }
+      const auto place = static_cast<int64_t>(result.lse_pos.size());
+      result.lse_pos.push_back(log_sum_exp(pairs, kinds, Kind::positive));
+      result.lse_neg.push_back(log_sum_exp(pairs, kinds, Kind::negative));
 
-    for (int64_t j = 0; j < columns.count; ++j) {
-      if (kinds[j] == Kind::none) continue;
-      const bool positive = kinds[j] == Kind::positive;
-      const double upstream = (positive ? inputs.grad_lse_pos : inputs.grad_lse_neg).at(i);
-      if (upstream == 0) continue;
-      const double lse = positive ? result.lse_pos[i] : result.lse_neg[i];
-      const double weight = std::exp(pairs[j].logit - lse);
-      const double gradient = weight * upstream * pairs[j].slope;
-      const double scale = std::abs(upstream) * pairs[j].slope_scale;
-      add_scaled(result.rows, i, gradient, weight, scale, columns, j);
-      add_scaled(column_gradient, j, gradient, weight, scale, rows, i);
+      for (int64_t j = 0; j < others.count; ++j) {
+        if (kinds[j] == Kind::none) continue;
+        const bool positive = kinds[j] == Kind::positive;
+        const double upstream = (positive ? inputs.grad_lse_pos : inputs.grad_lse_neg).at(place);
+        if (upstream == 0) continue;
+        const double lse = positive ? result.lse_pos[place] : result.lse_neg[place];
+        const double weight = std::exp(pairs[j].logit - lse);
+        const double gradient = weight * upstream * pairs[j].slope;
+        const double scale = std::abs(upstream) * pairs[j].slope_scale;
+        add_scaled(anchor_gradient, i, gradient, weight, scale, others, j);
+        add_scaled(other_gradient, j, gradient, weight, scale, anchors, i);
+      }
     }
-  }
+  };
+  walk(rows, columns, false, result.rows, column_gradient);
+  if (asked.both_sides) walk(columns, rows, true, column_gradient, result.rows);
   through_normalization(rows, asked.scalar, result.rows);
   through_normalization(own_columns, asked.scalar, result.columns);
   return result;

@@ -15,7 +15,7 @@ struct ReferenceGradient {
 };
 
 struct Reference {
-  std::vector<double> lse_pos, lse_neg;  // natural logarithms
+  std::vector<double> lse_pos, lse_neg;  // natural logarithms, of rows and then of columns
   ReferenceGradient rows, columns;       // in self mode the columns are empty
   // How far logits may be off in arithmetic with a rounding unit of 1.
   double logit_error;

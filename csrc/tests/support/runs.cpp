@@ -11,7 +11,7 @@ Results empty_results(const Inputs& inputs, const Problem& problem, const RunOpt
   const Scalar computed = result_scalar(inputs.asked.scalar);
   const int64_t row_values = inputs.rows.count * inputs.rows.dim;
   const int64_t column_values = inputs.columns.count * inputs.columns.dim;
-  return {Buffer(computed, inputs.rows.count), Buffer(computed, inputs.rows.count),
+  return {Buffer(computed, inputs.anchors()), Buffer(computed, inputs.anchors()),
           Buffer(computed, SavedLayout(problem).size()),
           Buffer(inputs.asked.scalar, options.grad_rows ? row_values : 0),
           Buffer(inputs.asked.scalar, options.grad_columns ? column_values : 0)};
@@ -93,7 +93,7 @@ std::string difference(const Inputs& inputs, const Reference& expected, const Re
   Comparison comparison(asked.scalar, worst);
   const auto compare_lse = [&](const char* name, const std::vector<double>& wanted,
                                const Buffer& values) {
-    for (int64_t row = 0; row < inputs.rows.count; ++row) {
+    for (int64_t row = 0; row < inputs.anchors(); ++row) {
       const double allowed = logit_error + unit * (16 + 4 * std::abs(wanted[row]));
       comparison.add(name, row, wanted[row], values.at(row), allowed);
     }

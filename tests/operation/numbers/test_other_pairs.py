@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from circle_kernels import CircleFormula, UnifiedFormula
+from circle_kernels import CircleFormula, UnifiedFormula, pair_logsumexp
 from circle_kernels.formula import PairFormula
 from circle_kernels.logsumexp import masked_logsumexp
 from circle_kernels.operation.batch import Batch, Operation
@@ -129,3 +129,24 @@ def test_nan_reaches_all_that_saw_it_and_nothing_else(target: Target) -> None:
     assert torch.equal(lse_neg[40:].isnan(), ~same)
     assert torch.equal(lse_pos[40:].isnan(), same)
     assert lse_neg[:40].isnan().sum() == 1
+
+
+def test_public_operation_takes_masks_and_own_copies() -> None:
+    batch = _drawn(20, 30, torch.float64, "cpu", True)
+    formula = FORMULAS[0]
+    assert batch.ref_labels is not None
+    ours = pair_logsumexp(*batch[:4], formula=formula, self_index=batch.own_columns)
+    mask = batch.labels[:, None] == batch.ref_labels[None, :]
+    masked = pair_logsumexp(
+        batch.embeddings,
+        None,
+        batch.ref_emb,
+        formula=formula,
+        pair_mask=mask,
+        self_index=batch.own_columns,
+    )
+    expected = logsumexps(batch, Operation(formula))
+    for results in (ours, masked):
+        torch.testing.assert_close(results, expected)
+    with pytest.raises(TypeError, match="pair_logsumexp wants labels, or pair_mask"):
+        pair_logsumexp(batch.embeddings, None, formula=formula)

@@ -66,6 +66,8 @@ def test_default_device_changes_no_loss(loss: str, backend: str) -> None:
     tensors = list(batch_with_references())
     options: dict = {"backend": backend}
     for more in SAMPLED if loss.startswith("class") else [{}]:
+        if "smoothed" in loss and "sample_rate" in more:  # which it refuses
+            continue
         torch.manual_seed(0)
         expected = value_and_gradients(LOSSES[loss](*tensors, **options, **more), tensors[::2])
         torch.manual_seed(0)

@@ -167,7 +167,8 @@ def scale_gradients(problem: PairProblem, passed: Passed) -> Tensor:  # (2,) flo
             "EVEN_DEPTH": depth % settings.block_depth == 0,
         }
         # Back from what tables hold upstream gradients times, and from base 2.
-        units = [math.log(2) / each for each in slope_scales(problem.formula).values()]
+        slopes = slope_scales(problem.formula).values()
+        units = [math.log(2) / each if each else 0.0 for each in slopes]
         total = sides[0].scales.new_zeros(2)
         counting = all_anchors(problem, passed, pieces, sides)
         for anchors, columns, copied in zip(

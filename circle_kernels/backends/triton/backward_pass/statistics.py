@@ -118,7 +118,7 @@ def weight_bound(formula: PairFormula) -> float:
     Not of slopes alone: where none is above 0, gradients over their unit would not be finite, and
     similarities rounded to more than 1 have slopes all the same.
     """
-    most = max(formula.max_slope(), max(formula.gammas) * _ROUNDED)
+    most = max(formula.max_slope(), max(map(abs, formula.gammas)) * _ROUNDED)
     return 2 * most / (torch.finfo(torch.float16).max / 2)
 
 

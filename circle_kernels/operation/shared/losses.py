@@ -11,13 +11,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from circle_kernels.distributed.collectives import gather_numbers
-from circle_kernels.distributed.groups import group_name, group_of_name
+from circle_kernels.distributed.groups import group_name, group_of_name, resolve_group
+from circle_kernels.distributed.headers import exchange_headers
 from circle_kernels.distributed.sharing import Sharing
 from circle_kernels.logsumexp import present_logsumexp
 from circle_kernels.operation.batch import Batch, Operation
-from circle_kernels.operation.over_processes import shared_logsumexps
 from circle_kernels.operation.reductions import loss_of_sets, softplus
 from circle_kernels.operation.registered import define
+from circle_kernels.operation.shared.over_processes import shared_logsumexps
 
 
 def shared_loss(
@@ -39,13 +40,67 @@ def shared_loss(
         of_processes = _differentiable_op(own, told, group).unbind(1)
         return loss_of_sets(*of_processes, in_self_mode=batch.ref_emb is None)
     exponents = lse_pos + lse_neg
-    losses = softplus(exponents)
+    counted = exponents != -math.inf if reduction == "mean" else torch.ones_like(exponents)
+    return _reduced(softplus(exponents), counted.sum(), told, group, reduction)
+
+
+def reduced_over_processes(
+    losses: Tensor,  # (n,) of this process
+    number: Tensor | int,
+    told: Tensor,
+    sharing: Sharing,
+    reduction: str,
+) -> Tensor:
+    """``reductions.reduce_losses`` over the rows of all processes.
+
+    Gradients reach this process's losses, as many times as the processes' average divides them by.
+    """
+    assert sharing.group is not None
+    if sharing.grad_reduction == "mean":
+        losses = _TimesProcesses.apply(losses, group_name(sharing.group))
+    number = torch.as_tensor(number, device=losses.device)
+    return _reduced(losses, number, told, group_name(sharing.group), reduction)
+
+
+def _reduced(losses: Tensor, number: Tensor, told: Tensor, group: str, reduction: str) -> Tensor:
     if reduction == "none":
         return losses
-    counted = exponents != -math.inf if reduction == "mean" else torch.ones_like(exponents)
-    own = torch.stack([losses.sum(), counted.sum().to(losses.dtype)])
+    own = torch.stack([losses.sum(), number.to(losses.dtype)])
     total, count = _differentiable_op(own, told, group).sum(0)
     return total if reduction == "sum" else total / count.detach().clamp_min(1)
+
+
+def logsumexps_over_processes(
+    lse_pos: Tensor,  # (C,) of rows that all processes have, over the columns of this one
+    lse_neg: Tensor,  # (C,)
+    sharing: Sharing,
+    alike: Mapping[str, str],
+) -> tuple[Tensor, Tensor]:
+    """The same over the columns of all processes. Gradients reach this process's part."""
+    assert sharing.group is not None
+    rows = lse_pos.shape[0]
+    if not (sharing.same_sizes or torch.compiler.is_compiling()):
+        agreed = {**alike, "the number of rows that all processes have": rows}
+        exchange_headers((), agreed, resolve_group(sharing.group))
+    name = group_name(sharing.group)
+    own = torch.cat([lse_pos, lse_neg])
+    if sharing.grad_reduction == "mean":
+        own = _TimesProcesses.apply(own, name)
+    of_all = present_logsumexp(_differentiable_op(own, own.detach(), name), dim=0)
+    return of_all[:rows], of_all[rows:]
+
+
+class _TimesProcesses(torch.autograd.Function):
+    """What it is given, with its gradient times the number of processes."""
+
+    @staticmethod
+    def forward(ctx: Any, losses: Tensor, group: str) -> Tensor:
+        ctx.processes = dist.get_world_size(group_of_name(group))
+        return losses.view_as(losses)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.processes, None
 
 
 # What each process has, (K,), in the order of ranks: (processes, K). Gradients reach this process's

@@ -1,4 +1,4 @@
-"""The adapter to sentence-transformers, training a small model made here."""
+"""Losses over (sentence, class) batches, training a small model made here."""
 
 from __future__ import annotations
 
@@ -18,43 +18,12 @@ if INTERPRETED:
         "nothing of Triton is tested, and the import takes seconds", allow_module_level=True
     )
 library = pytest.importorskip("sentence_transformers")
-modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
 
 from circle_kernels import circle_loss  # noqa: E402
 from circle_kernels.arguments import FLOATING_DTYPES, INTEGER_DTYPES  # noqa: E402
-from circle_kernels.integrations.sentence_transformers import CircleLoss  # noqa: E402
-
-TOPICS = [
-    "goal match team player score league",
-    "stock market bank price trade profit",
-    "rain cloud storm wind sun snow",
-    "bread cheese soup apple rice spice",
-]
-FILLERS = "the a of and in on was is with about"
-
-
-def corpus(per_topic: int = 16) -> tuple[list[str], list[int]]:
-    """Sentences of mostly common words, with two of their topic's."""
-    generator = torch.Generator().manual_seed(0)
-
-    def words(text: str, count: int) -> list[str]:
-        choices = text.split()
-        return [choices[i] for i in torch.randint(len(choices), (count,), generator=generator)]
-
-    labels = [topic for topic in range(len(TOPICS)) for _ in range(per_topic)]
-    return [" ".join(words(FILLERS, 4) + words(TOPICS[label], 2)) for label in labels], labels
-
-
-@pytest.fixture
-def model() -> SentenceTransformer:
-    torch.manual_seed(0)
-    vocabulary = " ".join([*TOPICS, FILLERS]).split()
-    words = modules.WordEmbeddings(
-        modules.tokenizer.WhitespaceTokenizer(vocabulary, stop_words=[], do_lower_case=True),
-        torch.randn(len(vocabulary), 12),
-        update_embeddings=True,
-    )
-    return library.SentenceTransformer(modules=[words, modules.Pooling(12), modules.Dense(12, 8)])
+from circle_kernels.integrations.sentence_transformers import CircleLoss, PairLoss  # noqa: E402
+from circle_kernels.losses import ProxyAnchorLoss, SupConLoss, supcon_loss  # noqa: E402
+from tests.integrations.sentence_transformers.models import corpus  # noqa: E402
 
 
 def features_and_labels(model: SentenceTransformer) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -164,7 +133,7 @@ def test_bad_input_is_named(model: SentenceTransformer) -> None:
     features, labels = features_and_labels(model)
     with pytest.raises(ValueError, match=r"one column of sentences.* got 2 columns"):
         CircleLoss(model)([dict(features), dict(features)], labels)
-    with pytest.raises(TypeError, match=r"labels must be an integer tensor.* got NoneType"):
+    with pytest.raises(TypeError, match=r"labels must be the sentences' classes.* got None$"):
         CircleLoss(model)([dict(features)], None)
     with pytest.raises(ValueError, match=r"one-hot labels need .argmax\(1\)"):
         CircleLoss(model)([dict(features)], torch.eye(16).long())
@@ -178,3 +147,31 @@ def test_bad_input_is_named(model: SentenceTransformer) -> None:
         CircleLoss(model, gamma=0)
     with pytest.raises(ValueError, match=r"reduction must be .* to train; got 'none'"):
         CircleLoss(model, reduction="none")
+    with pytest.raises(ValueError, match=r"mini_batch_size must be at least 1, got 0"):
+        CircleLoss(model, mini_batch_size=0)
+    with pytest.raises(TypeError, match=r"loss must be a module such as .*SupConLoss\(\)"):
+        PairLoss(model, SupConLoss)
+    with pytest.raises(ValueError, match=r"SupConLoss must have a reduction to one number"):
+        PairLoss(model, SupConLoss(reduction="none"))
+
+
+def test_any_pair_loss_is_computed_of_the_embeddings(model: SentenceTransformer) -> None:
+    features, labels = features_and_labels(model)
+    embeddings = model(dict(features))["sentence_embedding"]
+    loss = PairLoss(model, SupConLoss(temperature=0.2))
+    assert torch.equal(loss([features], labels), supcon_loss(embeddings, labels, temperature=0.2))
+    assert torch.equal(
+        PairLoss(model, circle_loss)([features], labels.float()[:, None]),
+        circle_loss(embeddings, labels),
+    )
+    assert "SupConLoss(temperature=0.2" in loss.get_config_dict()["loss"]
+
+
+def test_loss_with_parameters_has_them_trained_with_the_model(model: SentenceTransformer) -> None:
+    features, labels = features_and_labels(model)
+    torch.manual_seed(1)
+    loss = PairLoss(model, ProxyAnchorLoss(num_classes=4, embedding_dim=8))
+    assert any(each is loss.loss.proxies for each in loss.parameters())
+    loss([features], labels).backward()
+    assert loss.loss.proxies.grad.abs().sum() > 0
+    assert all(each.grad is not None for each in model.parameters())

@@ -21,7 +21,6 @@ from circle_kernels.distributed.groups import group_name, group_of_name
 from circle_kernels.distributed.headers import CALL
 from circle_kernels.distributed.sharing import Sharing
 from circle_kernels.distributed.traced import refuse_to_be_traced
-from circle_kernels.operation.band import KEPT_BLOCKS, Sums
 from circle_kernels.operation.batch import Batch, Operation, check_layout, owned
 from circle_kernels.operation.differentiable import no_second_derivative
 from circle_kernels.operation.registered import (
@@ -35,7 +34,8 @@ from circle_kernels.operation.registered import (
     fake_gradients,
     without_none,
 )
-from circle_kernels.operation.shared_call import OF_SHARING, SHARING, decode_shared
+from circle_kernels.operation.shared.band import KEPT_BLOCKS, Sums
+from circle_kernels.operation.shared.call import OF_SHARING, SHARING, decode_shared
 from circle_kernels.precision import float32_precision
 
 _RESULTS = 8 + KEPT_BLOCKS  # tensors that the forward op returns

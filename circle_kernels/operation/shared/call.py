@@ -16,9 +16,9 @@ from circle_kernels.distributed.collectives import gather_numbers
 from circle_kernels.distributed.columns import Block, Columns, Spread
 from circle_kernels.distributed.groups import group_of_name
 from circle_kernels.distributed.headers import check_same, digest_of, exchange_headers
-from circle_kernels.operation.band import KEPT_BLOCKS, Band
 from circle_kernels.operation.batch import Batch, Operation
 from circle_kernels.operation.registered import decode
+from circle_kernels.operation.shared.band import KEPT_BLOCKS, Band
 
 # What beside a batch and an operation an op is told: the processes, how they exchange rows, what
 # has to be alike in all of them (name=value in lines), and which gradients there will be.

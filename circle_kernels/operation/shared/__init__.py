@@ -1,0 +1,1 @@
+"""The operation on a batch that several processes share."""
