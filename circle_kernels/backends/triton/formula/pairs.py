@@ -147,10 +147,10 @@ def mixed_vertex_distances(
 ):
     """Compute each pair's :func:`vertex_distances`."""
     vertices = tl.where(positive, formula.positive.vertex, -formula.negative.vertex)
-    of_positives = scales
+    signed = tl.where(positive, -scales, scales)
     if FORMULA == "circle" or FORMULA == "unified with two scales":
-        of_positives = scales * formula.positive.factor
-    return tl.fma(products, tl.where(positive, -of_positives, scales), vertices)
+        signed = scales * tl.where(positive, -formula.positive.factor, 1.0)
+    return tl.fma(products, signed, vertices)
 
 
 @triton.jit
