@@ -96,6 +96,9 @@ def plan_launches(
     classes: bool = False,
     listed: bool = False,
     one_batch: bool = False,
+    own_columns: bool = False,
+    both_sides: bool = False,
+    learned_scale: bool = False,
 ) -> list[Launch]:
     """The launches of one forward and one backward pass (to both sides where there are two).
 
@@ -111,6 +114,9 @@ def plan_launches(
             if not classes:
                 ref_labels = torch.empty(num_references, dtype=torch.int64, device="cuda")
         problem = PairProblem(embeddings, labels, ref_emb, ref_labels, formula, normalize)
+        problem = problem._replace(
+            own_columns=torch.empty_like(labels) if own_columns else None, both_sides=both_sides
+        )
         if listed:
             shape = num_rows, len(problem.columns)
             kinds = torch.empty(shape, dtype=torch.uint8, device="cuda")
@@ -122,9 +128,9 @@ def plan_launches(
             saved = triton_backend.save(problem, lse_pos, lse_neg)
             if num_references is not None:
                 statistics = torch.empty(4, num_references, device="cuda")
-        triton_backend.backward(
-            problem,
-            Passed(saved, torch.empty_like(lse_pos), torch.empty_like(lse_neg), statistics),
-            Needs(embeddings=True, references=ref_emb is not None and not one_batch),
-        )
+        passed = Passed(saved, torch.empty_like(lse_pos), torch.empty_like(lse_neg), statistics)
+        needs = Needs(embeddings=True, references=ref_emb is not None and not one_batch)
+        triton_backend.backward(problem, passed, needs)
+        if learned_scale:
+            triton_backend.scale_gradients(problem, passed)
     return launches

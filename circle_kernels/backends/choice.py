@@ -40,7 +40,6 @@ BACKENDS = {
     "triton": Backend(
         "circle_kernels.backends.triton",
         install="pip install 'triton>=3.3', Linux",
-        lacks=("own_columns", "both_sides"),
     ),
     "cpu": Backend("circle_kernels.backends.cpu"),
     "tiled": Backend("circle_kernels.backends.tiled", of_torch=True),

@@ -7,13 +7,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from circle_kernels.backends.triton.formula import (
-    Kind,
+from circle_kernels.backends.triton.formula.arguments import (
     coordinate_scale,
     formula_arguments,
+    formula_constant,
+    slope_scales,
+)
+from circle_kernels.backends.triton.formula.pairs import (
+    Formula,
+    Kind,
     logit_constant,
+    mixed_slopes,
     pair_distances,
-    pair_slopes,
     shifted_exponents,
 )
 from circle_kernels.backends.triton.primitives import LN_2
@@ -29,6 +34,7 @@ def formula_kernel(
     coordinate,  # of a similarity of 1
     vertex,
     floor,
+    factor,
     slope_scale,
     POSITIVE: tl.constexpr,
     FORMULA: tl.constexpr,
@@ -39,10 +45,15 @@ def formula_kernel(
     inside = indices < count
     similarity = tl.load(similarity_ptr + indices, mask=inside, other=0.0)
     scales = tl.zeros(similarity.shape, tl.float32) + coordinate
-    distances = pair_distances(similarity, scales, Kind(vertex, floor), POSITIVE, FORMULA)
+    distances = pair_distances(similarity, scales, Kind(vertex, floor, factor), POSITIVE, FORMULA)
     logits = shifted_exponents(distances, tl.zeros(similarity.shape, tl.float32), FORMULA)
     logits -= logit_constant(floor, FORMULA)
-    slopes = pair_slopes(distances, floor, FORMULA, DETACH_WEIGHTS) * slope_scale
+    kind = Kind(vertex, floor, factor)
+    positive = tl.full(similarity.shape, POSITIVE, tl.int1)
+    slopes = mixed_slopes(
+        similarity, scales, positive, distances, Formula(kind, kind, 0.0), FORMULA, DETACH_WEIGHTS
+    )
+    slopes *= slope_scale
     tl.store(logits_ptr + indices, logits * LN_2, mask=inside)
     tl.store(slopes_ptr + indices, slopes, mask=inside)
 
@@ -60,9 +71,10 @@ def evaluate(formula: PairFormula, similarity: Tensor, positive: bool) -> tuple[
         coordinate_scale(formula),
         arguments[f"vertex_{kind}"],
         arguments[f"floor_{kind}"],
-        (-LN_2.value if positive else LN_2.value) * coordinate_scale(formula),
+        arguments["factor"],
+        slope_scales(formula)[f"slope_{kind}"] * coordinate_scale(formula),
         POSITIVE=positive,
-        FORMULA=formula.name,
+        FORMULA=formula_constant(formula),
         DETACH_WEIGHTS=formula.detach_weights,
         BLOCK=triton.next_power_of_2(len(similarity)),
     )

@@ -1,6 +1,7 @@
 """The fused operation as Triton kernels, for CUDA and ROCm tensors."""
 
 from circle_kernels.backends.triton.backward_pass.backward import backward
+from circle_kernels.backends.triton.backward_pass.scale import scale_gradients
 from circle_kernels.backends.triton.forward_pass.forward import forward
 from circle_kernels.backends.triton.forward_pass.known import save
 from circle_kernels.backends.triton.reduction import row_losses
@@ -14,6 +15,7 @@ __all__ = [
     "save",
     "saved_shape",
     "saves_labels",
+    "scale_gradients",
     "status",
     "unusable_reason",
 ]

@@ -12,7 +12,7 @@ import triton
 from torch import Tensor
 
 from circle_kernels.backends.triton.conditions import hardware_is_assumed
-from circle_kernels.backends.triton.formula import FORMULAS
+from circle_kernels.backends.triton.formula.arguments import has_code
 from circle_kernels.backends.triton.interpreted import takes_bfloat16
 from circle_kernels.backends.triton.primitives import load_tile
 from circle_kernels.backends.triton.settings import Settings
@@ -36,7 +36,7 @@ def status() -> str:
 
 def unusable_reason(device: torch.device, dtype: torch.dtype, formula: PairFormula) -> str | None:
     """Why the kernels cannot take these tensors with this formula; None where they can."""
-    if type(formula) not in FORMULAS or not formula.gammas[0] == formula.gammas[1] == formula.gamma:
+    if not has_code(formula):
         return f"the Triton kernels have no code for {type(formula).__name__}"
     if dtype not in DTYPES:
         return f"the Triton kernels take float16, bfloat16 and float32, not {dtype}"

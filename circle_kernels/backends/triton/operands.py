@@ -12,7 +12,7 @@ from torch import Tensor
 
 from circle_kernels.backends.problem import PairProblem
 from circle_kernels.backends.rows import NORM_EPS
-from circle_kernels.backends.triton.formula import coordinate_scale
+from circle_kernels.backends.triton.formula.arguments import coordinate_scale
 from circle_kernels.backends.triton.launch import launch_kernel
 from circle_kernels.backends.triton.sides import Side, new_sides
 
@@ -200,6 +200,21 @@ def prepare_sides(
     rows, columns = new_sides(problem, row_order, column_order, allocate)
     fill_sides(problem, rows, columns)
     return rows, columns
+
+
+def own_copies(problem: PairProblem, rows: Side, columns: Side) -> Tensor | None:
+    """Which of the columns is each row's own copy, (padded N,) int64 and -1 for none, in the orders
+    of both sides; None where there are no copies."""
+    copies = problem.own_columns
+    if copies is None:
+        return None
+    if rows.order is not None:
+        copies = copies.index_select(0, rows.order)
+    if columns.order is not None:
+        places = torch.arange(len(columns), device=copies.device)
+        places = torch.empty_like(places).scatter_(0, columns.order, places)
+        copies = torch.where(copies < 0, copies, places.gather(0, copies.clamp(min=0)))
+    return torch.cat((copies, copies.new_full((len(rows.labels) - len(rows),), -1)))
 
 
 def fill_sides(problem: PairProblem, rows: Side, columns: Side) -> None:

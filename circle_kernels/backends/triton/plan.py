@@ -11,13 +11,15 @@ import torch
 
 from circle_kernels.backends.problem import PairProblem
 from circle_kernels.backends.triton.conditions import Conditions
-from circle_kernels.backends.triton.formula import has_fixed_shift
+from circle_kernels.backends.triton.formula.arguments import has_fixed_shift, is_long
 from circle_kernels.backends.triton.settings import fit_tile
 from circle_kernels.backends.triton.settings_table import Settings
 from circle_kernels.backends.triton.sides import ceil_div, operand_layout
 
 # Runs that are worth merging, whatever the number of blocks.
 _FEW_RUNS = 128
+# Columns of a tile of 64 rows that leave long formulas their registers.
+_COLUMNS_OF_LONG = 32
 
 
 class Shape(NamedTuple):
@@ -31,6 +33,11 @@ class Shape(NamedTuple):
     classes: bool = False  # columns are class weights
     listed: bool = False  # pairs are listed
     has_fixed_shift: bool = True  # the formula has
+    long_formula: bool = False  # formula.arguments.is_long
+
+    def swapped(self) -> Shape:
+        """That of the problem with columns in place of rows."""
+        return self._replace(num_rows=self.num_columns, num_columns=self.num_rows)
 
 
 @dataclass(frozen=True)
@@ -165,7 +172,16 @@ def shape_of(problem: PairProblem) -> Shape:
         problem.classes,
         problem.listed is not None,
         has_fixed_shift(problem.formula),
+        is_long(problem.formula),
     )
+
+
+def exact_settings(kernel: str, shape: Shape, conditions: Conditions) -> Settings:
+    """Those of a kernel for tiles of any kind; narrower ones where formulas are long."""
+    settings = conditions.settings(kernel, shape.dtype, shape.depth)
+    if not shape.long_formula:
+        return settings
+    return replace(settings, block_columns=min(settings.block_columns, _COLUMNS_OF_LONG))
 
 
 def plan_layout(shape: Shape, conditions: Conditions) -> Layout:
@@ -186,6 +202,7 @@ def plan_layout(shape: Shape, conditions: Conditions) -> Layout:
     small = (
         shape.self_mode
         and labels == "any order"
+        and not shape.long_formula
         and shape.num_rows <= limits.small_rows
         and shape.depth * shape.dtype.itemsize <= limits.small_row_bytes
     )
@@ -205,7 +222,7 @@ def plan_walk(shape: Shape, conditions: Conditions) -> Walk:
     num_rows, num_columns = shape.num_rows, shape.num_columns
     layout = plan_layout(shape, conditions)
     triangle = shape.self_mode and layout.by_label
-    exact = conditions.settings("exact_sums", shape.dtype, shape.depth)
+    exact = exact_settings("exact_sums", shape, conditions)
     settings, runs, band_blocks = None, Runs(0, 0), 0
     columns = exact.block_columns
     if shape.has_fixed_shift:

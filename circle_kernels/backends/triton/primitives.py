@@ -84,10 +84,50 @@ def no_class_among(pairs, row, column, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: 
 
 
 @triton.jit
+def no_copy_among(
+    row,
+    column,
+    copies_ptr,  # (padded rows,) or (padded columns,) int64: operands.own_copies
+    COPIED: tl.constexpr,  # the side that has them: "rows" or "columns"
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    """Say whether no pair of a tile is one of a row and its own copy."""
+    if COPIED == "rows":
+        copies = load_block(copies_ptr, row, BLOCK_ROWS)
+        among = (copies >= column) & (copies < column + BLOCK_COLUMNS)
+    else:
+        copies = load_block(copies_ptr, column, BLOCK_COLUMNS)
+        among = (copies >= row) & (copies < row + BLOCK_ROWS)
+    return tl.max(among.to(tl.int32), axis=0) == 0
+
+
+@triton.jit
+def no_copies(
+    row,
+    column,
+    copies_ptr,
+    COPIED: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    """Say of each pair of a tile whether it is not that of a row and its own copy."""
+    if COPIED == "rows":
+        columns = column + tl.arange(0, BLOCK_COLUMNS)
+        different = load_block(copies_ptr, row, BLOCK_ROWS)[:, None] != columns[None, :]
+    else:
+        rows = row + tl.arange(0, BLOCK_ROWS)
+        different = load_block(copies_ptr, column, BLOCK_COLUMNS)[None, :] != rows[:, None]
+    return different
+
+
+@triton.jit
 def is_plain(
     pairs,
     row,
     column,
+    copies_ptr,  # or None
+    COPIED: tl.constexpr,
     SELF_MODE: tl.constexpr,
     LABELS: tl.constexpr,  # plan.Labels
     BLOCK_ROWS: tl.constexpr,
@@ -104,6 +144,9 @@ def is_plain(
         plain = plain & labels_apart(pairs, row, column, BLOCK_ROWS, BLOCK_COLUMNS)
     if LABELS == "classes":
         plain = plain & no_class_among(pairs, row, column, BLOCK_ROWS, BLOCK_COLUMNS)
+    if copies_ptr is not None:
+        others = no_copy_among(row, column, copies_ptr, COPIED, BLOCK_ROWS, BLOCK_COLUMNS)
+        plain = plain & others
     return plain
 
 
@@ -140,6 +183,8 @@ def pair_kinds(
     column,
     listed_ptr,  # if LABELS is "listed"
     listed_stride,
+    copies_ptr,  # or None
+    COPIED: tl.constexpr,
     SELF_MODE: tl.constexpr,
     LABELS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -156,6 +201,10 @@ def pair_kinds(
         for_row = (rows < pairs.rows.length)[:, None] & (columns < pairs.columns.length)[None, :]
         if SELF_MODE:
             for_row = for_row & (rows[:, None] != columns[None, :])
+        if copies_ptr is not None:
+            for_row = for_row & no_copies(
+                row, column, copies_ptr, COPIED, BLOCK_ROWS, BLOCK_COLUMNS
+            )
         for_column = for_row
     return positive, for_row, for_column
 

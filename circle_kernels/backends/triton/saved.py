@@ -25,6 +25,7 @@ class Saved:
     """Pieces of the saved tensor; None is what is not in it."""
 
     logsumexps: Tensor  # (2, N) float32, of exponents; of a small batch (8, N)
+    column_logsumexps: Tensor | None  # (2, M) float32: of columns that count pairs, too
     row_order: Tensor | None  # (N,) int64: where each row stands in the caller's order
     column_order: Tensor | None  # (M,) int64; in self mode the rows'
     sides: tuple[Side, Side] | None
@@ -117,11 +118,13 @@ def _take_all(pieces: _Pieces, problem: PairProblem, layout: Layout) -> Saved:
     num_rows, num_columns = problem.embeddings.shape[0], problem.columns.shape[0]
     # Of a small batch also measures of the rows, and their labels.
     logsumexps = pieces.take(8 if layout.small else 2, num_rows, dtype=torch.float32)
-    row_order = column_order = sides = None
+    column_logsumexps = row_order = column_order = sides = None
+    if problem.both_sides:
+        column_logsumexps = pieces.take(2, num_columns, dtype=torch.float32)
     if layout.by_label:
         row_order = column_order = pieces.take(num_rows, dtype=torch.int64)
         if not problem.self_mode:
             column_order = pieces.take(num_columns, dtype=torch.int64)
     if layout.keeps_sides:
         sides = new_sides(problem, None, None, pieces.take, by_shape=True)
-    return Saved(logsumexps, row_order, column_order, sides)
+    return Saved(logsumexps, column_logsumexps, row_order, column_order, sides)

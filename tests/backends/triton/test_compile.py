@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -21,6 +21,7 @@ from circle_kernels import CircleFormula, UnifiedFormula
 from circle_kernels.backends.triton.settings import INTERPRETER, settings_family
 from circle_kernels.backends.triton.settings_table import Settings, load_table
 from circle_kernels.formula import PairFormula
+from tests.support.formulas import FUNCTIONS, TWO_SCALES
 
 # Those that entries begin at among them.
 DEPTHS = sorted(
@@ -31,6 +32,7 @@ TILE_KERNELS = (
     "small_backward_kernel",
     "small_forward_kernel",
     "sum_exactly_kernel",
+    "sum_logits_kernel",
     "sum_rows_kernel",
     "sum_triangle_kernel",
     "write_weights_kernel",
@@ -49,6 +51,9 @@ class Problem:
     classes: bool = False
     listed: bool = False
     one_batch: bool = False
+    own_columns: bool = False
+    both_sides: bool = False
+    learned_scale: bool = False
 
 
 # One of each maker: every device's settings are compiled by ``python -m bench kernels --check``.
@@ -69,7 +74,8 @@ def problems() -> list[Problem]:
             chosen += [Problem(dtype, depth, self_mode, num_rows) for self_mode in (True, False)]
     for num_rows, dtype in itertools.product((256, 4096), (torch.bfloat16, torch.float32)):
         chosen += [Problem(dtype, 64, False, num_rows, classes=True)]
-    return chosen + options() + of_one_batch()
+    chosen += options() + of_functions() + of_one_batch() + of_other_pairs()
+    return chosen + of_learned_scales()
 
 
 def options() -> list[Problem]:
@@ -77,7 +83,7 @@ def options() -> list[Problem]:
     chosen = [Problem(torch.float16, depth) for depth in (64, 512)]
     chosen += [Problem(torch.float32, depth, precision="high") for depth in (64, 512)]
     undetached = CircleFormula(detach_weights=False)
-    for formula in (undetached, UnifiedFormula(m=0.35)):
+    for formula in (undetached, UnifiedFormula(m=0.35), *TWO_SCALES.values()):
         chosen += [Problem(torch.bfloat16, depth, formula=formula) for depth in (64, 512)]
         chosen += [Problem(torch.float32, 512, formula=formula)]
     for self_mode in (True, False):
@@ -90,6 +96,43 @@ def options() -> list[Problem]:
     for num_rows in (256, 30_000):
         chosen += [Problem(torch.bfloat16, 128, num_rows=num_rows, formula=UnifiedFormula(m=0.35))]
         chosen += [Problem(torch.float32, 128, num_rows=num_rows, precision="high")]
+    return chosen
+
+
+def of_functions() -> list[Problem]:
+    """Both modes and a small batch."""
+    chosen = []
+    for formula in FUNCTIONS.values():
+        chosen += [Problem(torch.bfloat16, 128, each, formula=formula) for each in (True, False)]
+        chosen += [Problem(torch.float32, 128, formula=formula)]
+        chosen += [Problem(torch.float32, 512, num_rows=256, formula=formula)]
+    return chosen
+
+
+def of_other_pairs() -> list[Problem]:
+    """Own copies, of rows and in the walk with sides swapped of columns, and columns that count."""
+    chosen = []
+    for num_rows in (256, 4096, 30_000):
+        chosen += [Problem(torch.bfloat16, 512, False, num_rows, own_columns=True, both_sides=True)]
+    chosen += [Problem(torch.float32, 512, False, 30_000, own_columns=True, both_sides=True)]
+    for formula in (UnifiedFormula(), FUNCTIONS["with where"]):
+        chosen += [
+            Problem(
+                torch.bfloat16, 512, False, formula=formula, own_columns=True, both_sides=both_sides
+            )
+            for both_sides in (False, True)
+        ]
+    return chosen
+
+
+def of_learned_scales() -> list[Problem]:
+    """One more walk, for each kind of formula."""
+    chosen = [
+        Problem(torch.bfloat16, 128, formula=formula, learned_scale=True)
+        for formula in (UnifiedFormula(), *TWO_SCALES.values(), *FUNCTIONS.values())
+    ]
+    for dtype, num_rows in itertools.product((torch.bfloat16, torch.float32), (4096, 30_000)):
+        chosen += [Problem(dtype, 512, num_rows=num_rows, learned_scale=True)]
     return chosen
 
 
@@ -125,6 +168,9 @@ def kernels(target: str) -> dict[Specialization, Settings | None]:
                 classes=problem.classes,
                 listed=problem.listed,
                 one_batch=problem.one_batch,
+                own_columns=problem.own_columns,
+                both_sides=problem.both_sides,
+                learned_scale=problem.learned_scale,
             )
             found.update((specialize(launch), launch.settings) for launch in recorded)
     finally:
@@ -187,6 +233,20 @@ def test_batch_sizes_share_compiled_kernels(depth: int, sizes: list[tuple[int, i
     expected = compiled(*sizes[0])
     for num_rows, num_references in sizes[1:]:
         assert compiled(num_rows, num_references) == expected
+
+
+def test_gamma_is_no_constant_of_kernels() -> None:
+    """As one that is learned would have them compiled at each step."""
+
+    def compiled(formula: PairFormula) -> set[Specialization]:
+        device = DEVICES["sm_90"]
+        launches = plan_launches(
+            device, dtype=torch.float16, num_rows=300, depth=64, formula=formula
+        )
+        return {specialize(launch) for launch in launches}
+
+    for formula in (CircleFormula(), UnifiedFormula(), *FUNCTIONS.values()):
+        assert compiled(formula) == compiled(replace(formula, gamma=17.3))
 
 
 def test_every_settings_entry_is_compiled() -> None:

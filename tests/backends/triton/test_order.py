@@ -26,6 +26,9 @@ from circle_kernels import (
     pair_logsumexp,
 )
 from circle_kernels.formula import PairFormula
+from circle_kernels.operation.batch import Batch, Operation
+from circle_kernels.operation.eager import logsumexps
+from tests.support.formulas import FUNCTIONS
 from tests.support.targets import INTERPRETED
 
 pytest.importorskip("triton", minversion="3.3")
@@ -66,7 +69,8 @@ class Problem:
     small: bool = True  # whether a small problem is one in plans, too
 
     def __str__(self) -> str:
-        formula = f"{self.formula.name}-g{self.formula.gamma:g}-{self.formula.detach_weights}"
+        formula = self.formula.name.partition(" ")[0]
+        formula = f"{formula}-g{self.formula.gamma:g}-{self.formula.detach_weights}"
         columns = "" if self.m is None else f"x{self.m}" + "-classes" * self.classes
         return f"{self.dtype}-{self.n}{columns}-D{self.d}-{formula}-{self.layout}".replace(" ", "-")
 
@@ -123,6 +127,8 @@ PROBLEMS = [
     Problem(HALF, UNIFIED, 1, 200, layout="unaligned", normalize=False),
     Problem(BFLOAT, UNDETACHED, 67, 41, layout="transposed"),
     Problem(BFLOAT, CIRCLE, 200, 1, d=16),
+    Problem(SINGLE, FUNCTIONS["with where"], 67),
+    Problem(HALF, FUNCTIONS["with where"], 67, 41),
     Problem(SINGLE, UNIFIED, 67, 96, layout="unaligned", classes=True),
     Problem(HALF, FACES, 67, 200, classes=True),
     Problem(BFLOAT, FACES, 130, 11, d=32, classes=True),
@@ -196,3 +202,21 @@ def test_large_problems_go_in_several_bands_and_chunks(multiprocessors: int) -> 
         launches.clear()
         torch.autograd.grad(sum(statistics).sum(), tensors[0])
         assert max(launches.values()) > 1
+
+
+@pytest.mark.parametrize("formula", [FACES, FUNCTIONS["with where"]], ids=["circle", "functions"])
+@pytest.mark.parametrize("multiprocessors", [0, 4])
+def test_any_order_gives_the_same_of_copies_and_both_sides(
+    formula: PairFormula, multiprocessors: int
+) -> None:
+    problem = Problem(SINGLE, formula, 130, 200, multiprocessors=multiprocessors)
+    embeddings, labels, ref_emb, ref_labels = problem.tensors()
+    own_columns = torch.arange(130) - 1
+    batch = Batch(embeddings, labels, ref_emb, ref_labels, own_columns=own_columns)
+
+    def run() -> list[Tensor]:
+        results = logsumexps(batch, Operation(formula, True, 0.0, "triton", both_sides=True))
+        return [*results, *torch.autograd.grad(sum(results).sum(), [embeddings, ref_emb])]
+
+    with problem.assumed():
+        assert in_any_order(run).faults == {}

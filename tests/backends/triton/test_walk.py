@@ -14,6 +14,7 @@ from circle_kernels.operation.batch import Batch, Operation
 from circle_kernels.operation.eager import logsumexps
 from tests.support.cases import CASES as oracle_cases
 from tests.support.cases import Case
+from tests.support.formulas import TWO_SCALES
 from tests.support.regimes import REGIMES
 from tests.support.targets import INTERPRETED
 from tests.support.yardstick import gradients, yardsticks
@@ -42,6 +43,7 @@ CASES += [
         CircleFormula(m=-0.1, gamma=1024.0),
         CircleFormula(m=0.25, gamma=1.0),
         UnifiedFormula(m=0.35, gamma=64.0),
+        *TWO_SCALES.values(),
     )
 ]
 

@@ -8,12 +8,13 @@ from run to run.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from circle_kernels.backends.problem import Needs, PairProblem, Passed
+from circle_kernels.backends.triton.backward_pass.anchors import AnchorSide, all_anchors
 from circle_kernels.backends.triton.backward_pass.chunks import plan_chunks
 from circle_kernels.backends.triton.backward_pass.statistics import (
     gradient_unit,
@@ -25,12 +26,11 @@ from circle_kernels.backends.triton.conditions import (
     conditions_on,
     hardware_is_assumed,
 )
-from circle_kernels.backends.triton.formula import formula_arguments, formula_constant
-from circle_kernels.backends.triton.forward_pass.known import write_exponents
+from circle_kernels.backends.triton.formula.arguments import formula_arguments, formula_constant
 from circle_kernels.backends.triton.launch import on_device
 from circle_kernels.backends.triton.normalization import finish_gradient
-from circle_kernels.backends.triton.operands import prepare_sides
-from circle_kernels.backends.triton.plan import Layout, plan_layout, shape_of
+from circle_kernels.backends.triton.operands import own_copies, prepare_sides
+from circle_kernels.backends.triton.plan import Layout, Shape, exact_settings, plan_layout, shape_of
 from circle_kernels.backends.triton.saved import aligned, view_saved
 from circle_kernels.backends.triton.settings import dot_precision, fit_tile
 from circle_kernels.backends.triton.settings_table import Settings
@@ -55,20 +55,20 @@ def backward(
         pieces = view_saved(passed.saved, problem, layout)
         sides = pieces.sides or prepare_sides(problem, pieces.row_order, pieces.column_order)
         rows, columns = sides
-        anchors = [_Anchors(rows, pieces.logsumexps, passed.grad_lse_pos, passed.grad_lse_neg)]
-        if passed.column_statistics is not None and not problem.self_mode:
-            anchors.append(_anchors_among(columns, passed.column_statistics, problem.formula))
+        anchors = all_anchors(problem, passed, pieces, sides)
         unit, tables = _prepared(anchors, problem.formula, layout)
         arguments = {
             **pair_arguments(rows, columns),
             **formula_arguments(problem.formula),
             "listed_ptr": problem.listed,
             "listed_stride": 0 if problem.listed is None else problem.listed.stride(0),
+            "copies_ptr": own_copies(problem, rows, columns),
             **tables,
         }
         constants = {
             "SELF_MODE": problem.self_mode,
             "LABELS": layout.labels,
+            "COPIED": "rows",
             "FORMULA": formula_constant(problem.formula),
             "DETACH_WEIGHTS": problem.formula.detach_weights,
             "NORMALIZED": problem.normalize,
@@ -82,7 +82,7 @@ def backward(
             of_rows = _SideGradient(rows, chunks.rows, chunks.column_chunks, unit, conditions)
         if needs.references:
             of_columns = _SideGradient(columns, chunks.columns, chunks.row_chunks, unit, conditions)
-        settings = _weights_settings(rows, layout, shape.has_fixed_shift, conditions)
+        settings = _weights_settings(shape, layout, conditions)
         workspace = rows.operand.new_empty(chunks.rows, chunks.columns)
         for chunk in chunks:
             multiprocessors = conditions.hardware.multiprocessors
@@ -101,25 +101,8 @@ def backward(
         )
 
 
-class _Anchors(NamedTuple):
-    """A side whose rows count pairs."""
-
-    side: Side
-    logsumexps: Tensor  # (2, N), of exponents
-    grad_lse_pos: Tensor  # (N,)
-    grad_lse_neg: Tensor  # (N,)
-
-
-def _anchors_among(columns: Side, statistics: Tensor, formula: PairFormula) -> _Anchors:
-    """References that count pairs, by ``Passed.column_statistics``."""
-    lse_pos, lse_neg, *upstream = statistics
-    logsumexps = statistics.new_empty(2, len(columns))
-    write_exponents(lse_pos, lse_neg, formula, logsumexps)
-    return _Anchors(columns, logsumexps, *upstream)
-
-
 def _prepared(
-    anchors: list[_Anchors],  # of rows; of references, if they count pairs
+    anchors: list[AnchorSide],  # of rows; of references, if they count pairs
     formula: PairFormula,
     layout: Layout,
 ) -> tuple[Tensor | None, dict[str, Tensor | None]]:
@@ -136,17 +119,16 @@ def _prepared(
 
 
 def _weights_settings(
-    rows: Side, layout: Layout, has_fixed_shift: bool, conditions: Conditions
+    shape: Shape, layout: Layout, conditions: Conditions
 ) -> tuple[Settings | None, Settings]:
     """Those of tiles that the fixed shift serves, and of others."""
-    dtype, depth = rows.operand.dtype, rows.operand.shape[1]
-    exact = conditions.settings("exact_weights", dtype, depth)
-    if not has_fixed_shift:
+    exact = exact_settings("exact_weights", shape, conditions)
+    if not shape.has_fixed_shift:
         return None, exact
     if layout.labels == "listed":  # what lists say of pairs takes registers
         return exact, exact
     kernel = "weights" if layout.kinds == 1 else "weights_in_any_order"
-    served = conditions.settings(kernel, dtype, depth)
+    served = conditions.settings(kernel, shape.dtype, shape.depth)
     return served, fit_tile(exact, served)
 
 

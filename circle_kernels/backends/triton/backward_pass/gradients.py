@@ -12,9 +12,10 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from circle_kernels.backends.triton.formula import (
+from circle_kernels.backends.triton.formula.pairs import (
     REACH,
     mixed_distances,
+    mixed_slopes,
     pair_distances,
     pair_floors,
     pair_slopes,
@@ -25,7 +26,7 @@ from circle_kernels.backends.triton.primitives import STATISTICS_BLOCK, pair_kin
 
 # Rows of each block of the table of statistics: what each kind has, and one number for the block.
 LSE = tl.constexpr(0)  # log-sum-exps of exponents
-UPSTREAM = tl.constexpr(2)  # gradients, times the sign of slopes and LN_2
+UPSTREAM = tl.constexpr(2)  # gradients, times formula.slope_scales
 FACTOR = tl.constexpr(4)  # the same, of exponentials against the fixed shift
 HIGHEST = tl.constexpr(6)  # log-sum-exp that exponentials have to hold, or infinity: no factor does
 TABLE_ROWS = tl.constexpr(7)
@@ -42,7 +43,7 @@ class Anchors(NamedTuple):
     """What weights take of anchors, to be broadcast along a tile."""
 
     lse: ByKind  # of exponents
-    upstream: ByKind  # gradients, times the sign of slopes and LN_2
+    upstream: ByKind  # gradients, times formula.slope_scales
 
 
 @triton.jit
@@ -99,7 +100,7 @@ def plain_weights(
     row,
     column,
     formula,  # Formula
-    CONSTANTS: tl.constexpr,  # (SELF_MODE, LABELS, FORMULA, DETACH_WEIGHTS) of the kernel
+    CONSTANTS: tl.constexpr,  # (SELF_MODE, LABELS, FORMULA, DETACH_WEIGHTS, COPIED) of the kernel
 ):
     """Compute weights where the fixed shift serves all anchors, from one exponential per pair."""
     LABELS: tl.constexpr = CONSTANTS[1]
@@ -161,8 +162,7 @@ def exact_weights(
         shares = tl.exp2(shifted_exponents(distances, of_kind(positive, columns.lse), FORMULA))
         weights += tl.where(for_column, shares * of_kind(positive, columns.upstream), 0.0)
         counts = for_row | for_column
-    floors = pair_floors(positive, formula, FORMULA)
-    slopes = pair_slopes(distances, floors, FORMULA, DETACH_WEIGHTS)
+    slopes = mixed_slopes(products, scales, positive, distances, formula, FORMULA, DETACH_WEIGHTS)
     return tl.where(counts, weights * slopes * scales, 0.0)
 
 
@@ -174,11 +174,12 @@ def pair_weights(
     column,
     listed_ptr,  # if LABELS is "listed"
     listed_stride,
+    copies_ptr,  # or None
     table_ptr,
     column_table_ptr,  # or None: pairs count for rows only
     formula,  # Formula
     SERVED: tl.constexpr,  # whether the fixed shift serves all anchors
-    CONSTANTS: tl.constexpr,  # (SELF_MODE, LABELS, FORMULA, DETACH_WEIGHTS) of the kernel
+    CONSTANTS: tl.constexpr,  # (SELF_MODE, LABELS, FORMULA, DETACH_WEIGHTS, COPIED) of the kernel
 ):
     """Compute the weights of a block, or of a slice of it."""
     SELF_MODE: tl.constexpr = CONSTANTS[0]
@@ -189,7 +190,17 @@ def pair_weights(
     COLUMNS: tl.constexpr = products.shape[1]
     scales = pair_scales(pairs, row, column, ROWS, COLUMNS)
     kinds = pair_kinds(
-        pairs, row, column, listed_ptr, listed_stride, SELF_MODE, LABELS, ROWS, COLUMNS
+        pairs,
+        row,
+        column,
+        listed_ptr,
+        listed_stride,
+        copies_ptr,
+        CONSTANTS[4],
+        SELF_MODE,
+        LABELS,
+        ROWS,
+        COLUMNS,
     )
     if SERVED:
         weights = plain_weights(

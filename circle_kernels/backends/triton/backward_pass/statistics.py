@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -15,9 +17,9 @@ from circle_kernels.backends.triton.backward_pass.gradients import (
     UPSTREAM,
     statistics_block,
 )
-from circle_kernels.backends.triton.formula import formula_arguments
+from circle_kernels.backends.triton.formula.arguments import formula_arguments, slope_scales
 from circle_kernels.backends.triton.launch import launch_kernel
-from circle_kernels.backends.triton.primitives import LN_2, STATISTICS_BLOCK
+from circle_kernels.backends.triton.primitives import STATISTICS_BLOCK
 from circle_kernels.backends.triton.sides import ROW_PADDING, Side
 from circle_kernels.formula import PairFormula
 
@@ -69,6 +71,8 @@ def prepare_statistics_kernel(
     table_ptr,  # (blocks, TABLE_ROWS, STATISTICS_BLOCK) float32
     num_anchors,
     fixed_shift,
+    slope_pos,  # formula.slope_scales
+    slope_neg,
     KINDS: tl.constexpr,  # of pairs in tiles that the fixed shift serves: 1 if all are negative
 ):
     """Gather statistics, compute factors, and find what a block's exponents reach.
@@ -91,7 +95,7 @@ def prepare_statistics_kernel(
         upstream = tl.load(grad_ptr + given, mask=inside, other=0.0)
         if unit_ptr is not None:
             upstream = tl.div_rn(upstream, tl.zeros_like(upstream) + tl.load(unit_ptr))
-        upstream *= LN_2 if kind else -LN_2
+        upstream *= slope_neg if kind else slope_pos
         factor = upstream * tl.exp2(fixed_shift - lse)
         # An empty set has the log-sum-exp -inf and no gradient.
         none = (upstream == 0.0) | (lse == -float("inf"))
@@ -107,13 +111,14 @@ def prepare_statistics_kernel(
     tl.store(block_ptr + HIGHEST * STATISTICS_BLOCK, tl.max(highest, axis=0))
 
 
+@functools.lru_cache(maxsize=16)
 def weight_bound(formula: PairFormula) -> float:
     """A float16 weight's bound, for gradients of 1, over half of what float16 holds.
 
     Not of slopes alone: where none is above 0, gradients over their unit would not be finite, and
     similarities rounded to more than 1 have slopes all the same.
     """
-    most = max(formula.max_slope(), formula.gamma * _ROUNDED)
+    most = max(formula.max_slope(), max(map(abs, formula.gammas)) * _ROUNDED)
     return 2 * most / (torch.finfo(torch.float16).max / 2)
 
 
@@ -170,6 +175,7 @@ def prepare_statistics(
             "table_ptr": table,
             "num_anchors": len(side),
             "fixed_shift": formula_arguments(formula)["fixed_shift"],
+            **slope_scales(formula),
         },
         {"KINDS": kinds},
     )

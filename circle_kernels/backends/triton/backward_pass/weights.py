@@ -16,7 +16,7 @@ from circle_kernels.backends.triton.backward_pass.gradients import (
     fixed_shift_serves,
     pair_weights,
 )
-from circle_kernels.backends.triton.formula import Formula, Kind
+from circle_kernels.backends.triton.formula.pairs import Formula, Kind
 from circle_kernels.backends.triton.launch import launch_tiles
 from circle_kernels.backends.triton.plan import Runs, plan_runs
 from circle_kernels.backends.triton.primitives import (
@@ -39,6 +39,8 @@ def is_served(
     table_ptr,
     column_table_ptr,  # or None: pairs count for rows only
     fixed_shift,
+    copies_ptr,  # or None
+    COPIED: tl.constexpr,
     SELF_MODE: tl.constexpr,
     LABELS: tl.constexpr,
     TILE_ROWS: tl.constexpr,
@@ -48,7 +50,9 @@ def is_served(
 
     Padding does not matter: products pass over its weights.
     """
-    served = is_plain(pairs, row, column, SELF_MODE, LABELS, TILE_ROWS, TILE_COLUMNS)
+    served = is_plain(
+        pairs, row, column, copies_ptr, COPIED, SELF_MODE, LABELS, TILE_ROWS, TILE_COLUMNS
+    )
     served = served & fixed_shift_serves(table_ptr, row, fixed_shift)
     if column_table_ptr is not None:
         served = served & fixed_shift_serves(column_table_ptr, column, fixed_shift)
@@ -90,6 +94,7 @@ def write_weights_kernel(
     column_labels_ptr,  # (padded M,) int64
     column_scales_ptr,  # (padded M,) float32
     listed_ptr,  # (padded N, padded M) uint8, or None
+    copies_ptr,  # (padded N,) int64, or (padded M,): operands.own_copies; or None
     table_ptr,  # (blocks, TABLE_ROWS, STATISTICS_BLOCK) float32: of rows, in self mode of columns
     reference_table_ptr,  # the same of references that count each pair, too; or None
     weights_ptr,  # (rows of the chunk, columns of the chunk), the dtype of the operands
@@ -109,11 +114,13 @@ def write_weights_kernel(
     floor_pos,
     vertex_neg,
     floor_neg,
+    factor,
     fixed_shift,
     TILES: tl.constexpr,  # "served" by one exponential, "others", or "every" one, exactly
     SELF_MODE: tl.constexpr,
     MIRROR: tl.constexpr,  # the chunk lies on the diagonal: only tiles on and above it, and theirs
     LABELS: tl.constexpr,  # plan.Labels
+    COPIED: tl.constexpr,  # the side that has copies: "rows" or "columns"
     FORMULA: tl.constexpr,
     DETACH_WEIGHTS: tl.constexpr,
     NORMALIZED: tl.constexpr,  # else products may overflow
@@ -130,7 +137,9 @@ def write_weights_kernel(
     rows = Points(rows_ptr, row_labels_ptr, row_scales_ptr, num_rows, row_stride)
     columns = Points(columns_ptr, column_labels_ptr, column_scales_ptr, num_columns, column_stride)
     pairs = Pairs(rows, columns, depth)
-    formula = Formula(Kind(vertex_pos, floor_pos), Kind(vertex_neg, floor_neg), fixed_shift)
+    formula = Formula(
+        Kind(vertex_pos, floor_pos, factor), Kind(vertex_neg, floor_neg, factor), fixed_shift
+    )
     chunk_row = tl.multiple_of(tl.program_id(0) % num_row_blocks * BLOCK_ROWS, BLOCK_ROWS)
     row = tl.multiple_of(first_row + chunk_row, BLOCK_ROWS)
     tile_row = chunk_row // TILE_ROWS * TILE_ROWS
@@ -156,6 +165,8 @@ def write_weights_kernel(
                 table_ptr,
                 column_table_ptr,
                 fixed_shift,
+                copies_ptr,
+                COPIED,
                 SELF_MODE,
                 LABELS,
                 TILE_ROWS,
@@ -185,11 +196,12 @@ def write_weights_kernel(
                     column + slice * SLICE_COLUMNS,
                     listed_ptr,
                     listed_stride,
+                    copies_ptr,
                     table_ptr,
                     column_table_ptr,
                     formula,
                     TILES == "served",
-                    (SELF_MODE, LABELS, FORMULA, DETACH_WEIGHTS),
+                    (SELF_MODE, LABELS, FORMULA, DETACH_WEIGHTS, COPIED),
                 )
                 store_weights(
                     weights_ptr,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from circle_kernels.backends.triton.formula import (
+from circle_kernels.backends.triton.formula.pairs import (
     Formula,
     Kind,
     pair_distances,
@@ -95,6 +95,7 @@ def sum_exactly_kernel(
     column_labels_ptr,  # (padded M,) int64
     column_scales_ptr,  # (padded M,) float32
     listed_ptr,  # (padded N, padded M) uint8, or None
+    copies_ptr,  # (padded N,) int64, or (padded M,): operands.own_copies; or None
     left_over_ptr,  # (row tiles, column tiles) int8: not 0 where a tile is wanted; None: every one
     exact_sums_ptr,  # (4, slots, N) float32: shifts and totals of positives, then of negatives
     num_rows,
@@ -109,10 +110,12 @@ def sum_exactly_kernel(
     floor_pos,
     vertex_neg,
     floor_neg,
+    factor,
     fixed_shift,
     SELF_MODE: tl.constexpr,
     TRIANGLE: tl.constexpr,
     LABELS: tl.constexpr,  # plan.Labels
+    COPIED: tl.constexpr,  # the side that has copies: "rows" or "columns"
     FORMULA: tl.constexpr,
     NORMALIZED: tl.constexpr,  # else products may overflow
     INPUT_PRECISION: tl.constexpr,
@@ -127,7 +130,9 @@ def sum_exactly_kernel(
     rows = Points(rows_ptr, row_labels_ptr, row_scales_ptr, num_rows, row_stride)
     columns = Points(columns_ptr, column_labels_ptr, column_scales_ptr, num_columns, column_stride)
     pairs = Pairs(rows, columns, depth)
-    formula = Formula(Kind(vertex_pos, floor_pos), Kind(vertex_neg, floor_neg), fixed_shift)
+    formula = Formula(
+        Kind(vertex_pos, floor_pos, factor), Kind(vertex_neg, floor_neg, factor), fixed_shift
+    )
     tl.static_assert((TILE_COLUMNS if TRIANGLE else TILE_ROWS) % BLOCK_ROWS == 0)
     PARTS: tl.constexpr = TILE_COLUMNS // BLOCK_COLUMNS
     row = tl.multiple_of(tl.program_id(0) % num_row_blocks * BLOCK_ROWS, BLOCK_ROWS)
@@ -159,6 +164,8 @@ def sum_exactly_kernel(
                 column,
                 listed_ptr,
                 listed_stride,
+                copies_ptr,
+                COPIED,
                 SELF_MODE,
                 LABELS,
                 BLOCK_ROWS,

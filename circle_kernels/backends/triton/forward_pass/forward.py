@@ -13,13 +13,13 @@ from torch import Tensor
 
 from circle_kernels.backends.problem import PairProblem
 from circle_kernels.backends.triton.conditions import conditions_on
-from circle_kernels.backends.triton.formula import formula_arguments, formula_constant
+from circle_kernels.backends.triton.formula.arguments import formula_arguments, formula_constant
 from circle_kernels.backends.triton.forward_pass.exact import sum_exactly_kernel
 from circle_kernels.backends.triton.forward_pass.merge import MERGE_BLOCKS, merge_sums_kernel
 from circle_kernels.backends.triton.forward_pass.rectangle import sum_rows_kernel
 from circle_kernels.backends.triton.forward_pass.triangle import sum_triangle_kernel
 from circle_kernels.backends.triton.launch import launch_kernel, launch_tiles, on_device
-from circle_kernels.backends.triton.operands import prepare_sides
+from circle_kernels.backends.triton.operands import own_copies, prepare_sides
 from circle_kernels.backends.triton.plan import Band, Walk, plan_layout, plan_walk, shape_of
 from circle_kernels.backends.triton.saved import begin_saved, new_saved
 from circle_kernels.backends.triton.settings import dot_precision
@@ -49,9 +49,13 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
             ),
         }
         # Not views of one tensor, which registered ops may not return.
-        lse_pos, lse_neg = (rows.scales.new_empty(len(rows)) for _ in range(2))
-        arguments = {**pair_arguments(rows, columns), **formula_arguments(problem.formula)}
-        _Sums(walk, problem, rows, arguments, constants).merge(
+        lse_pos, lse_neg = (rows.scales.new_empty(problem.num_anchors) for _ in range(2))
+        arguments = {
+            **pair_arguments(rows, columns),
+            **formula_arguments(problem.formula),
+            "copies_ptr": own_copies(problem, rows, columns),
+        }
+        _Sums(walk, problem, rows, arguments, constants | {"COPIED": "rows"}).merge(
             {
                 "order_ptr": rows.order,
                 "saved_ptr": pieces.logsumexps,
@@ -59,6 +63,18 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
                 "lse_neg_ptr": lse_neg,
             }
         )
+        if problem.both_sides:
+            # Once more, each side in the place of the other.
+            walk = plan_walk(shape.swapped(), conditions)
+            arguments |= pair_arguments(columns, rows)
+            _Sums(walk, problem, columns, arguments, constants | {"COPIED": "columns"}).merge(
+                {
+                    "order_ptr": columns.order,
+                    "saved_ptr": pieces.column_logsumexps,
+                    "lse_pos_ptr": lse_pos.narrow(0, len(rows), len(columns)),
+                    "lse_neg_ptr": lse_neg.narrow(0, len(rows), len(columns)),
+                }
+            )
         return lse_pos, lse_neg, saved
 
 
@@ -124,6 +140,7 @@ class _Sums:
             }
             known = sum_triangle_kernel.arg_names
             arguments = {name: value for name, value in arguments.items() if name in known}
+            constants = {name: value for name, value in constants.items() if name in known}
             launch_tiles(sum_triangle_kernel, programs, arguments, constants, walk.settings)
             return
         arguments = {

@@ -8,11 +8,8 @@ from torch import Tensor
 
 from circle_kernels.backends.problem import PairProblem
 from circle_kernels.backends.triton.conditions import conditions_on
-from circle_kernels.backends.triton.formula import (
-    exponents_of,
-    formula_arguments,
-    formula_constant,
-)
+from circle_kernels.backends.triton.formula.arguments import formula_arguments, formula_constant
+from circle_kernels.backends.triton.formula.pairs import exponents_of
 from circle_kernels.backends.triton.launch import launch_kernel, on_device
 from circle_kernels.backends.triton.plan import plan_layout, shape_of
 from circle_kernels.backends.triton.saved import begin_saved, new_saved
@@ -70,8 +67,8 @@ def write_exponents(
 
 def save(
     problem: PairProblem,
-    lse_pos: Tensor,  # (N,) float32
-    lse_neg: Tensor,  # (N,) float32
+    lse_pos: Tensor,  # (N,) float32, or (N + M,)
+    lse_neg: Tensor,  # (N,) float32, or (N + M,)
 ) -> Tensor:
     """What the backward pass needs of log-sum-exps, which may be over more than these columns."""
     device = problem.embeddings.device
@@ -82,5 +79,11 @@ def save(
             small_save(problem, lse_pos, lse_neg, saved)
             return saved
         _, saved, pieces = begin_saved(problem, layout)
-        write_exponents(lse_pos, lse_neg, problem.formula, pieces.logsumexps)
+        first = 0
+        for exponents in (pieces.logsumexps, pieces.column_logsumexps):
+            if exponents is not None:
+                anchors = exponents.shape[1]
+                sums = [each.narrow(0, first, anchors) for each in (lse_pos, lse_neg)]
+                write_exponents(sums[0], sums[1], problem.formula, exponents)
+                first += anchors
         return saved

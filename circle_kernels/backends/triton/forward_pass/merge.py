@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from circle_kernels.backends.triton.formula import logit_constant
+from circle_kernels.backends.triton.formula.pairs import logit_constant
 from circle_kernels.backends.triton.forward_pass.exact import Sum, merge_sums, no_sum
 from circle_kernels.backends.triton.primitives import LN_2
 

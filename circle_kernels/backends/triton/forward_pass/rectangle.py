@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from circle_kernels.backends.triton.formula import (
+from circle_kernels.backends.triton.formula.pairs import (
     Formula,
     Kind,
     mixed_distances,
@@ -45,6 +45,7 @@ def sum_rows_kernel(
     column_labels_ptr,  # (padded M,) int64
     column_scales_ptr,  # (padded M,) float32
     listed_ptr,  # (padded N, padded M) uint8, or None
+    copies_ptr,  # (padded N,) int64, or (padded M,): operands.own_copies; or None
     left_over_ptr,  # (row tiles, column tiles) int8: not 0 where a tile is left to sum_exactly
     run_sums_ptr,  # (kinds, runs, rows of the band) float32: positives, where they are; negatives
     num_rows,
@@ -61,9 +62,11 @@ def sum_rows_kernel(
     floor_pos,
     vertex_neg,
     floor_neg,
+    factor,
     fixed_shift,
     SELF_MODE: tl.constexpr,
     LABELS: tl.constexpr,  # plan.Labels
+    COPIED: tl.constexpr,  # the side that has copies: "rows" or "columns"
     FORMULA: tl.constexpr,
     NORMALIZED: tl.constexpr,  # else products may overflow
     INPUT_PRECISION: tl.constexpr,
@@ -79,7 +82,9 @@ def sum_rows_kernel(
     rows = Points(rows_ptr, row_labels_ptr, row_scales_ptr, num_rows, row_stride)
     columns = Points(columns_ptr, column_labels_ptr, column_scales_ptr, num_columns, column_stride)
     pairs = Pairs(rows, columns, depth)
-    formula = Formula(Kind(vertex_pos, floor_pos), Kind(vertex_neg, floor_neg), fixed_shift)
+    formula = Formula(
+        Kind(vertex_pos, floor_pos, factor), Kind(vertex_neg, floor_neg, factor), fixed_shift
+    )
     run = tl.program_id(0) // num_row_blocks
     row = first_row + tl.program_id(0) % num_row_blocks * BLOCK_ROWS
     row = tl.multiple_of(row, BLOCK_ROWS)
@@ -90,7 +95,17 @@ def sum_rows_kernel(
     negatives = tl.zeros((BLOCK_ROWS,), tl.float32)
     for tile in range(run, num_tiles, num_runs):
         column = tile * BLOCK_COLUMNS
-        plain = is_plain(pairs, row, column, SELF_MODE, LABELS, BLOCK_ROWS, BLOCK_COLUMNS)
+        plain = is_plain(
+            pairs,
+            row,
+            column,
+            copies_ptr,
+            COPIED,
+            SELF_MODE,
+            LABELS,
+            BLOCK_ROWS,
+            BLOCK_COLUMNS,
+        )
         if LABELS != "listed":
             plain = plain & (column + BLOCK_COLUMNS <= num_columns)
         if plain:

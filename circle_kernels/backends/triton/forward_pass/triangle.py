@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from circle_kernels.backends.triton.formula import Kind, pair_distances, shifted_exponentials
+from circle_kernels.backends.triton.formula.pairs import Kind, pair_distances, shifted_exponentials
 from circle_kernels.backends.triton.forward_pass.rectangle import LARGEST_SUM
 from circle_kernels.backends.triton.primitives import (
     Pairs,
@@ -49,6 +49,7 @@ def sum_triangle_kernel(
     num_runs,
     vertex_neg,
     floor_neg,
+    factor,
     fixed_shift,
     FORMULA: tl.constexpr,
     NORMALIZED: tl.constexpr,  # else products may overflow
@@ -77,7 +78,9 @@ def sum_triangle_kernel(
     diagonal_tile = column // BLOCK_ROWS
     for tile in range(run, diagonal_tile + 1, num_runs):
         row = tile * BLOCK_ROWS
-        plain = is_plain(pairs, row, column, True, "ascending", BLOCK_ROWS, BLOCK_COLUMNS)
+        plain = is_plain(
+            pairs, row, column, None, "rows", True, "ascending", BLOCK_ROWS, BLOCK_COLUMNS
+        )
         plain = plain & (column + BLOCK_COLUMNS <= num_rows)
         row_sums = tl.zeros((BLOCK_ROWS,), tl.float32)
         if plain:
@@ -90,7 +93,7 @@ def sum_triangle_kernel(
                 BLOCK_COLUMNS,
             )
             scales = pair_scales(pairs, row, column, BLOCK_ROWS, BLOCK_COLUMNS)
-            negative = Kind(vertex_neg, floor_neg)
+            negative = Kind(vertex_neg, floor_neg, factor)
             distances = pair_distances(products, scales, negative, False, FORMULA)
             exponentials = shifted_exponentials(distances, fixed_shift, FORMULA)
             row_sums = tl.sum(exponentials, axis=1)

@@ -16,11 +16,12 @@ from circle_kernels.backends.triton.backward_pass.gradients import (
     exact_weights,
 )
 from circle_kernels.backends.triton.backward_pass.statistics import largest_gradient, weight_bound
-from circle_kernels.backends.triton.formula import Formula, Kind
+from circle_kernels.backends.triton.formula.arguments import slope_scales
+from circle_kernels.backends.triton.formula.pairs import Formula, Kind
 from circle_kernels.backends.triton.launch import launch_tiles
 from circle_kernels.backends.triton.normalization import clamp_at_zero, load_norms, unit_rows
 from circle_kernels.backends.triton.operands import Given
-from circle_kernels.backends.triton.primitives import LN_2, multiply_add
+from circle_kernels.backends.triton.primitives import multiply_add
 from circle_kernels.backends.triton.sides import ceil_div
 from circle_kernels.backends.triton.small_batch.forward import small_launch
 from circle_kernels.backends.triton.small_batch.tiles import (
@@ -54,13 +55,15 @@ def load_anchors_of(
     indices,  # (R,)
     length,
     unit,
+    slope_pos,
+    slope_neg,
 ):
     """Load log-sum-exps of exponents and upstream gradients, as gradients.Anchors has them."""
     lse = ByKind(tl.load(saved_ptr + indices), tl.load(saved_ptr + length + indices))
     units = tl.zeros(indices.shape, tl.float32) + unit
     upstream = ByKind(
-        tl.div_rn(tl.load(grad_lse_pos_ptr + indices), units) * -LN_2,
-        tl.div_rn(tl.load(grad_lse_neg_ptr + indices), units) * LN_2,
+        tl.div_rn(tl.load(grad_lse_pos_ptr + indices), units) * slope_pos,
+        tl.div_rn(tl.load(grad_lse_neg_ptr + indices), units) * slope_neg,
     )
     return lse, upstream
 
@@ -78,11 +81,14 @@ def small_backward_kernel(
     depth_stride,
     norm_eps,
     bound,  # what weights are held to by a unit of gradients, or None
+    slope_pos,  # formula.slope_scales
+    slope_neg,
     largest,
     vertex_pos,
     floor_pos,
     vertex_neg,
     floor_neg,
+    factor,
     fixed_shift,
     FORMULA: tl.constexpr,
     DETACH_WEIGHTS: tl.constexpr,
@@ -97,7 +103,9 @@ def small_backward_kernel(
     """Compute the gradient of a block of rows."""
     given = Given(rows_ptr, num_rows, depth, row_stride, depth_stride)
     saved_ptr = saved_ptr.to(tl.pointer_type(tl.float32))
-    formula = Formula(Kind(vertex_pos, floor_pos), Kind(vertex_neg, floor_neg), fixed_shift)
+    formula = Formula(
+        Kind(vertex_pos, floor_pos, factor), Kind(vertex_neg, floor_neg, factor), fixed_shift
+    )
     unit = 1.0
     if bound is not None:
         unit = largest_gradient(grad_lse_pos_ptr, grad_lse_neg_ptr, num_rows, bound, 256)
@@ -105,7 +113,14 @@ def small_backward_kernel(
     indices = row + tl.arange(0, BLOCK_ROWS)
     rows = load_block_of(given, saved_ptr, row, BLOCK_ROWS)
     lse, upstream = load_anchors_of(
-        saved_ptr, grad_lse_pos_ptr, grad_lse_neg_ptr, rows.indices, num_rows, unit
+        saved_ptr,
+        grad_lse_pos_ptr,
+        grad_lse_neg_ptr,
+        rows.indices,
+        num_rows,
+        unit,
+        slope_pos,
+        slope_neg,
     )
     row_anchors = Anchors(along_rows(lse), along_rows(upstream))
     depths = tl.arange(0, WHOLE_DEPTH)
@@ -116,7 +131,14 @@ def small_backward_kernel(
             given, rows, columns, INPUT_PRECISION, OPERAND, NORMALIZED, BLOCK_DEPTH
         )
         column_lse, column_upstream = load_anchors_of(
-            saved_ptr, grad_lse_pos_ptr, grad_lse_neg_ptr, columns.indices, num_rows, unit
+            saved_ptr,
+            grad_lse_pos_ptr,
+            grad_lse_neg_ptr,
+            columns.indices,
+            num_rows,
+            unit,
+            slope_pos,
+            slope_neg,
         )
         kinds = block_kinds(
             given, indices, column + tl.arange(0, BLOCK_COLUMNS), rows.labels, columns.labels
@@ -169,6 +191,7 @@ def small_backward(
         ceil_div(len(embeddings), settings.block_rows),
         {
             **arguments,
+            **slope_scales(problem.formula),
             "saved_ptr": saved,
             "grad_lse_pos_ptr": grad_lse_pos.contiguous(),
             "grad_lse_neg_ptr": grad_lse_neg.contiguous(),

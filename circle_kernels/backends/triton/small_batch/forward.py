@@ -13,15 +13,12 @@ from torch import Tensor
 from circle_kernels.backends.problem import PairProblem
 from circle_kernels.backends.rows import NORM_EPS
 from circle_kernels.backends.triton.conditions import conditions_on
-from circle_kernels.backends.triton.formula import (
-    Formula,
-    Kind,
+from circle_kernels.backends.triton.formula.arguments import (
     coordinate_scale,
-    exponents_of,
     formula_arguments,
     formula_constant,
-    logit_constant,
 )
+from circle_kernels.backends.triton.formula.pairs import Formula, Kind, exponents_of, logit_constant
 from circle_kernels.backends.triton.forward_pass.exact import add_pairs, no_sum
 from circle_kernels.backends.triton.forward_pass.merge import finish_logsumexp
 from circle_kernels.backends.triton.launch import launch_kernel, launch_tiles
@@ -102,6 +99,7 @@ def small_forward_kernel(
     floor_pos,
     vertex_neg,
     floor_neg,
+    factor,
     fixed_shift,
     FORMULA: tl.constexpr,
     NORMALIZED: tl.constexpr,
@@ -114,7 +112,9 @@ def small_forward_kernel(
     """Compute both log-sum-exps of a block of rows, and what the backward pass takes of them."""
     given = Given(rows_ptr, num_rows, depth, row_stride, depth_stride)
     saved_ptr = saved_ptr.to(tl.pointer_type(tl.float32))
-    formula = Formula(Kind(vertex_pos, floor_pos), Kind(vertex_neg, floor_neg), fixed_shift)
+    formula = Formula(
+        Kind(vertex_pos, floor_pos, factor), Kind(vertex_neg, floor_neg, factor), fixed_shift
+    )
     row = tl.program_id(0) * BLOCK_ROWS
     indices = row + tl.arange(0, BLOCK_ROWS)
     rows, norms, operand_norms = measure_block(

@@ -1,0 +1,1 @@
+"""The pair formulas in Triton, and what kernels are told of them."""
