@@ -105,7 +105,6 @@ def _scalar(extension: ModuleType, dtype: torch.dtype) -> object:
 def _describe_formula(extension: ModuleType, formula: PairFormula) -> object:
     gamma_pos, gamma_neg = formula.gammas
     optimum_pos, optimum_neg, margin_pos, margin_neg = formula.constants
-    programs: tuple[Program, ...] = getattr(formula, "programs", ())
     return extension.Formula(
         kind=getattr(extension.FormulaKind, _KINDS.get(type(formula), "functions")),
         gamma_pos=gamma_pos,
@@ -115,8 +114,14 @@ def _describe_formula(extension: ModuleType, formula: PairFormula) -> object:
         margin_pos=margin_pos,
         margin_neg=margin_neg,
         detach_weights=formula.detach_weights,
-        programs=[byte_code(extension.OPERATIONS, program) for program in programs],
+        programs=_byte_codes(extension, getattr(formula, "programs", ())),
     )
+
+
+@functools.lru_cache(maxsize=16)
+def _byte_codes(extension: ModuleType, programs: tuple[Program, ...]) -> list[ByteCode]:
+    """Of a formula's programs, which a learned scale leaves as they are."""
+    return [byte_code(extension.OPERATIONS, program) for program in programs]
 
 
 class ByteCode(NamedTuple):

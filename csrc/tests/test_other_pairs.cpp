@@ -1,5 +1,6 @@
 // Both passes where more is asked for than rows' sums by labels: columns that count pairs for
-// themselves, own copies that are left out, and formulas of functions, which are closed ones here.
+// themselves, own copies that are left out, formulas of functions, which are closed ones here, and
+// the gradients of scales.
 #include "tests/support/check.h"
 #include "tests/support/runs.h"
 
@@ -13,7 +14,8 @@ struct Options {
 };
 
 const Options ALL_OPTIONS[] = {{true, false, false}, {false, true, false}, {true, true, false},
-                               {false, false, true}, {true, false, true},  {false, true, true}};
+                               {false, false, true}, {true, false, true},  {false, true, true},
+                               {false, false, false}};
 
 const Formula ALL_FORMULAS[] = {circle_formula(80, true), circle_formula(600, false),
                                 unified_formula(3), two_scales(unified_formula(50), 2, 0.5),
@@ -29,9 +31,15 @@ Case with_options(Case asked, const Options& options) {
 void check_case(const Level& level, const Case& asked, const RunOptions& options) {
   const Inputs inputs = make_inputs(asked);
   const Results results = run_both(level, inputs, options);
-  const std::string wrong = difference(inputs, reference(inputs), results, true, worst);
-  CHECK_WITH(wrong.empty(), "%s: %s; %s; %lld tiles kept, %d threads", level.name, wrong.c_str(),
-             describe(asked).c_str(), static_cast<long long>(options.kept_tiles), options.threads);
+  const Reference expected = reference(inputs);
+  const Problem problem = inputs.problem(options.kept_tiles, options.threads);
+  const Buffer of_scales = scale_gradients_of(problem, inputs, results);
+  for (const std::string& wrong : {difference(inputs, expected, results, true, worst),
+                                   scale_difference(inputs, expected, of_scales, worst)}) {
+    CHECK_WITH(wrong.empty(), "%s: %s; %s; %lld tiles kept, %d threads", level.name, wrong.c_str(),
+               describe(asked).c_str(), static_cast<long long>(options.kept_tiles),
+               options.threads);
+  }
 }
 
 void test_formulas_and_labels(const Level& level) {
@@ -43,7 +51,7 @@ void test_formulas_and_labels(const Level& level) {
             Case asked;
             asked.scalar = scalar;
             asked.rows = 130;
-            asked.columns = labels == Labels::pairs && options.by_functions ? 0 : 101;
+            asked.columns = labels == Labels::pairs && !options.both_sides ? 0 : 101;
             asked.labels = labels;
             asked.formula = formula;
             asked.normalize = kept == 0;

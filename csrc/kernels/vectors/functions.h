@@ -11,6 +11,11 @@ namespace circle_kernels {
 namespace {
 
 template <class T>
+CIRCLE_INLINE Vec<T> magnitude(Vec<T> x) {
+  return (Vec<T>)((Vec<Int<T>>)x & ~(Vec<Int<T>>)splat(T(-0.0)));
+}
+
+template <class T>
 struct Log;
 
 // Coefficients of log((1 + s) / (1 - s)) beyond 2 s, in powers of s^2 (fdlibm).
@@ -38,13 +43,15 @@ CIRCLE_INLINE Vec<T> log(Vec<T> x) {
   using Constants = Log<T>;
   constexpr int MANTISSA = Exp2<T>::MANTISSA_BITS;
   const Vec<T> given = x;
+  x = magnitude<T>(x);
   const Vec<Int<T>> subnormal = x < Constants::SMALLEST_NORMAL;
   x = select<T>(subnormal, x * Constants::SCALE, x);
-  const Vec<T> root_half = splat(static_cast<T>(0.70710678118654752440));
-  // The exponent of x / sqrt(1/2), from the bits.
-  const Vec<Int<T>> bits = (Vec<Int<T>>)x - (Vec<Int<T>>)root_half;
+  // The exponent of x / sqrt(1/2), and what is left, from the bits.
+  const auto root_half = (Vec<Int<T>>)splat(static_cast<T>(0.70710678118654752440));
+  const Vec<Int<T>> bits = (Vec<Int<T>>)x - root_half;
   const Vec<Int<T>> exponent = bits >> MANTISSA;
-  const Vec<Int<T>> mantissa = (bits - (exponent << MANTISSA)) + (Vec<Int<T>>)root_half;
+  constexpr Int<T> FRACTION = (Int<T>{1} << MANTISSA) - 1;
+  const Vec<Int<T>> mantissa = (bits & FRACTION) + root_half;
   Vec<T> n = __builtin_convertvector(exponent, Vec<T>);
   n = select<T>(subnormal, n - Constants::OCTAVES, n);
   const Vec<T> f = (Vec<T>)mantissa - T(1);
@@ -78,11 +85,6 @@ CIRCLE_INLINE Vec<T> expm1(Vec<T> x) {
   const Vec<T> result = difference * (x / log<T>(power));
   const Vec<Int<T>> near_zero = (x > T(-0.5)) & (x < T(0.5));
   return select<T>(near_zero, select<T>(power == 1, x, result), difference);
-}
-
-template <class T>
-CIRCLE_INLINE Vec<T> magnitude(Vec<T> x) {
-  return (Vec<T>)((Vec<Int<T>>)x & ~(Vec<Int<T>>)splat(T(-0.0)));
 }
 
 template <class T>

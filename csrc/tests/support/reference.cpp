@@ -168,6 +168,9 @@ Reference reference(const Inputs& inputs) {
         const double weight = std::exp(pairs[j].logit - lse);
         const double gradient = weight * upstream * pairs[j].slope;
         const double scale = std::abs(upstream) * pairs[j].slope_scale;
+        result.scale_gradients[positive ? 0 : 1] += weight * upstream * pairs[j].logit;
+        result.scale_sizes[positive ? 0 : 1] +=
+            weight * std::abs(upstream) * (1 + std::abs(pairs[j].logit));
         add_scaled(anchor_gradient, i, gradient, weight, scale, others, j);
         add_scaled(other_gradient, j, gradient, weight, scale, anchors, i);
       }

@@ -17,6 +17,9 @@ struct ReferenceGradient {
 struct Reference {
   std::vector<double> lse_pos, lse_neg;  // natural logarithms, of rows and then of columns
   ReferenceGradient rows, columns;       // in self mode the columns are empty
+  // Of positives and of negatives, with respect to the logarithms of their scales; and the sizes of
+  // what these are sums of.
+  double scale_gradients[2], scale_sizes[2];
   // How far logits may be off in arithmetic with a rounding unit of 1.
   double logit_error;
 };

@@ -46,6 +46,15 @@ class Comparison {
   std::string first_;
 };
 
+double logit_error_of(const Inputs& inputs, const Reference& expected) {
+  const Case& asked = inputs.asked;
+  // A product over d is a sum whose roundings add up like a random walk, or all in one direction
+  // where its terms are equal.
+  const auto terms = static_cast<double>(asked.dim);
+  const double growth = asked.layout == Layout::same_values ? terms : std::sqrt(terms);
+  return rounding_unit(result_scalar(asked.scalar)) * expected.logit_error * (2 + growth / 4);
+}
+
 }  // namespace
 
 Results run_forward_only(const Level& level, const Inputs& inputs, const RunOptions& options) {
@@ -65,6 +74,15 @@ void run_backward_of(const Problem& problem, const Inputs& inputs, const RunOpti
                 columns ? results.grad_columns.data() : nullptr});
 }
 
+Buffer scale_gradients_of(const Problem& problem, const Inputs& inputs, const Results& results) {
+  Buffer gradients(result_scalar(inputs.asked.scalar), 2);
+  run_scale_gradients(problem,
+                      {results.saved.data(), results.saved.bytes(), inputs.grad_lse_pos.data(),
+                       inputs.grad_lse_neg.data()},
+                      gradients.data());
+  return gradients;
+}
+
 Results run_both(const Level& level, const Inputs& inputs, const RunOptions& options) {
   const Problem problem = inputs.problem(options.kept_tiles, options.threads);
   Results results = empty_results(inputs, problem, options);
@@ -80,11 +98,7 @@ std::string difference(const Inputs& inputs, const Reference& expected, const Re
   const Case& asked = inputs.asked;
   const double unit = rounding_unit(result_scalar(asked.scalar));
   const double output_unit = rounding_unit(asked.scalar);
-  // A product over d is a sum whose roundings add up like a random walk, or all in one direction
-  // where its terms are equal.
-  const auto terms = static_cast<double>(asked.dim);
-  const double growth = asked.layout == Layout::same_values ? terms : std::sqrt(terms);
-  const double logit_error = unit * expected.logit_error * (2 + growth / 4);
+  const double logit_error = logit_error_of(inputs, expected);
   // The end of the exponent's range, half of which serves one exponential and half a row's factor.
   const double smallest_weight = asked.scalar == Scalar::float64 ? 0x1p-510 : 0x1p-62;
   const double smallest_output = asked.scalar == Scalar::float16 ? 0x1p-25 : 0x1p-134;
@@ -117,6 +131,20 @@ std::string difference(const Inputs& inputs, const Reference& expected, const Re
   if (with_gradients) {
     compare_gradient("grad_rows", expected.rows, results.grad_rows);
     compare_gradient("grad_columns", expected.columns, results.grad_columns);
+  }
+  return comparison.first();
+}
+
+std::string scale_difference(const Inputs& inputs, const Reference& expected,
+                             const Buffer& gradients, double& worst) {
+  const double unit = rounding_unit(result_scalar(inputs.asked.scalar));
+  const double relative = 2 * logit_error_of(inputs, expected) + 32 * unit;
+  Comparison comparison(inputs.asked.scalar, worst);
+  for (int64_t kind = 0; kind < 2; ++kind) {
+    const double value = expected.scale_gradients[kind];
+    const double allowed =
+        relative * expected.scale_sizes[kind] + unit * std::abs(value) + 0x1p-134;
+    comparison.add("scale_gradients", kind, value, gradients.at(kind), allowed);
   }
   return comparison.first();
 }

@@ -24,11 +24,17 @@ Results run_forward_only(const Level& level, const Inputs& inputs, const RunOpti
 // The backward pass over what a forward pass has left in `results`.
 void run_backward_of(const Problem& problem, const Inputs& inputs, const RunOptions& options,
                      Results& results);
+// The gradients of both scales, from the same.
+Buffer scale_gradients_of(const Problem& problem, const Inputs& inputs, const Results& results);
 Results run_both(const Level& level, const Inputs& inputs, const RunOptions& options);
 
 // The first difference in words, or nothing. `worst` becomes the largest share of what is allowed,
 // if it was smaller and the type is not a narrow one.
 std::string difference(const Inputs& inputs, const Reference& expected, const Results& results,
                        bool with_gradients, double& worst);
+
+// The same of gradients of both scales.
+std::string scale_difference(const Inputs& inputs, const Reference& expected,
+                             const Buffer& gradients, double& worst);
 
 }  // namespace circle_kernels
