@@ -16,7 +16,7 @@ from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from circle_kernels.backends import choice, tiled
 from circle_kernels.integrations import pytorch_metric_learning as drop_ins
 from circle_kernels.integrations.pytorch_metric_learning import pair_losses, pairs
-from circle_kernels.operation import positives
+from circle_kernels.operation import softplus_sums
 from tests.integrations.pytorch_metric_learning.of_losses import (
     LOSSES,
     MINERS,
@@ -208,8 +208,8 @@ def test_signatures_and_names_are_the_librarys() -> None:
 def test_no_matrix_of_floats(name: str, reducer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "_BEST_BACKEND", {})
     monkeypatch.setattr(tiled, "_CPU_TILE", 64)
-    for side in ("_ROWS", "_COLUMNS"):
-        monkeypatch.setattr(positives, side, 64)
+    for side in ("ROWS", "_COLUMNS"):
+        monkeypatch.setattr(softplus_sums, side, 64)
     rows = 256
     generator = torch.Generator().manual_seed(0)
     leaf = torch.randn(rows, 16, generator=generator).requires_grad_()
