@@ -270,6 +270,7 @@ def _freed() -> Tensor:
     return mask
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
