@@ -227,13 +227,13 @@ def gathered_logsumexp(
     """:func:`circle_kernels.pair_logsumexp` over a few pairs."""
     embeddings, ref_emb = _readable(embeddings, ref_emb)
     if is_traced(Batch(embeddings, pairs[0], ref_emb), Operation(formula, normalize)):
-        kinds = _matrix_of(pairs, embeddings, ref_emb)
+        kinds = matrix_of_pairs(pairs, embeddings, ref_emb)
         return matrix_logsumexp(embeddings, ref_emb, kinds, formula=formula, normalize=normalize)
     keep = Batch(embeddings, pairs[0], ref_emb).requires_grad
     return _GatheredLogSumExp.apply(embeddings, ref_emb, (pairs, (formula, normalize), keep))
 
 
-def _matrix_of(
+def matrix_of_pairs(
     pairs: tuple[Tensor, Tensor, Tensor], embeddings: Tensor, ref_emb: Tensor | None
 ) -> Tensor:
     """:func:`pair_matrix` of what :func:`unique_pairs` returned."""
@@ -304,7 +304,7 @@ def _batch_of_gradients(
     """The same by the registered op, which ``torch.func`` knows, over a matrix of the pairs."""
     embeddings, ref_emb, rows, columns, positive, lse_pos, lse_neg, _ = saved
     references = embeddings if ref_emb is None else ref_emb
-    kinds = _matrix_of((rows, columns, positive), embeddings, ref_emb)
+    kinds = matrix_of_pairs((rows, columns, positive), embeddings, ref_emb)
     batch = listed_batch(embeddings, references, kinds)
     operation = Operation(*settings, backend="tiled")
     of_rows, of_columns = traced_gradients(

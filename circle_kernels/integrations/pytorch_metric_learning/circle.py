@@ -14,7 +14,7 @@ from circle_kernels.formula import CircleFormula
 from circle_kernels.integrations.library_inputs import is_plain_batch
 from circle_kernels.integrations.pytorch_metric_learning.fused import COSINE, LossDict
 from circle_kernels.integrations.pytorch_metric_learning.pairs import FusedPairLoss, Pairs, of_rows
-from circle_kernels.operation.batch import Batch, Operation, remembered
+from circle_kernels.operation.batch import Batch, Operation, check_scale, number_of, remembered
 from circle_kernels.operation.reductions import MEAN_NONZERO, softplus
 from circle_kernels.operation.row_losses import reduced_row_losses
 
@@ -33,10 +33,11 @@ class CircleLoss(FusedPairLoss, losses.CircleLoss):
     lists exactly the pairs of some labels gives the bits that those labels give.
 
     What cannot be fused is left to the library's own computation, with one warning for each kind of
-    reason: another distance, or one with another ``p`` or ``power``; m or gamma that are no plain
-    numbers; a pair that is listed both as positive and as negative, which the library refuses since
-    2.9; indices that are no vectors of int32 or int64; references without labels whose number is
-    not that of the embeddings.
+    reason: another distance, or one with another ``p`` or ``power``; an m that is no plain number,
+    or a gamma that is neither one nor a tensor with one, which may be learned; a pair that is
+    listed both as positive and as negative, which the library refuses since 2.9; indices that are
+    no vectors of int32 or int64; references without labels whose number is not that of the
+    embeddings.
 
     A second derivative, as of a gradient penalty, needs the library's own class.
 
@@ -98,15 +99,19 @@ class CircleLoss(FusedPairLoss, losses.CircleLoss):
     def _formula(self) -> CircleFormula:
         return CircleFormula(
             m=self.m,
-            gamma=self.gamma,
+            gamma=self.gamma if self._scale() is None else number_of(self.gamma),
             optimum_pos=self.op,
             optimum_neg=self.on,
             margin_pos=self.delta_p,
             margin_neg=self.delta_n,
         )
 
+    def _scale(self) -> Tensor | None:
+        """gamma where it is a tensor, which may be learned."""
+        return check_scale("gamma", self.gamma) if isinstance(self.gamma, Tensor) else None
+
     def _losses(self, pairs: Pairs) -> LossDict:
-        lse_pos, lse_neg = pairs.logsumexps(self._formula())
+        lse_pos, lse_neg = pairs.logsumexps(self._formula(), self._scale())
         # A row without positives or negatives has the sum -inf, hence loss and gradient exactly 0.
         return of_rows(softplus(lse_pos + lse_neg)[:, None])
 

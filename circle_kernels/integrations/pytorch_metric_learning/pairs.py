@@ -25,12 +25,14 @@ from circle_kernels.integrations.pytorch_metric_learning.fused import (
 )
 from circle_kernels.operation.batch import Batch, Operation, check_batch
 from circle_kernels.operation.eager import logsumexps
+from circle_kernels.operation.learned_scale import with_scale_gradient
 from circle_kernels.operation.listed_pairs import (
     PairIndices,
     gathered_logsumexp,
     label_matrix,
     labels_of,
     matrix_batch,
+    matrix_of_pairs,
     pair_matrix,
     unique_pairs,
 )
@@ -46,9 +48,15 @@ class BatchPairs:
     batch: Batch
     normalize: bool
 
-    def logsumexps(self, formula: PairFormula) -> tuple[Tensor, Tensor]:
-        """Both log-sum-exps (N,)."""
-        return logsumexps(self.batch, Operation(formula, self.normalize))
+    def logsumexps(
+        self, formula: PairFormula, scale: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Both log-sum-exps (N,); ``scale`` is the formula's gamma where it is a tensor."""
+        operation = Operation(formula, self.normalize, scale=scale)
+        sums = logsumexps(self.batch, operation)
+        if not operation.scale_is_learned:
+            return sums
+        return with_scale_gradient(sums, self.batch, operation)
 
     @functools.cached_property
     def positives(self) -> Positives:
@@ -65,9 +73,14 @@ class FewPairs:
     pairs: tuple[Tensor, Tensor, Tensor]  # from unique_pairs
     normalize: bool
 
-    def logsumexps(self, formula: PairFormula) -> tuple[Tensor, Tensor]:
-        """Both log-sum-exps (N,)."""
+    def logsumexps(
+        self, formula: PairFormula, scale: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Both log-sum-exps (N,); ``scale`` is the formula's gamma where it is a tensor."""
         sides = (self.embeddings, self.ref_emb)
+        if scale is not None and scale.requires_grad:
+            batch = matrix_batch(*sides, matrix_of_pairs(self.pairs, *sides))
+            return BatchPairs(batch, self.normalize).logsumexps(formula, scale)
         return gathered_logsumexp(*sides, self.pairs, formula=formula, normalize=self.normalize)
 
     @property

@@ -39,7 +39,7 @@ def test_wrong_arguments_are_errors_as_in_the_library() -> None:
     [
         ({"distance": lambda: distances.CosineSimilarity(p=1)}, "p=1"),
         ({"distance": lambda: distances.CosineSimilarity(power=2)}, "power=2"),
-        ({"gamma": lambda: torch.tensor(80.0)}, "gamma"),
+        ({"m": lambda: torch.tensor(0.4)}, "m must be"),
     ],
 )
 def test_what_cannot_be_fused_is_the_librarys_with_one_warning(settings, reason: str) -> None:
@@ -54,23 +54,42 @@ def test_what_cannot_be_fused_is_the_librarys_with_one_warning(settings, reason:
 
 def test_reason_that_holds_a_value_is_told_once() -> None:
     embeddings, labels = batch("random", 40)
-    gamma = torch.nn.Parameter(torch.tensor(80.0))
-    loss = CircleLoss(gamma=gamma)
+    loss = CircleLoss()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for _ in range(5):
-            loss(embeddings, labels).backward()
-            with torch.no_grad():
-                gamma -= 0.1
+        for step in range(5):
+            loss.m = torch.tensor(0.4 - 0.1 * step)
+            loss(embeddings, labels)
         for power in (2, 3):  # of another kind, and so told
             loss.distance.power = power
             loss(embeddings, labels)
     words = [str(each.message) for each in caught]
     assert len(words) == 2
-    assert "gamma must be a real number, got Parameter" in words[0]
+    assert "m must be a real number, got Tensor" in words[0]
     assert "power=2" in words[1]
     assert len(loss._warned) == 2
-    assert gamma.grad != 0
+
+
+@pytest.mark.parametrize("miner", [None, "short", "long"])
+def test_learned_gamma_is_fused_and_learned(miner: str | None) -> None:
+    embeddings, labels = batch("random", 40)
+    embeddings = embeddings.detach().double()
+    pairs = None
+    if miner is not None:
+        kept = 5 if miner == "short" else None
+        pairs = tuple(each[:kept] for each in lmu.get_all_pairs_indices(labels))
+    gradients = []
+    for kind in (losses.CircleLoss, CircleLoss):
+        gamma = torch.nn.Parameter(torch.tensor(32.0, dtype=torch.float64))
+        rows = embeddings.clone().requires_grad_()
+        loss = kind(gamma=gamma)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            value = loss(rows, labels, pairs)
+        gradients.append([value, *torch.autograd.grad(value, (gamma, rows))])
+    for ours, theirs in zip(*gradients[::-1], strict=True):
+        # The library's softplus is linear from 20 on.
+        torch.testing.assert_close(ours, theirs, rtol=2e-9, atol=1e-10)
 
 
 def test_another_class_of_distance_is_the_librarys() -> None:
