@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils import _python_dispatch
 
 from circle_kernels.pair_formula import PairFormula
 from circle_kernels.pointwise.program import Program
@@ -88,8 +89,10 @@ class FunctionFormula(PairFormula):
 
     def max_slope(self, max_similarity: float = 1.0) -> float:
         """From slopes at so many similarities, the finite ones, with room for those between."""
-        similarity = torch.linspace(
-            -max_similarity, max_similarity, _SAMPLES, dtype=torch.float64, device="cpu"
-        )
-        slopes = torch.stack((self.positive_slope(similarity), self.negative_slope(similarity)))
+        # Numbers, also where all tensors that are made are fake.
+        with _python_dispatch._disable_current_modes():
+            similarity = torch.linspace(
+                -max_similarity, max_similarity, _SAMPLES, dtype=torch.float64, device="cpu"
+            )
+            slopes = torch.stack((self.positive_slope(similarity), self.negative_slope(similarity)))
         return 1.25 * self.gamma * slopes.abs().nan_to_num(0.0, 0.0).max().item()

@@ -110,7 +110,7 @@ def _prepared(
     unit = None
     if anchors[0].side.operand.dtype == torch.float16:
         # One for both: each weight is a sum of a row's share and of a column's.
-        units = (gradient_unit(of.grad_lse_pos, of.grad_lse_neg, formula) for of in anchors)
+        units = (gradient_unit(*each[1:], formula) for each in anchors)
         unit = functools.reduce(torch.maximum, units)
     tables: dict[str, Tensor | None] = {"table_ptr": None, "reference_table_ptr": None}
     for name, each in zip(tables, anchors, strict=False):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import triton
@@ -20,7 +19,6 @@ from circle_kernels.backends.triton.backward_pass.gradients import (
 )
 from circle_kernels.backends.triton.formula.arguments import (
     formula_arguments,
-    is_of_functions,
     slope_scales,
 )
 from circle_kernels.backends.triton.launch import launch_kernel
@@ -34,26 +32,34 @@ _ROUNDED = 2.0**-10
 
 @triton.jit
 def largest_gradient(
+    logsumexps_ptr,  # (2, N) float32, of exponents
     grad_lse_pos_ptr,  # (N,) float32
     grad_lse_neg_ptr,  # (N,) float32
     num_anchors,
     bound,
     BLOCK_ANCHORS: tl.constexpr,
 ):
-    """Find the largest finite gradient times ``bound``; at least the smallest normal number."""
+    """Find the largest finite gradient times ``bound``; at least the smallest normal number.
+
+    Of sets that are not empty: what arrives for others counts nowhere.
+    """
     largest = tl.zeros((BLOCK_ANCHORS,), tl.float32)
     for start in range(0, num_anchors, BLOCK_ANCHORS):
         anchors = start + tl.arange(0, BLOCK_ANCHORS)
         inside = anchors < num_anchors
         for kind in tl.static_range(2):
             grad_ptr = grad_lse_neg_ptr if kind else grad_lse_pos_ptr
+            lse_ptr = logsumexps_ptr + kind * num_anchors.to(tl.int64)
+            lse = tl.load(lse_ptr + anchors, mask=inside, other=0.0)
             size = tl.abs(tl.load(grad_ptr + anchors, mask=inside, other=0.0))
+            size = tl.where(lse == -float("inf"), 0.0, size)
             largest = tl.where((size > largest) & (size < float("inf")), size, largest)
     return tl.maximum(tl.max(largest, axis=0) * bound, 2.0**-126)
 
 
 @triton.jit(do_not_specialize=["num_anchors"])
 def gradient_unit_kernel(
+    logsumexps_ptr,  # (2, N) float32, of exponents
     grad_lse_pos_ptr,  # (N,) float32
     grad_lse_neg_ptr,  # (N,) float32
     unit_ptr,  # (1,) float32
@@ -62,7 +68,9 @@ def gradient_unit_kernel(
     BLOCK_ANCHORS: tl.constexpr,
 ):
     """Find what upstream gradients are divided by."""
-    unit = largest_gradient(grad_lse_pos_ptr, grad_lse_neg_ptr, num_anchors, bound, BLOCK_ANCHORS)
+    unit = largest_gradient(
+        logsumexps_ptr, grad_lse_pos_ptr, grad_lse_neg_ptr, num_anchors, bound, BLOCK_ANCHORS
+    )
     tl.store(unit_ptr, unit)
 
 
@@ -123,19 +131,12 @@ def weight_bound(formula: PairFormula) -> float:
     Not of slopes alone: where none is above 0, gradients over their unit would not be finite, and
     similarities rounded to more than 1 have slopes all the same.
     """
-    slope = _slope_of_functions(formula) if is_of_functions(formula) else formula.max_slope()
-    most = max(slope, max(map(abs, formula.gammas)) * _ROUNDED)
+    most = max(formula.max_slope(), max(map(abs, formula.gammas)) * _ROUNDED)
     return 2 * most / (torch.finfo(torch.float16).max / 2)
 
 
-def _slope_of_functions(formula: PairFormula) -> float:
-    # Found by looking at numbers, which fake tensors have none of: these are of the thread that
-    # asks.
-    with ThreadPoolExecutor(max_workers=1) as another_thread:
-        return another_thread.submit(formula.max_slope).result()
-
-
 def gradient_unit(
+    logsumexps: Tensor,  # (2, N), of exponents
     grad_lse_pos: Tensor,  # (N,)
     grad_lse_neg: Tensor,  # (N,)
     formula: PairFormula,
@@ -150,6 +151,7 @@ def gradient_unit(
         gradient_unit_kernel,
         1,
         {
+            "logsumexps_ptr": logsumexps.contiguous(),
             "grad_lse_pos_ptr": grad_lse_pos.contiguous(),
             "grad_lse_neg_ptr": grad_lse_neg.contiguous(),
             "unit_ptr": unit,

@@ -108,7 +108,7 @@ def small_backward_kernel(
     )
     unit = 1.0
     if bound is not None:
-        unit = largest_gradient(grad_lse_pos_ptr, grad_lse_neg_ptr, num_rows, bound, 256)
+        unit = largest_gradient(saved_ptr, grad_lse_pos_ptr, grad_lse_neg_ptr, num_rows, bound, 256)
     row = tl.program_id(0) * BLOCK_ROWS
     indices = row + tl.arange(0, BLOCK_ROWS)
     rows = load_block_of(given, saved_ptr, row, BLOCK_ROWS)
