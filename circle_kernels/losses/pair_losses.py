@@ -191,12 +191,19 @@ def n_pairs_loss(
     """
     batch = check_batch(embeddings, labels, None, None)
     check_numbers("embeddings", batch.embeddings)
-    labels, order = batch.labels.sort(stable=True)
-    same = torch.cat([labels.new_zeros(1, dtype=torch.bool), labels[1:] == labels[:-1]])
-    second = (same[1:] & ~same[:-1]).nonzero().squeeze(1) + 1
-    anchors, positives = (batch.embeddings[order[each]] for each in (second - 1, second))
+    first, second = first_two_of_classes(batch.labels)
     formula = UnifiedFormula(m=0.0, gamma=1.0)
     check_choice("reduction", reduction, REDUCTIONS)
     operation = Operation(formula, normalize, skip_below, backend)
-    pairs = Batch(anchors, labels[second], positives, labels[second])
+    classes = batch.labels[first]
+    pairs = Batch(batch.embeddings[first], classes, batch.embeddings[second], classes)
     return reduced_row_losses(pairs, operation, "mean_all" if reduction == "mean" else reduction)
+
+
+def first_two_of_classes(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The places (C,) of the first and of the second row of each class that has two, in the order
+    of labels (N,). On a device the host waits to know how many these are."""
+    values, order = labels.sort(stable=True)
+    same = torch.cat([values.new_zeros(1, dtype=torch.bool), values[1:] == values[:-1]])
+    second = (same[1:] & ~same[:-1]).nonzero().squeeze(1) + 1
+    return order[second - 1], order[second]

@@ -31,6 +31,7 @@ from circle_kernels.integrations.pytorch_metric_learning.repeated import (
     repeated_logsumexp,
 )
 from circle_kernels.logsumexp import present_logsumexp
+from circle_kernels.losses.pair_losses import first_two_of_classes
 from circle_kernels.operation.eager import pair_logsumexp
 from circle_kernels.operation.listed_pairs import PairIndices, matrix_batch, pair_matrix
 from circle_kernels.operation.positives import unit_rows
@@ -228,7 +229,7 @@ class NPairsLoss(FusedLoss, losses.NPairsLoss):
             arguments = (embeddings, labels, indices_tuple, ref_emb, ref_labels)
             return self._by_the_library(*obstacle, *arguments)
         if indices_tuple is None:
-            first, second = _first_two_of_classes(labels)
+            first, second = first_two_of_classes(labels)
         else:
             first, second = lmu.convert_to_pos_pairs_with_unique_labels(indices_tuple, labels)
         self.num_pairs = len(first)
@@ -247,11 +248,3 @@ class NPairsLoss(FusedLoss, losses.NPairsLoss):
         )
         rows = softplus(lse_pos + lse_neg).to(embeddings.dtype)
         return {"loss": elements(rows, first)}
-
-
-def _first_two_of_classes(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The first and the second row of each class that has two, in the order of labels."""
-    values, order = labels.sort(stable=True)
-    same = torch.cat([values.new_zeros(1, dtype=torch.bool), values[1:] == values[:-1]])
-    second = (same[1:] & ~same[:-1]).nonzero().squeeze(1) + 1
-    return order[second - 1], order[second]
