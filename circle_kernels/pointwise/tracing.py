@@ -54,6 +54,7 @@ _SAME = {
     "where": "where",
     "detach": "detach",
 }
+_OF_BOOLEANS = {"add": "or", "mul": "and"}
 _COPIES = frozenset(("alias", "clone", "expand", "view", "lift_fresh"))
 _CASTS = frozenset(("_to_copy", "convert_element_type"))
 _CONSTANTS = {"ones_like": 1.0, "zeros_like": 0.0}
@@ -171,7 +172,13 @@ class _Translation:
         if kind != "_to_copy":
             kind = kind.removesuffix("_copy")  # of what elsewhere are views
         if kind in _COPIES:
+            if node.meta["val"].dtype != node.args[0].meta["val"].dtype:
+                raise ValueError(f"{self._name} must compute with floats, and views bits of one")
             return arguments[0]
+        if kind in _OF_BOOLEANS and node.meta["val"].dtype == torch.bool:
+            return self._add(_OF_BOOLEANS[kind], *map(self._as_mask, arguments))
+        if kind.startswith("bitwise") and node.meta["val"].dtype != torch.bool:
+            raise ValueError(f"{self._name} must compute with floats, and changes bits of integers")
         if kind == "copy":  # of what is assigned to a slice that is all
             return arguments[1]
         if kind in _CASTS:
