@@ -74,7 +74,21 @@ def masked_logsumexps(
     formula: PairFormula,
 ) -> tuple[Tensor, Tensor]:  # (N,) each
     """Row log-sum-exps of the pairs that the masks name."""
-    return (
-        masked_logsumexp(formula.positive_logits(similarity), positive, dim=1),
-        masked_logsumexp(formula.negative_logits(similarity), negative, dim=1),
+    positives, negatives = (
+        similarities_of(similarity, mask, formula) for mask in (positive, negative)
     )
+    return (
+        masked_logsumexp(formula.positive_logits(positives), positive, dim=1),
+        masked_logsumexp(formula.negative_logits(negatives), negative, dim=1),
+    )
+
+
+def similarities_of(similarity: Tensor, mask: Tensor, formula: PairFormula) -> Tensor:
+    """The same numbers, constants to autograd where ``mask`` is false.
+
+    A user's function may have an infinite slope there, as a distance has at 1, and that times the
+    gradient 0 is NaN.
+    """
+    if not formula.is_of_functions:
+        return similarity
+    return torch.where(mask, similarity, similarity.detach())

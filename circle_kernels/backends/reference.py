@@ -11,7 +11,12 @@ from torch import Tensor
 from circle_kernels.backends.problem import ROW_NEGATIVE, ROW_POSITIVE, Needs, PairProblem, Passed
 from circle_kernels.backends.saved_bytes import as_bytes, from_bytes
 from circle_kernels.formula import PairFormula
-from circle_kernels.reference import masked_logsumexps, pair_masks, similarity_matrix
+from circle_kernels.reference import (
+    masked_logsumexps,
+    pair_masks,
+    similarities_of,
+    similarity_matrix,
+)
 
 
 def status() -> str:
@@ -107,10 +112,11 @@ def _share(
     similarity = _similarity(problem).to(problem.result_dtype)
     formula, total = problem.formula, similarity.new_zeros(())
     kinds = (
-        (formula.positive_logits(similarity), lse_pos, grad_lse_pos),
-        (formula.negative_logits(similarity), lse_neg, grad_lse_neg),
+        (formula.positive_logits, lse_pos, grad_lse_pos),
+        (formula.negative_logits, lse_neg, grad_lse_neg),
     )
-    for (logits, lse, gradient), mask in zip(kinds, _masks(problem), strict=True):
+    for (logits_of, lse, gradient), mask in zip(kinds, _masks(problem), strict=True):
+        logits = logits_of(similarities_of(similarity, mask, formula))
         lse, gradient = lse.unsqueeze(dim), gradient.unsqueeze(dim)
         weights = ((logits.detach() - lse).exp() * gradient).masked_fill(~mask, 0)
         total = total + (weights * logits.masked_fill(~mask, 0)).sum()

@@ -34,6 +34,8 @@ from circle_kernels.logsumexp import masked_logsumexp
 _CPU_TILE = 512
 _ACCELERATOR_TILE = 2048
 
+_OF_ROWS, _OF_COLUMNS = ROW_POSITIVE | ROW_NEGATIVE, COLUMN_POSITIVE | COLUMN_NEGATIVE
+
 
 @dataclass(frozen=True)
 class _Statistics:
@@ -76,8 +78,7 @@ class _Tiles:
         """True where the rows that lie along ``dim`` count a listed pair; None for labels."""
         if self.problem.listed is None:
             return None
-        kinds = ROW_POSITIVE | ROW_NEGATIVE if dim == 0 else COLUMN_POSITIVE | COLUMN_NEGATIVE
-        return self.listed(rows, columns, kinds)
+        return self.listed(rows, columns, _OF_ROWS if dim == 0 else _OF_COLUMNS)
 
     def masks(self, rows: slice, columns: slice, dim: int) -> tuple[Tensor, Tensor]:
         """The positive and the negative pairs of the rows that lie along ``dim``."""
@@ -270,12 +271,24 @@ class _Pairs:
         if of_columns is not None:
             counted = tiles.counted(rows, columns, dim=1)
             weights += of_columns.weights(columns, self.logits, self.positive, counted, dim=1)
+        return self._without_own(weights)
+
+    def _without_own(self, values: Tensor) -> Tensor:
+        """With 0 where a row meets itself or its own copy."""
+        tiles, rows, columns = self._tiles, self._rows, self._columns
         if tiles.on_diagonal(rows, columns) and tiles.problem.listed is None:
-            weights.fill_diagonal_(0)
+            values.fill_diagonal_(0)
         own = tiles.own(rows, columns)
-        return weights if own is None else weights.masked_fill_(own, 0)
+        return values if own is None else values.masked_fill_(own, 0)
 
     def gradient(self, of_rows: _Statistics, of_columns: _Statistics | None) -> Tensor:
         """``G``, or ``G + G.T``."""
-        slopes = self._tiles.problem.formula.pair_slopes(self.similarity, self.positive)
+        problem = self._tiles.problem
+        slopes = problem.formula.pair_slopes(self.similarity, self.positive)
+        if problem.formula.is_of_functions:
+            # Infinite ones, as a distance has at 1, times the 0 of a pair that does not count.
+            slopes = self._without_own(slopes)
+            if problem.listed is not None:
+                kinds = _OF_ROWS if of_columns is None else _OF_ROWS | _OF_COLUMNS
+                slopes.masked_fill_(~self._tiles.listed(self._rows, self._columns, kinds), 0)
         return self.weights(of_rows, of_columns).mul_(slopes)

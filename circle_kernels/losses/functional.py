@@ -15,6 +15,7 @@ from circle_kernels.distributed.sharing import Sharing
 from circle_kernels.formula import CircleFormula, UnifiedFormula
 from circle_kernels.logsumexp import present_logsumexp
 from circle_kernels.operation.batch import (
+    SCALE_IS_LEARNED,
     Batch,
     Operation,
     check_batch,
@@ -282,6 +283,7 @@ def pair_loss(batch: Batch, operation: Operation, rows: RowReduction, sharing: S
             "scope": rows.scope,
             "reduction": rows.reduction,
             "grad_reduction": sharing.grad_reduction,
+            SCALE_IS_LEARNED: "False",
         }
         return shared_losses.shared_loss(batch, operation, sharing, alike)
     if rows.scope == "anchor":

@@ -13,7 +13,13 @@ from circle_kernels.distributed.groups import Group, rank_in
 from circle_kernels.distributed.headers import CALL, check_together
 from circle_kernels.distributed.sharing import Sharing
 from circle_kernels.formula import PairFormula
-from circle_kernels.operation.batch import Batch, Operation, check_shared, sharing_of
+from circle_kernels.operation.batch import (
+    SCALE_IS_LEARNED,
+    Batch,
+    Operation,
+    check_shared,
+    sharing_of,
+)
 from circle_kernels.operation.chosen_pairs import Tensors, chosen_batch
 from circle_kernels.operation.eager import logsumexps
 from circle_kernels.operation.reductions import REDUCTIONS, reduce_losses
@@ -93,8 +99,10 @@ class PairRows:
         if self.sharing.group is None:
             return of_this_one
         from circle_kernels.operation.shared import losses as shared_losses
+        from circle_kernels.operation.shared.call import settings_of
 
-        return shared_losses.logsumexps_over_processes(*of_this_one, self.sharing, self.alike)
+        alike = {**self.alike, **settings_of(self.batch, self.operation)}
+        return shared_losses.logsumexps_over_processes(*of_this_one, self.sharing, alike)
 
     def positives(self) -> Positives:
         """The positive pairs of the rows that are not ignored."""
@@ -155,6 +163,7 @@ def pair_rows(
         check_shared(batch, operation, sharing)
         alike = {CALL: call, "scope": scope, "reduction": reduction}
         alike["grad_reduction"] = sharing.grad_reduction
+        alike[SCALE_IS_LEARNED] = str(operation.scale_is_learned)
         given_rows = tensors[0].shape[0]
         return PairRows(batch, operation, sharing, alike, reduction, kept=kept, given=given_rows)
 

@@ -31,6 +31,9 @@ from circle_kernels.options import check_flag, check_skip_below
 # An attribute of tensors that nobody writes to while somebody has them: EmbeddingMemory's.
 STAYS = "_circle_kernels_stays_as_it_is"
 
+# Among what processes that share a batch have alike: a learned one is exchanged for, too.
+SCALE_IS_LEARNED = "whether gamma is learned"
+
 
 class Batch(NamedTuple):
     """Checked tensors: what is compared with what. As :class:`PairProblem` has them."""

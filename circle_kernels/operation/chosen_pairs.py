@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from circle_kernels.arguments import (
@@ -104,7 +105,7 @@ def _without_ignored(batch: Batch, ignored: int) -> tuple[Batch, Tensor | None]:
         references = present.nonzero().squeeze(1)
         if own is not None:
             places = torch.where(present, present.cumsum(0) - 1, -1)
-            own = torch.where(own < 0, -1, places[own.clamp_min(0)])
+            own = F.pad(places, (0, 1), value=-1)[own]  # of -1 the last one
         batch = batch._replace(
             ref_emb=ref_emb[references], ref_labels=ref_labels[references], own_columns=own
         )

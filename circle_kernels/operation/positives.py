@@ -89,7 +89,7 @@ class Positives:
             of_rows, of_columns, classes = self._classes
             sums = rows.new_zeros(classes, rows.shape[1]).index_add(0, of_columns, columns)
             total = (rows * sums[of_rows]).sum(1)
-            if self.own_columns is not None:
+            if self.own_columns is not None and len(columns) > 0:
                 own_rows = columns
                 if columns is not rows:
                     own_rows = columns[self.own_columns.clamp_min(0)]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -54,8 +55,17 @@ _SAME = {
     "where": "where",
     "detach": "detach",
 }
+_OF_BOOLEANS = {"add": "or", "mul": "and"}
 _COPIES = frozenset(("alias", "clone", "expand", "view", "lift_fresh"))
 _CASTS = frozenset(("_to_copy", "convert_element_type"))
+# What torch says of 'if' and float(): of several similarities, then of one while it is traced.
+_ASKED_FOR_A_VALUE = (
+    "Boolean value of Tensor",
+    "one element tensors",
+    "cannot be converted to Scalar",
+    "data-dependent",
+    "proxy",
+)
 _CONSTANTS = {"ones_like": 1.0, "zeros_like": 0.0}
 
 
@@ -88,7 +98,8 @@ def trace(name: str, function: Callable[[Tensor], Tensor]) -> tuple[Program, Pro
         return derive(torch.ones_like(result))[0]
 
     with torch.inference_mode(False), torch.enable_grad():
-        value(similarity)
+        with _asking_for_no_value(name):
+            value(similarity)
         return _program_of(name, value, similarity), _program_of(name, slope, similarity)
 
 
@@ -97,19 +108,25 @@ def _program_of(name: str, function: Callable[[Tensor], Tensor], similarity: Ten
 
 
 def _graph_of(name: str, function: Callable[[Tensor], Tensor], similarity: Tensor) -> GraphModule:
-    try:
+    with _asking_for_no_value(name):
         # Without what is done in place, of which a graph does not say what it changes.
         pure = torch.func.functionalize(function, remove="mutations_and_views")
         graph = make_fx(pure, decomposition_table=_decompositions())(similarity)
-    except RuntimeError as error:
-        if "data-dependent" not in str(error) and "proxy" not in str(error):
+    graph.graph.eliminate_dead_code()
+    return graph
+
+
+@contextmanager
+def _asking_for_no_value(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if not any(each in str(error) for each in _ASKED_FOR_A_VALUE):
             raise
         raise ValueError(
             f"{name} must compute with tensors alone: it asks for the value of a similarity, as "
             "'if' and float() do; use torch.where"
         ) from error
-    graph.graph.eliminate_dead_code()
-    return graph
 
 
 @functools.cache
@@ -171,7 +188,13 @@ class _Translation:
         if kind != "_to_copy":
             kind = kind.removesuffix("_copy")  # of what elsewhere are views
         if kind in _COPIES:
+            if node.meta["val"].dtype != node.args[0].meta["val"].dtype:
+                raise ValueError(f"{self._name} must compute with floats, and views bits of one")
             return arguments[0]
+        if kind in _OF_BOOLEANS and node.meta["val"].dtype == torch.bool:
+            return self._add(_OF_BOOLEANS[kind], *map(self._as_mask, arguments))
+        if kind.startswith("bitwise") and node.meta["val"].dtype != torch.bool:
+            raise ValueError(f"{self._name} must compute with floats, and changes bits of integers")
         if kind == "copy":  # of what is assigned to a slice that is all
             return arguments[1]
         if kind in _CASTS:

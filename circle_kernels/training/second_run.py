@@ -15,10 +15,12 @@ _Place: TypeAlias = tuple[nn.Module, str]  # the module that has a buffer, and i
 
 
 class _Found:
-    """What a run found: the modes of modules, and copies of the buffers that it changed."""
+    """What a run found: the modes of modules, places of buffers, and copies of those buffers that
+    it changed. A buffer that has several places has one copy."""
 
-    def __init__(self, modes: list[bool]) -> None:
+    def __init__(self, modes: list[bool], places: dict[_Place, bool]) -> None:
         self.modes = modes  # training or evaluation
+        self.places = places  # and whether they had a buffer
         self.buffers: dict[_Place, Tensor] = {}
 
 
@@ -42,7 +44,7 @@ class SecondRuns:
             if found is not None:
                 with self._as_found(found):
                     return run(*arguments)
-            found = _Found([module.training for module in self._modules])
+            found = _Found([module.training for module in self._modules], self._places())
             with self._finding(found):
                 return run(*arguments)
 
@@ -50,10 +52,9 @@ class SecondRuns:
 
     @contextmanager
     def _finding(self, found: _Found) -> Iterator[None]:
-        before = {
-            place: (buffer, _version(buffer), buffer.detach().clone())
-            for place, buffer in self._present()
-        }
+        present = list(self._present())
+        copies = {buffer: buffer.detach().clone() for _, buffer in present}
+        before = {place: (buffer, _version(buffer), copies[buffer]) for place, buffer in present}
         yield
         for (module, name), (buffer, version, copy) in before.items():
             is_other = getattr(module, name, None) is not buffer or _version(buffer) != version
@@ -66,24 +67,41 @@ class SecondRuns:
         count as a change, which autograd reports to who saved it elsewhere."""
         present = list(self._present())
         modes = [module.training for module in self._modules]
+        copies = {copy: copy.clone() for copy in found.buffers.values()}
         self._set_modes(found.modes)
+        for (module, name), _ in present:
+            if (module, name) not in found.places:  # the first run registered it
+                del module._buffers[name]
+            elif not found.places[module, name]:
+                setattr(module, name, None)
         for (module, name), copy in found.buffers.items():
-            setattr(module, name, copy.clone())
+            setattr(module, name, copies[copy])
         try:
             yield
         finally:
             self._set_modes(modes)
             for (module, name), buffer in present:
-                setattr(module, name, buffer)
+                if name in module._buffers:
+                    setattr(module, name, buffer)
+                else:
+                    module._buffers[name] = buffer
 
     def _set_modes(self, modes: list[bool]) -> None:
         for module, mode in zip(self._modules, modes, strict=True):
             if module.training != mode:
                 module.training = mode
 
+    def _places(self) -> dict[_Place, bool]:
+        return {
+            (module, name): buffer is not None
+            for module in self._modules
+            for name, buffer in module._buffers.items()
+        }
+
     def _present(self) -> Iterator[tuple[_Place, Tensor]]:
         for module in self._modules:
-            for name, buffer in module.named_buffers(recurse=False):
+            # Each place, also of a buffer that is in several.
+            for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
                 yield (module, name), buffer
 
 

@@ -253,3 +253,39 @@ def test_nan_reaches_every_sum_that_saw_it(bad: float) -> None:
     for name in PAIRS:
         for sums in pair_logsumexp(x, y, clean, ref_labels, formula=formula_of(name)):
             assert torch.equal(sums.isnan(), torch.arange(12) == 4), name
+
+
+def distance(s: Tensor) -> Tensor:
+    return (2 - 2 * s).clamp_min(0).sqrt()
+
+
+@pytest.mark.backends
+@for_every_backend
+def test_slopes_without_a_bound_stay_out_of_pairs_that_do_not_count(target: Target) -> None:
+    """A distance's, infinite at similarity 1, where each row meets itself or its own copy."""
+    formula = PairFormula.from_functions(distance, lambda s: -distance(s), gamma=2.0)
+    axes = torch.eye(6, device=target.device).requires_grad_()  # of which each has length 1
+    x = axes.detach().double().cpu().requires_grad_()
+    y = torch.arange(6) // 2
+    same, other = y[:, None] == y, y[:, None] != y
+    apart = ~torch.eye(6, dtype=torch.bool)
+    s = torch.nn.functional.normalize(x) @ torch.nn.functional.normalize(x).T
+    s = torch.where(apart, s, 0.0)
+    sums = [
+        (sign * 2 * distance(s)).masked_fill(~kind, -1e30).logsumexp(1)
+        for sign, kind in ((1, same & apart), (-1, other))
+    ]
+    (truth,) = torch.autograd.grad(sums[0].sum() + 2 * sums[1].sum(), x)
+    kinds = (same & apart).to(torch.int8) - other.to(torch.int8)
+    itself, labels = torch.arange(6, device=axes.device), y.to(axes.device)
+    for tensors, options in (
+        ((axes, labels), {}),
+        ((axes, labels, axes, labels), {"self_index": itself}),
+        ((axes, None), {"pair_mask": kinds.to(axes.device)}),
+        ((axes, None, axes), {"pair_mask": kinds.to(axes.device)}),
+    ):
+        lse_pos, lse_neg = pair_logsumexp(
+            *tensors, formula=formula, backend=target.backend, **options
+        )
+        (ours,) = torch.autograd.grad(lse_pos.sum() + 2 * lse_neg.sum(), axes)
+        torch.testing.assert_close(ours.double().cpu(), truth, rtol=1e-5, atol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -44,6 +45,56 @@ def test_equals_plain_training_bit_by_bit(name: str) -> None:
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
             assert int(module.num_batches_tracked) == 3 * CHUNKS * module.training
+
+
+class Writer(nn.Module):
+    """Updates a buffer that others read."""
+
+    def __init__(self, mean: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("same", mean)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        self.mean.lerp_(rows.detach().mean(0), 0.3)
+        return rows * self.same.clone()
+
+
+class Reader(nn.Module):
+    def __init__(self, mean: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows * self.mean.clone()
+
+
+class LateBuffers(nn.Module):
+    """Has its buffers from the first chunk on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", None)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        mean = rows.detach().mean(0)
+        self.scale = mean.abs() if self.scale is None else self.scale + 0.1 * mean
+        if hasattr(self, "shift"):
+            self.shift.add_(mean)
+        else:
+            self.register_buffer("shift", mean)
+        return (rows - self.shift.clone()) * self.scale * self.shift.clone()
+
+
+def sharing_buffers() -> nn.Module:
+    mean = torch.ones(16)
+    return convolutions(Writer(mean), Reader(mean))
+
+
+@pytest.mark.parametrize("make", [sharing_buffers, lambda: convolutions(LateBuffers())])
+def test_buffers_with_several_places_or_none_at_first(make: Callable[[], nn.Module]) -> None:
+    network = make()
+    assert_trains_as_plain_does(network, copy.deepcopy(network))
 
 
 def test_recomputation_that_updates_statistics_would_be_seen() -> None:

@@ -57,16 +57,9 @@ class SharedCall:
     @property
     def settings(self) -> dict[str, object]:
         """What has to be the same in all processes, in words."""
-        embeddings, ref_emb = self.batch.embeddings, self.batch.ref_emb
         said: dict[str, object] = {}
         said |= dict(line.split("=", 1) for line in self.alike.split("\n"))
-        columns = f"{embeddings.dtype} of {embeddings.shape[1]} columns"
-        said["the dtype and the columns of embeddings"] = columns
-        said["the dtype of ref_emb, if there are any,"] = None if ref_emb is None else ref_emb.dtype
-        said["formula"] = self.operation.formula.name
-        said |= vars(self.operation.formula)
-        said["normalize"] = self.operation.normalize
-        said["skip_below"] = self.operation.skip_below
+        said |= settings_of(self.batch, self.operation)
         said["exchange"] = "ring" if self.ring else "gather"
         said["whether ref_emb needs a gradient"] = self.needs.references
         return said
@@ -104,6 +97,20 @@ class SharedCall:
         columns = spread.columns(local) if held is None else Columns(held, spread)
         own = columns.own if self.self_mode else (embeddings, labels)
         return Band(own, rows, columns, self.self_mode, self.operation, precision)
+
+
+def settings_of(batch: Batch, operation: Operation) -> dict[str, object]:
+    """What processes that share a batch have to have alike of it, in words."""
+    embeddings, ref_emb = batch.embeddings, batch.ref_emb
+    columns = f"{embeddings.dtype} of {embeddings.shape[1]} columns"
+    return {
+        "the dtype and the columns of embeddings": columns,
+        "the dtype of ref_emb, if there are any,": None if ref_emb is None else ref_emb.dtype,
+        "formula": operation.formula.name,
+        **vars(operation.formula),
+        "normalize": operation.normalize,
+        "skip_below": operation.skip_below,
+    }
 
 
 def decode_shared(

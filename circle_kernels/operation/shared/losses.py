@@ -12,7 +12,7 @@ from torch import Tensor
 
 from circle_kernels.distributed.collectives import gather_numbers
 from circle_kernels.distributed.groups import group_name, group_of_name, resolve_group
-from circle_kernels.distributed.headers import exchange_headers
+from circle_kernels.distributed.headers import digest_of, exchange_headers
 from circle_kernels.distributed.sharing import Sharing
 from circle_kernels.logsumexp import present_logsumexp
 from circle_kernels.operation.batch import Batch, Operation
@@ -74,16 +74,20 @@ def logsumexps_over_processes(
     lse_pos: Tensor,  # (C,) of rows that all processes have, over the columns of this one
     lse_neg: Tensor,  # (C,)
     sharing: Sharing,
-    alike: Mapping[str, str],
+    alike: Mapping[str, object],
 ) -> tuple[Tensor, Tensor]:
     """The same over the columns of all processes. Gradients reach this process's part."""
     assert sharing.group is not None
-    rows = lse_pos.shape[0]
-    if not (sharing.same_sizes or torch.compiler.is_compiling()):
-        agreed = {**alike, "the number of rows that all processes have": rows}
-        exchange_headers((), agreed, resolve_group(sharing.group))
-    name = group_name(sharing.group)
+    rows, name = lse_pos.shape[0], group_name(sharing.group)
     own = torch.cat([lse_pos, lse_neg])
+    if not torch.compiler.is_compiling():
+        agreed = {**alike, "the number of rows that all processes have": rows}
+        if sharing.same_sizes:
+            word = torch.full((1,), digest_of(agreed), device=own.device)
+            agree = (_numbers_op(word, word, name) == word).all()
+            own = own + torch.where(agree, 0.0, math.nan).to(own.dtype)
+        else:
+            exchange_headers((), agreed, resolve_group(sharing.group))
     if sharing.grad_reduction == "mean":
         own = _TimesProcesses.apply(own, name)
     of_all = present_logsumexp(_differentiable_op(own, own.detach(), name), dim=0)

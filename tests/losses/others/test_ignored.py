@@ -269,3 +269,23 @@ def test_own_copies_compile_as_one_graph(name: str) -> None:
     mask = kinds(9, 12, symmetric=False)
     expected = function(*given, pair_mask=mask, self_index=own)
     hold(step(*given, pair_mask=mask, self_index=own), expected, leaves_of(tensors))
+
+
+@for_every_pair_loss
+@pytest.mark.parametrize(("references", "ignored"), [(0, None), (0, IGNORED), (3, IGNORED)])
+def test_own_copies_where_no_reference_is_left(
+    name: str, references: int, ignored: int | None
+) -> None:
+    x, y = batch(dtype=torch.float64)
+    others = torch.randn(references, x.shape[1], dtype=torch.float64)
+    loss = PAIR_LOSSES[name].function(
+        x,
+        y,
+        others,
+        torch.full((references,), IGNORED),
+        self_index=torch.arange(len(x)).clamp_max(references - 1),
+        ignore_label=ignored,
+    )
+    (gradient,) = torch.autograd.grad(loss, x)
+    assert loss.item() == 0
+    assert torch.equal(gradient, torch.zeros_like(x))

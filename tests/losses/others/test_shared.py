@@ -184,7 +184,18 @@ def _disagree(rank: int) -> None:
     _expect("logit_scale must be", losses.clip_loss, x, x, 1.0 - rank)
     proxies = torch.randn(6 + rank, 3)
     _expect("number of rows that all processes have", losses.proxy_anchor_loss, x, y, proxies)
+    _expect("margin", losses.proxy_anchor_loss, x, y, proxies[:6], margin=0.1 + rank)
+    _expect("gamma", losses.proxy_anchor_loss, x, y, proxies[:6], alpha=8.0 + rank)
+    _expect("normalize", losses.proxy_anchor_loss, x, y, proxies[:6], normalize=rank == 0)
+    dtype = (torch.float32, torch.float64)[rank]  # a process would die of it
+    _expect("dtype", losses.proxy_anchor_loss, x.to(dtype), y, proxies[:6].to(dtype))
+    _expect("columns", losses.proxy_anchor_loss, x[:, rank:], y, proxies[:6, rank:])
+    unchecked = {"group": "world", "same_sizes": True}
+    assert losses.proxy_anchor_loss(x, y, proxies[:6], **unchecked).isfinite()
+    assert losses.proxy_anchor_loss(x, y, proxies[:6], margin=0.1 + rank, **unchecked).isnan()
     _expect(r"labels must be in \[0, 6\)", losses.proxy_anchor_loss, x, y + 6 * rank, proxies[:6])
+    gamma = torch.tensor(3.0, requires_grad=True) if rank else 3.0  # a process would die of it
+    _expect("whether gamma is learned", circle_loss, x, y, gamma=gamma)
     function = (losses.multi_similarity_loss, circle_loss)[rank]
     _expect("multi_similarity_loss|circle_loss", function, x, y)
     assert losses.multi_similarity_loss(x, y, group="world").isfinite()
