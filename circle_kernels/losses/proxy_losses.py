@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from circle_kernels.arguments import INT64
+from circle_kernels.arguments import describe
 from circle_kernels.classes.labels import NO_CLASS
 from circle_kernels.classes.losses import (
     IGNORE_INDEX,
@@ -198,12 +198,12 @@ def proxy_anchor_loss(
         return UnifiedFormula(gamma=gamma, margin_pos=limit, margin_neg=-limit)
 
     group, ignored = options.get("group"), options.get("ignore_label")
-    unlike = INT64.min if ignored is None else ignored
 
     def check() -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         check_choice("reduction", reduction, ("mean", "sum", "none"))
-        sides = checked_sides(embeddings, labels, proxies)
-        return *sides, *checked_labels(labels, sides[0], len(sides[1]), unlike)
+        sides = checked_sides(embeddings, labels, proxies, name="proxies")
+        classes = len(sides[1])
+        return *sides, *checked_labels(labels, sides[0], classes, ignored, "ignore_label")
 
     call, same_sizes = "proxy_anchor_loss", options.get("same_sizes", False)
     checked = check() if group is None else check_together(check, call, group, same_sizes)
