@@ -7,6 +7,7 @@ pytorch-metric-learning, with margins in radians.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, TypedDict
@@ -227,10 +228,11 @@ def margin_function(margin: Margin) -> Callable[[Tensor], Tensor]:
     """What a margin makes of the similarities with the own classes.
 
     Raises:
-        TypeError, ValueError: neither a function nor radians in [0, pi].
+        TypeError, ValueError: neither a function nor radians in [0, pi]; or, when called, a
+            function that does not return as many similarities as it gets.
     """
     if callable(margin):
-        return margin
+        return functools.partial(_moved, margin)
     radians = real_number("margin", margin)
     if not 0 <= radians <= math.pi:
         raise ValueError(f"margin must be in radians from 0 to pi, or a function; got {margin!r}")
@@ -244,6 +246,17 @@ def margin_function(margin: Margin) -> Callable[[Tensor], Tensor]:
         return torch.where(bounded >= -cosine, turned, bounded - radians * sine)
 
     return add_angle
+
+
+def _moved(margin: Callable[[Tensor], Tensor], similarity: Tensor) -> Tensor:
+    """What a user's function returns, of which another shape would be broadcast."""
+    moved = margin(similarity)
+    if not isinstance(moved, Tensor) or moved.shape != similarity.shape:
+        raise ValueError(
+            "margin must return what stands for each similarity: wanted a tensor of shape "
+            f"{tuple(similarity.shape)}, got {describe(moved)}"
+        )
+    return moved
 
 
 def _of_classes(
