@@ -16,7 +16,8 @@ NO_CLASS = -1  # the label of a row that has no positive
 def resolve_labels(
     labels: Tensor,  # (N,) integers of any dtype
     num_classes: int,
-    ignore_index: int,
+    ignore_index: int | None,  # None for none
+    ignore_name: str = "ignore_index",  # what users call it
 ) -> tuple[Tensor, Tensor | None]:  # (N,) in [0, num_classes) or NO_CLASS, (N,)
     """Labels as int64 without those to ignore, and what to multiply losses with: None, or NaN where
     a label is out of range.
@@ -28,15 +29,19 @@ def resolve_labels(
         ValueError: a label on the CPU that is neither in range nor ``ignore_index``.
     """
     (numbers,) = label_numbers(labels)
-    ignored = numbers == ignore_index
+    if ignore_index is None:
+        ignored = torch.zeros_like(numbers, dtype=torch.bool)
+    else:
+        ignored = numbers == ignore_index
     if labels.dtype == torch.uint64:
         ignored &= numbers >= 0  # others are too large for int64
     wrong = ((numbers < 0) | (numbers >= num_classes)) & ~ignored
     if host_may_look(labels):
         if wrong.any():
             row = int(wrong.nonzero()[0])
+            ignoring = "" if ignore_index is None else f" or {ignore_name}={ignore_index}"
             raise ValueError(
-                f"labels must be in [0, {num_classes}) or ignore_index={ignore_index}, "
+                f"labels must be in [0, {num_classes}){ignoring}, "
                 f"got {labels[row].item()} in row {row}"
             )
         return numbers.masked_fill(ignored, NO_CLASS), None

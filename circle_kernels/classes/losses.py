@@ -261,9 +261,9 @@ def class_loss(
 
 
 def checked_sides(
-    embeddings: Tensor, labels: Tensor | None, weight: Tensor
+    embeddings: Tensor, labels: Tensor | None, weight: Tensor, *, name: str = "weight"
 ) -> tuple[Tensor, Tensor]:
-    """Both matrices of a class loss as kernels take them.
+    """Both matrices of a class loss as kernels take them; ``name`` is what users call the second.
 
     Raises:
         TypeError, ValueError: one of the wrong type, shape, dtype or device; or labels are swapped
@@ -271,29 +271,34 @@ def checked_sides(
     """
     readable = torch.compiler.is_compiling() or all_addressable(embeddings, labels, weight)
     if not readable:
-        check_kinds(embeddings=embeddings, labels=labels, weight=weight)
+        check_kinds(embeddings=embeddings, labels=labels, **{name: weight})
     check_not_swapped("embeddings", embeddings, "labels", labels)
-    check_not_swapped("weight", weight, "labels", labels)
+    check_not_swapped(name, weight, "labels", labels)
     check_embeddings("embeddings", embeddings)
-    check_embeddings("weight", weight)
+    check_embeddings(name, weight)
     if embeddings.shape[1] != weight.shape[1]:
         swapped = embeddings.shape[1] == weight.shape[0]
         raise ValueError(
-            "weight must have as many columns as embeddings (a module's embedding_dim): "
+            f"{name} must have as many columns as embeddings (a module's embedding_dim): "
             f"wanted {embeddings.shape[1]}, got {weight.shape[1]}"
             f"{'; are num_classes and embedding_dim swapped?' if swapped else ''}"
         )
-    check_references("weight", weight, embeddings)
+    check_references(name, weight, embeddings)
     if readable:
         return embeddings, weight
     return materialized(embeddings), materialized(weight)
 
 
 def checked_labels(
-    labels: Tensor, embeddings: Tensor, num_classes: int, ignore_index: int
+    labels: Tensor,
+    embeddings: Tensor,
+    num_classes: int,
+    ignore_index: int | None,
+    ignore_name: str = "ignore_index",
 ) -> tuple[Tensor, Tensor | None]:
     """:func:`resolve_labels` of labels that nobody has checked, on the device of the embeddings."""
     check_labels("labels", labels, embeddings.shape[0], of="embeddings")
     if not torch.compiler.is_compiling():
         labels = materialized(labels)
-    return resolve_labels(beside("labels", labels, embeddings), num_classes, ignore_index)
+    labels = beside("labels", labels, embeddings)
+    return resolve_labels(labels, num_classes, ignore_index, ignore_name)

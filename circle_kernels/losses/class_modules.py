@@ -12,6 +12,8 @@ from circle_kernels.classes.modules import ClassUnifiedLoss
 from circle_kernels.losses.proxy_losses import Margin, arcface_loss, margin_function
 from circle_kernels.options import real_number
 
+_MARGIN, _SCALE = "it is called margin here", "it is called scale here"
+
 
 class CosFaceLoss(ClassUnifiedLoss):
     """See :func:`cosface_loss`: :class:`circle_kernels.ClassUnifiedLoss` by another name.
@@ -31,6 +33,7 @@ class CosFaceLoss(ClassUnifiedLoss):
         scale: float = 64.0,
         **options: Any,
     ) -> None:
+        _refuse(self, options, m=_MARGIN, gamma=_SCALE)
         super().__init__(num_classes, embedding_dim, margin, scale, **options)
 
 
@@ -47,6 +50,9 @@ class ProxyNCALoss(ClassUnifiedLoss):
     def __init__(
         self, num_classes: int, embedding_dim: int, scale: float = 1.0, **options: Any
     ) -> None:
+        no_margin = "it has no margin"
+        half = "it is twice the scale of squared distances here"
+        _refuse(self, options, m=no_margin, margin=no_margin, gamma=half)
         gamma = 2 * real_number("scale", scale)
         super().__init__(num_classes, embedding_dim, 0.0, gamma, **options)
 
@@ -71,9 +77,9 @@ class ArcFaceLoss(ClassUnifiedLoss):
         scale: float = 64.0,
         **options: Any,
     ) -> None:
-        for name in ("label_smoothing", "normalize"):
-            if name in options:
-                raise TypeError(f"ArcFaceLoss() takes no {name}: its margin is an angle's")
+        of_angles = "its margin is an angle's"
+        _refuse(self, options, label_smoothing=of_angles, normalize=of_angles)
+        _refuse(self, options, m=_MARGIN, gamma=_SCALE)
         margin_function(margin)
         gamma = real_number("scale", scale)
         super().__init__(num_classes, embedding_dim, 0.0, gamma, **options)
@@ -102,8 +108,18 @@ class ArcFaceLoss(ClassUnifiedLoss):
             return logits
         labels, _ = checked_labels(labels, embeddings, self.num_classes, self.ignore_index)
         classes = torch.arange(self.num_classes, device=labels.device)
-        with_margin = margin_function(self.margin)(logits / self.gamma) * self.gamma
-        return torch.where(labels[:, None] == classes, with_margin, logits)
+        is_own = labels[:, None] == classes
+        # A margin may know of each row, so that it gets (N,), as in the loss.
+        similarity = logits.masked_fill(~is_own, 0.0).sum(1) / self.gamma
+        with_margin = margin_function(self.margin)(similarity) * self.gamma
+        return torch.where(is_own, with_margin[:, None], logits)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, margin={self.margin!r}"
+
+
+def _refuse(module: ClassUnifiedLoss, options: dict[str, Any], **instead: str) -> None:
+    """Name what the module takes in place of what it is made of."""
+    for name, words in instead.items():
+        if name in options:
+            raise TypeError(f"{type(module).__name__}() takes no {name}: {words}")

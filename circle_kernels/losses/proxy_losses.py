@@ -7,6 +7,7 @@ pytorch-metric-learning, with margins in radians.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, TypedDict
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from circle_kernels.arguments import INT64
+from circle_kernels.arguments import describe
 from circle_kernels.classes.labels import NO_CLASS
 from circle_kernels.classes.losses import (
     IGNORE_INDEX,
@@ -198,12 +199,12 @@ def proxy_anchor_loss(
         return UnifiedFormula(gamma=gamma, margin_pos=limit, margin_neg=-limit)
 
     group, ignored = options.get("group"), options.get("ignore_label")
-    unlike = INT64.min if ignored is None else ignored
 
     def check() -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         check_choice("reduction", reduction, ("mean", "sum", "none"))
-        sides = checked_sides(embeddings, labels, proxies)
-        return *sides, *checked_labels(labels, sides[0], len(sides[1]), unlike)
+        sides = checked_sides(embeddings, labels, proxies, name="proxies")
+        classes = len(sides[1])
+        return *sides, *checked_labels(labels, sides[0], classes, ignored, "ignore_label")
 
     call, same_sizes = "proxy_anchor_loss", options.get("same_sizes", False)
     checked = check() if group is None else check_together(check, call, group, same_sizes)
@@ -227,10 +228,11 @@ def margin_function(margin: Margin) -> Callable[[Tensor], Tensor]:
     """What a margin makes of the similarities with the own classes.
 
     Raises:
-        TypeError, ValueError: neither a function nor radians in [0, pi].
+        TypeError, ValueError: neither a function nor radians in [0, pi]; or, when called, a
+            function that does not return as many similarities as it gets.
     """
     if callable(margin):
-        return margin
+        return functools.partial(_moved, margin)
     radians = real_number("margin", margin)
     if not 0 <= radians <= math.pi:
         raise ValueError(f"margin must be in radians from 0 to pi, or a function; got {margin!r}")
@@ -244,6 +246,17 @@ def margin_function(margin: Margin) -> Callable[[Tensor], Tensor]:
         return torch.where(bounded >= -cosine, turned, bounded - radians * sine)
 
     return add_angle
+
+
+def _moved(margin: Callable[[Tensor], Tensor], similarity: Tensor) -> Tensor:
+    """What a user's function returns, of which another shape would be broadcast."""
+    moved = margin(similarity)
+    if not isinstance(moved, Tensor) or moved.shape != similarity.shape:
+        raise ValueError(
+            "margin must return what stands for each similarity: wanted a tensor of shape "
+            f"{tuple(similarity.shape)}, got {describe(moved)}"
+        )
+    return moved
 
 
 def _of_classes(

@@ -155,13 +155,13 @@ def test_wrong_tensors_of_pair_losses_are_named(
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda x, y, w: (x, y, w[:, 1:]), ValueError, "weight must have as many columns"),
-        (lambda x, y, w: (x, y, w.long()), TypeError, "weight must be float16"),
+        (lambda x, y, w: (x, y, w[:, 1:]), ValueError, "must have as many columns"),
+        (lambda x, y, w: (x, y, w.long()), TypeError, "must be float16"),
         (lambda x, y, w: (x, y + 7, w), ValueError, r"labels must be in \[0, 7\)"),
         (lambda x, y, w: (x, -1 - y, w), ValueError, r"labels must be in \[0, 7\)"),
         (lambda x, y, w: (x, y[1:], w), ValueError, "labels must have one entry per row"),
         (lambda x, y, w: (x, None, w), TypeError, "labels must be an integer tensor"),
-        (lambda x, y, w: (x, y, w.to("meta")), ValueError, "weight must be on the device"),
+        (lambda x, y, w: (x, y, w.to("meta")), ValueError, "must be on the device"),
         (lambda x, y, w: (y, x, w), TypeError, "swapped"),
     ],
     ids=["depth", "dtype", "too large", "negative", "length", "none", "meta", "swapped"],
@@ -169,7 +169,9 @@ def test_wrong_tensors_of_pair_losses_are_named(
 def test_wrong_tensors_of_losses_with_class_vectors_are_named(
     name: str, change: Callable, error: type, message: str
 ) -> None:
-    with pytest.raises(error, match=message):
+    named = "proxies " if name == "proxy-anchor" else "weight "
+    start = named if message.startswith("must") else ""
+    with pytest.raises(error, match=start + message):
         SIDE_LOSSES[name].function(*change(*side_batch(name)))
 
 
@@ -230,3 +232,13 @@ def test_names_that_are_not_there_are_attribute_errors() -> None:
     assert set(losses.__all__) <= set(dir(losses))
     for name in losses.__all__:
         assert getattr(losses, name).__name__ == name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({}, r"\), got"), ({"ignore_label": -1}, r"\) or ignore_label=-1, got")],
+)
+def test_proxy_anchor_says_which_labels_it_takes(options: dict, message: str) -> None:
+    x, y, proxies = side_batch("proxy-anchor")
+    with pytest.raises(ValueError, match=r"^labels must be in \[0, 7" + message):
+        losses.proxy_anchor_loss(x, y + 7, proxies, **options)

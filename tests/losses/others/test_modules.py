@@ -119,10 +119,30 @@ def test_arcface_takes_a_function_as_its_margin() -> None:
     cosines = F.normalize(x) @ F.normalize(weight).T
     own = F.one_hot(y, 7) > 0
     logits = torch.where(own, (cosines.acos() + angles[:, None]).cos(), cosines) * 16
+    module = losses.ArcFaceLoss(7, 8, margin, 16.0).double()
+    module.weight = torch.nn.Parameter(weight.detach().clone())
+    assert_near(module.get_logits(x, y), logits)
     leaves = [x, weight]
     expected = value_and_gradients(F.cross_entropy(logits, y), leaves)
     for value, truth in zip(value_and_gradients(ours, leaves), expected, strict=True):
         assert_near(value, truth)
+
+
+@pytest.mark.parametrize("moved", [lambda s: s.sum(), lambda s: s[:, None], lambda s: 0.5])
+def test_arcface_margin_that_would_be_broadcast_is_named(moved: Any) -> None:
+    x, y, weight = side_batch("arcface")
+    message = rf"margin must return .* shape \({len(x)},\), got"
+    with pytest.raises(ValueError, match=message):
+        losses.arcface_loss(x, y, weight, margin=moved)
+    with pytest.raises(ValueError, match=message):
+        losses.ArcFaceLoss(7, 8, moved).get_logits(x.float(), y)
+
+
+@pytest.mark.parametrize("name", ["ArcFaceLoss", "CosFaceLoss", "ProxyNCALoss"])
+@pytest.mark.parametrize("other", ["m", "gamma"])
+def test_heads_name_what_they_take_for_the_paper_s_numbers(name: str, other: str) -> None:
+    with pytest.raises(TypeError, match=rf"^{name}\(\) takes no {other}: it "):
+        getattr(losses, name)(7, 8, **{other: 0.3})
 
 
 def test_arcface_without_an_angle_is_normface() -> None:
