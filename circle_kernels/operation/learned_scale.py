@@ -95,7 +95,24 @@ class _WithScale(torch.autograd.Function):
             of_scale = _Gradient.apply(*arguments, grad_lse_pos, grad_lse_neg)
             of_scale = of_scale.to(ctx.like.device, ctx.like.dtype)
         others = (None,) * (len(encoded) + len(ctx.settings))
-        return grad_lse_pos, grad_lse_neg, of_scale, *others
+        upstream = grad_lse_pos, grad_lse_neg
+        if torch.is_grad_enabled():
+            # The embeddings' gradient depends on the scale, too, which a backend that can be
+            # differentiated again holds constant.
+            upstream = _Upstream.apply(*upstream, ctx.like)
+        return *upstream, of_scale, *others
+
+
+class _Upstream(torch.autograd.Function):
+    """Gradients of log-sum-exps as they are, which cannot be differentiated."""
+
+    backward = staticmethod(no_second_derivative)
+
+    @staticmethod
+    def forward(
+        ctx: Any, grad_lse_pos: Tensor, grad_lse_neg: Tensor, scale: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return grad_lse_pos.clone(), grad_lse_neg.clone()
 
 
 class _Gradient(torch.autograd.Function):

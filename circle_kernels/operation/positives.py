@@ -164,7 +164,7 @@ class _PositiveSums(torch.autograd.Function):
     @staticmethod
     def forward(columns: Tensor, listed: Tensor) -> Tensor:
         with without_autocast(columns.device.type):
-            blocks = [mask.to(columns.dtype) @ columns for _, mask in _positive_rows(listed)]
+            blocks = [_masked_sums(mask, columns) for _, mask in _positive_rows(listed)]
         return torch.cat([columns.new_zeros(0, columns.shape[1]), *blocks])
 
     @staticmethod
@@ -177,8 +177,17 @@ class _PositiveSums(torch.autograd.Function):
         total = gradient.new_zeros(listed.shape[1], gradient.shape[1])
         with without_autocast(gradient.device.type):
             for rows, mask in _positive_rows(listed):
-                total.addmm_(mask.to(gradient.dtype).T, gradient[rows])
+                total += _masked_sums(mask.T, gradient[rows])
         return total, None
+
+
+def _masked_sums(mask: Tensor, values: Tensor) -> Tensor:  # (r, D) of (r, c) and (c, D)
+    """The sum of the values (D,) that each row of the mask has. NaN stays with who has it: a
+    product of 0 and NaN would spread it."""
+    weights = mask.to(values.dtype)
+    has_nan = weights @ values.isnan().any(1).to(values.dtype) > 0
+    sums = weights @ values.nan_to_num(0.0, math.inf, -math.inf)
+    return sums.masked_fill_(has_nan[:, None], math.nan)
 
 
 def _positive_rows(listed: Tensor) -> Iterator[tuple[slice, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -81,13 +82,15 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad_rows, grad_columns = torch.zeros_like(rows), torch.zeros_like(columns)
     grad_shifts = torch.zeros_like(shifts)
+    # Weights are NaN where similarities of positives are. Times the 0 of others NaN would spread.
+    of_rows, of_columns = (each.nan_to_num(0.0, math.inf, -math.inf) for each in (rows, columns))
     for which, others, positive in positive_blocks(labels, column_labels, own_columns, listed):
         exponents = shifts[which][:, None] - gamma * (rows[which] @ columns[others].T)
         weights = exponents.sigmoid_().mul_(gradient[which][:, None]).masked_fill_(~positive, 0.0)
         grad_shifts.index_add_(0, which, weights.sum(1))
         weights *= -gamma
-        grad_rows.index_add_(0, which, weights @ columns[others])
-        grad_columns.index_add_(0, others, weights.T @ rows[which])
+        grad_rows.index_add_(0, which, weights @ of_columns[others])
+        grad_columns.index_add_(0, others, weights.T @ of_rows[which])
     return grad_rows, grad_columns, grad_shifts
 
 

@@ -16,6 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from circle_kernels.arguments import describe
 from circle_kernels.pointwise.program import MASKS, Instruction, Program
+from circle_kernels.pointwise.torch_names import SAME
 
 # Of a program: more than any formula in use has, and little enough to keep in registers.
 _MOST_INSTRUCTIONS = 128
@@ -23,38 +24,6 @@ _LARGEST_POWER = 64
 
 Operand = int | float
 
-# Names of torch's operations, without their overloads, whose operands are those of a program's.
-_SAME = {
-    "neg": "negative",
-    "abs": "absolute",
-    "sign": "sign",
-    "sgn": "sign",
-    "exp": "exp",
-    "expm1": "expm1",
-    "log": "log",
-    "log1p": "log1p",
-    "sqrt": "sqrt",
-    "sin": "sin",
-    "cos": "cos",
-    "tanh": "tanh",
-    "sigmoid": "sigmoid",
-    "mul": "multiply",
-    "div": "divide",
-    "maximum": "maximum",
-    "minimum": "minimum",
-    "gt": "greater",
-    "ge": "greater_equal",
-    "eq": "equal",
-    "ne": "not_equal",
-    "logical_and": "and",
-    "bitwise_and": "and",
-    "logical_or": "or",
-    "bitwise_or": "or",
-    "logical_not": "not",
-    "bitwise_not": "not",
-    "where": "where",
-    "detach": "detach",
-}
 _OF_BOOLEANS = {"add": "or", "mul": "and"}
 _COPIES = frozenset(("alias", "clone", "expand", "view", "lift_fresh"))
 _CASTS = frozenset(("_to_copy", "convert_element_type"))
@@ -188,7 +157,8 @@ class _Translation:
         if kind != "_to_copy":
             kind = kind.removesuffix("_copy")  # of what elsewhere are views
         if kind in _COPIES:
-            if node.meta["val"].dtype != node.args[0].meta["val"].dtype:
+            (given,) = node.all_input_nodes
+            if node.meta["val"].dtype != given.meta["val"].dtype:
                 raise ValueError(f"{self._name} must compute with floats, and views bits of one")
             return arguments[0]
         if kind in _OF_BOOLEANS and node.meta["val"].dtype == torch.bool:
@@ -209,8 +179,8 @@ class _Translation:
         if kind in ("maximum", "minimum"):
             # Of two equal ones each gets half of the gradient, and of bounds none.
             arguments = [self._in_a_place(each) for each in arguments]
-        if kind in _SAME and not node.kwargs.keys() - {"dtype"}:
-            return self._add(_SAME[kind], *arguments)
+        if kind in SAME and not node.kwargs.keys() - {"dtype"}:
+            return self._add(SAME[kind], *arguments)
         if kind in ("lt", "le"):
             return self._add("greater" if kind == "lt" else "greater_equal", *arguments[::-1])
         if kind in ("add", "sub"):
@@ -232,7 +202,7 @@ class _Translation:
             return self._power(arguments[0], arguments[1])
         raise ValueError(
             f"{self._name} uses torch's operation {kind!r}, which cannot be fused; what can: "
-            f"{', '.join(sorted({*_SAME, 'add', 'sub', 'pow', 'relu', 'clamp'}))}"
+            f"{', '.join(sorted({*SAME, 'add', 'sub', 'pow', 'relu', 'clamp'}))}"
         )
 
     def _cast(self, value: Operand, dtype: torch.dtype | None) -> Operand:

@@ -152,6 +152,16 @@ def test_second_derivative_is_refused() -> None:
         gradient.backward()
 
 
+def test_gradient_of_embeddings_is_not_differentiated_by_gamma() -> None:
+    """Also where a backend has its second derivative: it holds gamma constant."""
+    x, y = batch(dtype=torch.float64)
+    gamma = torch.tensor(GAMMA, dtype=torch.float64, requires_grad=True)
+    loss = circle_loss(x, y, gamma=gamma, backend="reference")
+    (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
+        torch.autograd.grad(gradient.square().sum(), gamma)
+
+
 def _compare(rank: int, options: dict[str, str]) -> None:
     gradients = []
     for part in (rank, None):

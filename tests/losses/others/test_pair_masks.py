@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from circle_kernels import CircleLoss, circle_loss, losses, unified_loss
+from circle_kernels import (
+    CircleLoss,
+    available_backends,
+    circle_loss,
+    losses,
+    unified_loss,
+)
 from tests.losses.others.naive import (
     PAIR_LOSSES,
     assert_near,
@@ -287,3 +293,28 @@ def test_masks_without_numbers_are_named(
 ) -> None:
     with pytest.raises(error, match=message):
         circle_loss(X, None, pair_mask=make())
+
+
+@pytest.mark.parametrize("references", [False, True])
+@pytest.mark.parametrize("name", ["supcon", "ntxent"])
+def test_nan_stays_with_pairs_that_have_it(name: str, references: bool) -> None:
+    """Not with those which are neither positive nor negative."""
+    x, labels = batch(dtype=torch.float64, requires_grad=False)
+    mask = torch.where(labels[:, None] == labels, 1, -1).to(torch.int8)
+    mask[4], mask[:, 4] = 0, 0
+    x[4] = float("nan")
+    x.requires_grad_()
+    rows = PAIR_LOSSES[name].function(
+        x,
+        None,
+        x.detach() if references else None,
+        pair_mask=mask,
+        reduction="none",
+        backend="auto",
+    )
+    (gradient,) = torch.autograd.grad(rows.sum(), x)
+    others = torch.arange(len(x)) != 4
+    assert rows[others].isfinite().all()
+    assert (rows[others] > 0).any()
+    if available_backends()["cpu"].startswith("usable"):  # tiled multiplies NaN with 0
+        assert gradient[others].isfinite().all()
