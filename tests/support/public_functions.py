@@ -32,6 +32,7 @@ ROWS, REFERENCES, CLASSES, DEPTH = 18, 5, 7, 4
 SELF = ("embeddings", "labels")
 PAIRS = (*SELF, "ref_emb", "ref_labels")
 HEAD = (*SELF, "weight")
+PROXIES = (*SELF, "proxies")
 LISTED = ("anchors_pos", "positives", "anchors_neg", "negatives")
 FEW_LISTED = tuple(f"few_{name}" for name in LISTED)
 KEPT = ("lse_pos", "lse_neg", "saved", "precision")  # what a backward pass gets of its forward pass
@@ -63,6 +64,7 @@ def inputs(names: tuple[str, ...]) -> dict[str, Tensor]:
         "values": draw(3, DEPTH),
         "grad_lse_pos": torch.full((ROWS,), 0.7),
         "grad_lse_neg": torch.full((ROWS,), -0.4),
+        "proxies": draw(CLASSES, DEPTH),
         "image_emb": draw(REFERENCES, DEPTH),
         "text_emb": draw(REFERENCES, DEPTH),
         "self_index": torch.arange(ROWS) % (REFERENCES + 1) - 1,
@@ -234,7 +236,7 @@ FUNCTIONS = {
             (losses.ntxent_loss, PAIRS, ""),
             (losses.ntxent_loss, SELF, " alone"),
             (losses.n_pairs_loss, SELF, ""),
-            (losses.proxy_anchor_loss, HEAD, ""),
+            (losses.proxy_anchor_loss, PROXIES, ""),
             (losses.proxy_nca_loss, HEAD, ""),
             (losses.arcface_loss, HEAD, ""),
         )
