@@ -95,4 +95,5 @@ class FunctionFormula(PairFormula):
                 -max_similarity, max_similarity, _SAMPLES, dtype=torch.float64, device="cpu"
             )
             slopes = torch.stack((self.positive_slope(similarity), self.negative_slope(similarity)))
-        return 1.25 * self.gamma * slopes.abs().nan_to_num(0.0, 0.0).max().item()
+            largest = slopes.abs().nan_to_num(0.0, 0.0).max().item()
+        return 1.25 * self.gamma * largest
