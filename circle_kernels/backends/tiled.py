@@ -74,6 +74,21 @@ class _Tiles:
         self.rows, self.columns = self.row_side.rows, self.column_side.rows
         self.edge = _CPU_TILE if problem.embeddings.device.type == "cpu" else _ACCELERATOR_TILE
 
+    @property
+    def leaves_pairs_out(self) -> bool:
+        """Whether there are pairs of neither kind beside those of rows with themselves."""
+        return self.problem.listed is not None or self.problem.own_columns is not None
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Rows and columns as gradients are products with. A row of NaN makes the gradients of all
+        pairs that count NaN; times the 0 of others it would spread."""
+        if not self.leaves_pairs_out:
+            return self.rows, self.columns
+        rows, columns = (
+            each.nan_to_num(0.0, math.inf, -math.inf) for each in (self.rows, self.columns)
+        )
+        return rows, columns
+
     def counted(self, rows: slice, columns: slice, dim: int) -> Tensor | None:
         """True where the rows that lie along ``dim`` count a listed pair; None for labels."""
         if self.problem.listed is None:
@@ -195,6 +210,7 @@ def backward(
         RuntimeError: ``passed.saved`` is not what :func:`forward` returned for this problem.
     """
     tiles, of_rows, of_columns = _passed(problem, passed)
+    row_factors, column_factors = tiles.factors()
     grad_rows = torch.zeros_like(tiles.rows) if needs.embeddings else None
     if problem.self_mode:
         grad_columns = grad_rows
@@ -204,9 +220,9 @@ def backward(
     for rows, columns in tiles.slices():
         gradient = _Pairs(tiles, rows, columns).gradient(of_rows, of_columns)
         if grad_rows is not None:
-            grad_rows[rows].addmm_(gradient, tiles.columns[columns])
+            grad_rows[rows].addmm_(gradient, column_factors[columns])
         if grad_columns is not None and not tiles.on_diagonal(rows, columns):
-            grad_columns[columns].addmm_(gradient.T, tiles.rows[rows])
+            grad_columns[columns].addmm_(gradient.T, row_factors[rows])
 
     return (
         tiles.row_side.input_gradient(grad_rows) if grad_rows is not None else None,
@@ -247,7 +263,8 @@ def scale_gradients(problem: PairProblem, passed: Passed) -> Tensor:  # (2,)
         pairs = _Pairs(tiles, rows, columns)
         # On the diagonal both pairs of two rows are there, each as its row's.
         mirrored = None if tiles.on_diagonal(rows, columns) else of_columns
-        terms = pairs.weights(of_rows, mirrored) * pairs.logits
+        weights = pairs.weights(of_rows, mirrored)
+        terms = weights * pairs.logits.masked_fill(weights == 0, 0)  # perhaps infinite, or NaN
         of_positives = terms.masked_fill(~pairs.positive, 0).sum()
         total += torch.stack([of_positives, terms.sum() - of_positives])
     return total
@@ -285,8 +302,9 @@ class _Pairs:
         """``G``, or ``G + G.T``."""
         problem = self._tiles.problem
         slopes = problem.formula.pair_slopes(self.similarity, self.positive)
-        if problem.formula.is_of_functions:
-            # Infinite ones, as a distance has at 1, times the 0 of a pair that does not count.
+        if problem.formula.is_of_functions or self._tiles.leaves_pairs_out:
+            # NaN, or infinite ones, as a distance has at 1, times the 0 of a pair that does not
+            # count.
             slopes = self._without_own(slopes)
             if problem.listed is not None:
                 kinds = _OF_ROWS if of_columns is None else _OF_ROWS | _OF_COLUMNS
