@@ -86,6 +86,7 @@ PATHS = {
     "self": Path(),
     "circle_loss": Path(),
     "blocks": Path(),
+    "learned gamma": Path(),
     "small batch": Path(small=True),
     "small blocks": Path(small=True),
     "references": Path("references"),
@@ -207,7 +208,23 @@ class BlocksTask(PathTask):
         return trial.errors_in_blocks(module, problem, device, self.case.torch_dtype)
 
 
-KINDS = {"circle_loss": LossTask, "blocks": BlocksTask, "small blocks": BlocksTask}
+@dataclass(frozen=True)
+class ScaleTask(PathTask):
+    """The gradient of a gamma that is learned."""
+
+    def errors(self, problem: PairProblem) -> dict[str, float]:
+        """Of it."""
+        module = importlib.import_module(BACKENDS[self.backend].module)
+        device = torch.device(self.case.device)
+        return trial.errors_of_scales(module, problem, device, self.case.torch_dtype)
+
+
+KINDS = {
+    "circle_loss": LossTask,
+    "blocks": BlocksTask,
+    "small blocks": BlocksTask,
+    "learned gamma": ScaleTask,
+}
 
 
 def smoke_tasks(device: str, backend: str = "triton") -> list[Task]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -70,6 +71,22 @@ def errors_in_blocks(
         passed = Passed(backend.save(block, *sums), grad_lse_pos, grad_lse_neg, of_columns)
         total += backend.backward(block, passed, Needs(True, False))[0].double().cpu()
     return {"the embeddings' gradient": _error(total, truth)}
+
+
+def errors_of_scales(
+    backend: Any, problem: PairProblem, device: torch.device, dtype: torch.dtype
+) -> dict[str, float]:
+    """:func:`errors` of the gradient of a learned gamma, beside differences of the truth."""
+    formula: Any = problem.formula
+    step = 1e-5
+    scaled = [replace(formula, gamma=formula.gamma * (1 + side * step)) for side in (1, -1)]
+    sums = [torch.stack(reference.forward(problem._replace(formula=each))[:2]) for each in scaled]
+    slopes = ((sums[0] - sums[1]) / (2 * step)).nan_to_num(0.0)  # of empty sets
+    truth = (slopes * torch.stack(_upstream(sums[0][0]))).sum(1)
+    moved = _moved(problem, device, dtype)
+    lse_pos, _, saved = backend.forward(moved)
+    ours = backend.scale_gradients(moved, Passed(saved, *_upstream(lse_pos)))
+    return {"the scale's gradient": _error(ours.double().cpu(), truth)}
 
 
 def _error(value: Tensor, truth: Tensor) -> float:
