@@ -10,14 +10,14 @@ from torch import Tensor
 
 from circle_kernels.arguments import check_similarities
 from circle_kernels.distributed.groups import Group
-from circle_kernels.distributed.headers import CALL, check_together
+from circle_kernels.distributed.headers import check_together
 from circle_kernels.distributed.sharing import Sharing
 from circle_kernels.formula import CircleFormula, UnifiedFormula
 from circle_kernels.logsumexp import present_logsumexp
 from circle_kernels.operation.batch import (
-    SCALE_IS_LEARNED,
     Batch,
     Operation,
+    alike_of,
     check_batch,
     check_shared,
     operation_of,
@@ -278,13 +278,8 @@ def pair_loss(batch: Batch, operation: Operation, rows: RowReduction, sharing: S
         # With its ops, which few need and whose definition takes milliseconds.
         from circle_kernels.operation.shared import losses as shared_losses
 
-        alike = {
-            CALL: f"{operation.formula.name}_loss",
-            "scope": rows.scope,
-            "reduction": rows.reduction,
-            "grad_reduction": sharing.grad_reduction,
-            SCALE_IS_LEARNED: "False",
-        }
+        call = f"{operation.formula.name}_loss"
+        alike = alike_of(call, (rows.scope, rows.reduction), sharing, operation)
         return shared_losses.shared_loss(batch, operation, sharing, alike)
     if rows.scope == "anchor":
         return reduced_row_losses(batch, operation, rows.reduction)

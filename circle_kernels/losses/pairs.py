@@ -14,9 +14,9 @@ from circle_kernels.distributed.headers import CALL, check_together
 from circle_kernels.distributed.sharing import Sharing
 from circle_kernels.formula import PairFormula
 from circle_kernels.operation.batch import (
-    SCALE_IS_LEARNED,
     Batch,
     Operation,
+    alike_of,
     check_shared,
     sharing_of,
 )
@@ -161,9 +161,8 @@ def pair_rows(
             operation = replace(operation, scale=scale)
         batch, kept = chosen_batch(call, tensors, given)
         check_shared(batch, operation, sharing)
-        alike = {CALL: call, "scope": scope, "reduction": reduction}
-        alike["grad_reduction"] = sharing.grad_reduction
-        alike[SCALE_IS_LEARNED] = str(operation.scale_is_learned)
+        ignored = given.get("ignore_label")
+        alike = alike_of(call, (scope, reduction), sharing, operation, ignored)
         given_rows = tensors[0].shape[0]
         return PairRows(batch, operation, sharing, alike, reduction, kept=kept, given=given_rows)
 

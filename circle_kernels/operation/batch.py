@@ -18,6 +18,7 @@ from circle_kernels.arguments import (
 )
 from circle_kernels.backends.choice import check_backend, serving
 from circle_kernels.backends.problem import PairProblem
+from circle_kernels.distributed.headers import CALL
 from circle_kernels.distributed.sharing import Sharing
 from circle_kernels.formula import (
     FORMULAS,
@@ -30,9 +31,6 @@ from circle_kernels.options import check_flag, check_skip_below
 
 # An attribute of tensors that nobody writes to while somebody has them: EmbeddingMemory's.
 STAYS = "_circle_kernels_stays_as_it_is"
-
-# Among what processes that share a batch have alike: a learned one is exchanged for, too.
-SCALE_IS_LEARNED = "whether gamma is learned"
 
 
 class Batch(NamedTuple):
@@ -204,6 +202,25 @@ def owned(tensor: Tensor | None, is_read: bool = True) -> Tensor | None:
     if is_read or tensor.is_inference():
         return tensor.clone()
     return tensor.data  # whose changes autograd does not count
+
+
+def alike_of(
+    call: str,
+    rows: tuple[str, str],  # scope and reduction
+    sharing: Sharing,
+    operation: Operation,
+    ignore_label: int | None = None,
+) -> dict[str, str]:
+    """What has to be the same in all processes that share a batch, beside the operation, in the
+    order in which users are told."""
+    return {
+        CALL: call,
+        "scope": rows[0],
+        "reduction": rows[1],
+        "grad_reduction": sharing.grad_reduction,
+        "whether gamma is learned": str(operation.scale_is_learned),  # one is exchanged for, too
+        "ignore_label": str(ignore_label),
+    }
 
 
 def check_shared(batch: Batch, operation: Operation, sharing: Sharing) -> None:

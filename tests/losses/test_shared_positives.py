@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from circle_kernels import circle_loss
 from circle_kernels.losses import multi_similarity_loss, ntxent_loss, supcon_loss
 from tests.distributed.one_process import Case, compare
 from tests.distributed.processes import run_processes
@@ -39,3 +41,14 @@ def test_equal_batches_need_no_header() -> None:
         for exchange in ("gather", "ring")
     ]
     run_processes(2, compare, cases)
+
+
+def _ignore(rank: int) -> None:
+    for function in (circle_loss, supcon_loss):
+        for label in (rank, None if rank else 0):
+            with pytest.raises(ValueError, match="ignore_label must be the same in all processes"):
+                function(torch.randn(6, 4), torch.arange(6) % 3, group="world", ignore_label=label)
+
+
+def test_labels_that_are_ignored_have_to_be_alike() -> None:
+    run_processes(2, _ignore)
