@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from pytorch_metric_learning import distances, losses
+from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor
 
 from circle_kernels.arguments import FLOATING_DTYPES, check_kinds
@@ -69,6 +70,15 @@ class FusedLoss(losses.BaseMetricLossFunction):
         if entropy is not None and not _is_plain(entropy):
             return "cross_entropy"
         return None
+
+    def _check_alone(
+        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor
+    ) -> None:
+        """The library's checks of a loss that wants labels and takes no references, and ours."""
+        c_f.labels_required(labels)
+        c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
+        self.distance.check_shapes(embeddings, ref_emb)
+        check_readable(embeddings, labels, ref_emb, ref_labels)
 
     def _by_the_library(self, kind: str, reason: str, *arguments: Any) -> LossDict:
         """With one warning for each kind: words may hold values, which change from step to step."""

@@ -7,7 +7,6 @@ import math
 import torch
 from pytorch_metric_learning import losses
 from pytorch_metric_learning.reducers import MeanReducer, MultipleReducers
-from pytorch_metric_learning.utils import common_functions as c_f
 from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import Tensor
 
@@ -16,7 +15,6 @@ from circle_kernels.integrations.pytorch_metric_learning.fused import (
     FusedLoss,
     LossDict,
     Obstacle,
-    check_readable,
     elements,
 )
 from circle_kernels.integrations.pytorch_metric_learning.pairs import (
@@ -220,10 +218,7 @@ class NPairsLoss(FusedLoss, losses.NPairsLoss):
         ref_labels: Tensor,
     ) -> LossDict:
         """What the library asks of a loss: one loss for each class that has a pair."""
-        c_f.labels_required(labels)
-        c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
-        self.distance.check_shapes(embeddings, ref_emb)
-        check_readable(embeddings, labels, ref_emb, ref_labels)
+        self._check_alone(embeddings, labels, ref_emb, ref_labels)
         obstacle = self._obstacle(embeddings=embeddings)
         if obstacle is not None:
             arguments = (embeddings, labels, indices_tuple, ref_emb, ref_labels)

@@ -13,7 +13,6 @@ from circle_kernels.integrations.pytorch_metric_learning.fused import (
     FusedLoss,
     LossDict,
     Obstacle,
-    check_readable,
     elements,
 )
 from circle_kernels.operation.batch import Batch, Operation
@@ -43,10 +42,7 @@ class _FusedProxyLoss(FusedLoss):
         ref_labels: Tensor,
     ) -> LossDict:
         """What the library asks of a loss, with that of its regularizer."""
-        c_f.labels_required(labels)
-        c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
-        self.distance.check_shapes(embeddings, ref_emb)
-        check_readable(embeddings, labels, ref_emb, ref_labels)
+        self._check_alone(embeddings, labels, ref_emb, ref_labels)
         self.cast_types(embeddings.dtype, embeddings.device)
         obstacle = self._obstacle(embeddings=embeddings) or self._obstacle_of_labels(labels)
         result = obstacle or self._losses(embeddings, labels, indices_tuple)
