@@ -29,8 +29,8 @@ def clip_loss(
     """The loss of CLIP (Radford et al., ICML 2021, arXiv 2103.00020, Fig. 3), InfoNCE both ways.
 
     ``loss_i = (-log softmax_i(scale s_i.) - log softmax_i(scale s_.i)) / 2``: row i's text among
-    all texts, and text i's image among all images. Both come from one product; from one each in the
-    Triton kernels, and where processes share a batch.
+    all texts, and text i's image among all images. Both come from one product; where processes
+    share a batch, from one each.
 
     Args:
         image_emb, text_emb: (N, D) of one device, row i of each belonging together; float16,

@@ -34,10 +34,7 @@ class Shape(NamedTuple):
     listed: bool = False  # pairs are listed
     has_fixed_shift: bool = True  # the formula has
     long_formula: bool = False  # formula.arguments.is_long
-
-    def swapped(self) -> Shape:
-        """That of the problem with columns in place of rows."""
-        return self._replace(num_rows=self.num_columns, num_columns=self.num_rows)
+    both_sides: bool = False  # columns count pairs, too
 
 
 @dataclass(frozen=True)
@@ -109,17 +106,19 @@ class Walk(Layout):
     In a triangle those on and above the diagonal: a program stays with a block of columns, passes a
     run of row tiles, and leaves sums of its columns and of each tile's rows. Otherwise all of them:
     a program stays with a block of rows, passes a run of column tiles, and leaves sums of its rows.
-    What these leave over, and all tiles of a formula without a fixed shift, is summed exactly.
+    What these leave over is summed exactly, and so are all tiles of a formula without a fixed shift
+    or of columns that count pairs, too. For those every block of rows leaves sums of all columns.
     """
 
     num_rows: int
     num_columns: int
     triangle: bool
-    settings: Settings | None  # None without a fixed shift
+    settings: Settings | None  # None where every tile is summed exactly
     runs: Runs
     band_blocks: int
     exact_settings: Settings
     exact_runs: Runs
+    exact_band_blocks: int
 
     @property
     def tile(self) -> Settings:
@@ -141,7 +140,7 @@ class Walk(Layout):
         )
 
     def bands(self) -> Iterator[Band]:
-        """The bands in order; the first is the largest. None without a fixed shift."""
+        """The bands in order; the first is the largest. None where every tile is summed exactly."""
         if self.settings is None:
             return
         block = self.settings.block_columns if self.triangle else self.settings.block_rows
@@ -158,6 +157,12 @@ class Walk(Layout):
                 is_first=first == 0,
             )
 
+    def exact_bands(self) -> Iterator[range]:
+        """Blocks of rows that one launch sums exactly; the first are the most."""
+        blocks = ceil_div(self.num_rows, self.exact_settings.block_rows)
+        for first in range(0, blocks, self.exact_band_blocks):
+            yield range(first, min(first + self.exact_band_blocks, blocks))
+
 
 def shape_of(problem: PairProblem) -> Shape:
     """The shape of a problem."""
@@ -173,6 +178,7 @@ def shape_of(problem: PairProblem) -> Shape:
         problem.listed is not None,
         has_fixed_shift(problem.formula),
         is_long(problem.formula),
+        problem.both_sides,
     )
 
 
@@ -225,7 +231,7 @@ def plan_walk(shape: Shape, conditions: Conditions) -> Walk:
     exact = exact_settings("exact_sums", shape, conditions)
     settings, runs, band_blocks = None, Runs(0, 0), 0
     columns = exact.block_columns
-    if shape.has_fixed_shift:
+    if shape.has_fixed_shift and not shape.both_sides:
         kernel = "triangle" if triangle else "rectangle"
         if layout.kinds == 2:
             few = ceil_div(num_rows, 128) * ceil_div(num_columns, 128) < multiprocessors
@@ -249,10 +255,14 @@ def plan_walk(shape: Shape, conditions: Conditions) -> Walk:
         entries += num_rows if triangle else 0
         band_blocks = min(blocks, max(limits.smallest_band, limits.partial_bytes // (4 * entries)))
     parts = columns // exact.block_columns
-    exact_blocks = parts * ceil_div(num_rows, exact.block_rows)
+    exact_blocks = ceil_div(num_rows, exact.block_rows)
+    if shape.both_sides:
+        most = limits.partial_bytes // (16 * num_columns)
+        exact_blocks = min(exact_blocks, max(limits.smallest_band, most))
     # Most blocks have few tiles for it, and each run leaves four numbers for every row.
-    most = ceil_div(4 * multiprocessors, exact_blocks)
-    exact_runs = plan_runs(exact_blocks, ceil_div(num_columns, columns), multiprocessors, most)
+    most = ceil_div(4 * multiprocessors, parts * exact_blocks)
+    tiles = ceil_div(num_columns, columns)
+    exact_runs = plan_runs(parts * exact_blocks, tiles, multiprocessors, most)
     return Walk(
         labels=layout.labels,
         small=layout.small,
@@ -265,4 +275,5 @@ def plan_walk(shape: Shape, conditions: Conditions) -> Walk:
         band_blocks=band_blocks,
         exact_settings=exact,
         exact_runs=exact_runs,
+        exact_band_blocks=exact_blocks,
     )

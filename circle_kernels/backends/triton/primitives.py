@@ -87,18 +87,13 @@ def no_class_among(pairs, row, column, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: 
 def no_copy_among(
     row,
     column,
-    copies_ptr,  # (padded rows,) or (padded columns,) int64: operands.own_copies
-    COPIED: tl.constexpr,  # the side that has them: "rows" or "columns"
+    copies_ptr,  # (padded rows,) int64: operands.own_copies
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
     """Say whether no pair of a tile is one of a row and its own copy."""
-    if COPIED == "rows":
-        copies = load_block(copies_ptr, row, BLOCK_ROWS)
-        among = (copies >= column) & (copies < column + BLOCK_COLUMNS)
-    else:
-        copies = load_block(copies_ptr, column, BLOCK_COLUMNS)
-        among = (copies >= row) & (copies < row + BLOCK_ROWS)
+    copies = load_block(copies_ptr, row, BLOCK_ROWS)
+    among = (copies >= column) & (copies < column + BLOCK_COLUMNS)
     return tl.max(among.to(tl.int32), axis=0) == 0
 
 
@@ -106,8 +101,8 @@ def no_copy_among(
 def no_copies(
     row,
     column,
-    copies_ptr,
-    COPIED: tl.constexpr,
+    copies_ptr,  # (padded rows,) or (padded columns,) int64: operands.own_copies
+    COPIED: tl.constexpr,  # the side that has them: "rows" or "columns"
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
@@ -127,7 +122,6 @@ def is_plain(
     row,
     column,
     copies_ptr,  # or None
-    COPIED: tl.constexpr,
     SELF_MODE: tl.constexpr,
     LABELS: tl.constexpr,  # plan.Labels
     BLOCK_ROWS: tl.constexpr,
@@ -145,8 +139,7 @@ def is_plain(
     if LABELS == "classes":
         plain = plain & no_class_among(pairs, row, column, BLOCK_ROWS, BLOCK_COLUMNS)
     if copies_ptr is not None:
-        others = no_copy_among(row, column, copies_ptr, COPIED, BLOCK_ROWS, BLOCK_COLUMNS)
-        plain = plain & others
+        plain = plain & no_copy_among(row, column, copies_ptr, BLOCK_ROWS, BLOCK_COLUMNS)
     return plain
 
 

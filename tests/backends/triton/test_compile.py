@@ -110,7 +110,7 @@ def of_functions() -> list[Problem]:
 
 
 def of_other_pairs() -> list[Problem]:
-    """Own copies, of rows and in the walk with sides swapped of columns, and columns that count."""
+    """Own copies, and columns that count pairs, as do rows."""
     chosen = []
     for num_rows in (256, 4096, 30_000):
         chosen += [Problem(torch.bfloat16, 512, False, num_rows, own_columns=True, both_sides=True)]

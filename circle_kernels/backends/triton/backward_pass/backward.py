@@ -68,7 +68,6 @@ def backward(
         constants = {
             "SELF_MODE": problem.self_mode,
             "LABELS": layout.labels,
-            "COPIED": "rows",
             "FORMULA": formula_constant(problem.formula),
             "DETACH_WEIGHTS": problem.formula.detach_weights,
             "NORMALIZED": problem.normalize,

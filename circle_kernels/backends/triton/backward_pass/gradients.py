@@ -100,7 +100,7 @@ def plain_weights(
     row,
     column,
     formula,  # Formula
-    CONSTANTS: tl.constexpr,  # (SELF_MODE, LABELS, FORMULA, DETACH_WEIGHTS, COPIED) of the kernel
+    CONSTANTS: tl.constexpr,  # (SELF_MODE, LABELS, FORMULA, DETACH_WEIGHTS) of the kernel
 ):
     """Compute weights where the fixed shift serves all anchors, from one exponential per pair."""
     LABELS: tl.constexpr = CONSTANTS[1]
@@ -179,7 +179,7 @@ def pair_weights(
     column_table_ptr,  # or None: pairs count for rows only
     formula,  # Formula
     SERVED: tl.constexpr,  # whether the fixed shift serves all anchors
-    CONSTANTS: tl.constexpr,  # (SELF_MODE, LABELS, FORMULA, DETACH_WEIGHTS, COPIED) of the kernel
+    CONSTANTS: tl.constexpr,  # (SELF_MODE, LABELS, FORMULA, DETACH_WEIGHTS) of the kernel
 ):
     """Compute the weights of a block, or of a slice of it."""
     SELF_MODE: tl.constexpr = CONSTANTS[0]
@@ -196,7 +196,7 @@ def pair_weights(
         listed_ptr,
         listed_stride,
         copies_ptr,
-        CONSTANTS[4],
+        "rows",
         SELF_MODE,
         LABELS,
         ROWS,

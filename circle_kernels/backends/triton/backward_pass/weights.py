@@ -40,7 +40,6 @@ def is_served(
     column_table_ptr,  # or None: pairs count for rows only
     fixed_shift,
     copies_ptr,  # or None
-    COPIED: tl.constexpr,
     SELF_MODE: tl.constexpr,
     LABELS: tl.constexpr,
     TILE_ROWS: tl.constexpr,
@@ -50,9 +49,7 @@ def is_served(
 
     Padding does not matter: products pass over its weights.
     """
-    served = is_plain(
-        pairs, row, column, copies_ptr, COPIED, SELF_MODE, LABELS, TILE_ROWS, TILE_COLUMNS
-    )
+    served = is_plain(pairs, row, column, copies_ptr, SELF_MODE, LABELS, TILE_ROWS, TILE_COLUMNS)
     served = served & fixed_shift_serves(table_ptr, row, fixed_shift)
     if column_table_ptr is not None:
         served = served & fixed_shift_serves(column_table_ptr, column, fixed_shift)
@@ -94,7 +91,7 @@ def write_weights_kernel(
     column_labels_ptr,  # (padded M,) int64
     column_scales_ptr,  # (padded M,) float32
     listed_ptr,  # (padded N, padded M) uint8, or None
-    copies_ptr,  # (padded N,) int64, or (padded M,): operands.own_copies; or None
+    copies_ptr,  # (padded N,) int64: operands.own_copies; or None
     table_ptr,  # (blocks, TABLE_ROWS, STATISTICS_BLOCK) float32: of rows, in self mode of columns
     reference_table_ptr,  # the same of references that count each pair, too; or None
     weights_ptr,  # (rows of the chunk, columns of the chunk), the dtype of the operands
@@ -120,7 +117,6 @@ def write_weights_kernel(
     SELF_MODE: tl.constexpr,
     MIRROR: tl.constexpr,  # the chunk lies on the diagonal: only tiles on and above it, and theirs
     LABELS: tl.constexpr,  # plan.Labels
-    COPIED: tl.constexpr,  # the side that has copies: "rows" or "columns"
     FORMULA: tl.constexpr,
     DETACH_WEIGHTS: tl.constexpr,
     NORMALIZED: tl.constexpr,  # else products may overflow
@@ -166,7 +162,6 @@ def write_weights_kernel(
                 column_table_ptr,
                 fixed_shift,
                 copies_ptr,
-                COPIED,
                 SELF_MODE,
                 LABELS,
                 TILE_ROWS,
@@ -201,7 +196,7 @@ def write_weights_kernel(
                     column_table_ptr,
                     formula,
                     TILES == "served",
-                    (SELF_MODE, LABELS, FORMULA, DETACH_WEIGHTS, COPIED),
+                    (SELF_MODE, LABELS, FORMULA, DETACH_WEIGHTS),
                 )
                 store_weights(
                     weights_ptr,

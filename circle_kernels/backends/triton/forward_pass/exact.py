@@ -1,6 +1,7 @@
 """Forward pass over the tiles that sums against the fixed shift cannot hold, each for its rows.
 
-Sums carry a shift of their own, which rises to the largest exponent.
+Sums carry a shift of their own, which rises to the largest exponent. Where columns count pairs as
+rows do, every tile is summed here, and one product serves both.
 """
 
 from __future__ import annotations
@@ -49,8 +50,7 @@ def merge_sums(one, other):
 
 
 @triton.jit
-def add_pairs(
-    sums,  # Sum of R rows
+def pair_exponents(
     products,  # (R, C)
     scales,  # (R, C)
     mask,  # (R, C): the pairs of this kind
@@ -58,14 +58,63 @@ def add_pairs(
     POSITIVE: tl.constexpr,
     FORMULA: tl.constexpr,
 ):
-    """Take one kind of pair into its rows' sums."""
+    """Compute the exponents of one kind of pair, -inf of all others."""
     distances = pair_distances(products, scales, kind, POSITIVE, FORMULA)
     exponents = shifted_exponents(distances, tl.zeros(products.shape, tl.float32), FORMULA)
-    exponents = tl.where(mask, exponents, -float("inf"))
-    shift = tl.maximum(sums.shift, tl.max(exponents, axis=1))
+    return tl.where(mask, exponents, -float("inf"))
+
+
+@triton.jit
+def add_exponents(
+    sums,  # Sum of R rows, or of C columns
+    exponents,  # (R, C)
+    AXIS: tl.constexpr,  # that is summed over: 1 for rows, 0 for columns
+):
+    """Take exponents into the sums of their rows, or of their columns."""
+    shift = tl.maximum(sums.shift, tl.max(exponents, axis=AXIS))
     finite = tl.where(shift == -float("inf"), 0.0, shift)
-    total = tl.sum(tl.exp2(exponents - finite[:, None]), axis=1)
+    total = tl.sum(tl.exp2(exponents - tl.expand_dims(finite, AXIS)), axis=AXIS)
     return Sum(shift, sums.total * tl.exp2(sums.shift - finite) + total)
+
+
+@triton.jit
+def store_sums(
+    sums_ptr,  # (2, slots, length) float32, at the slot: shifts, then totals
+    plane,  # numbers of all slots
+    indices,
+    length,
+    sums,  # Sum
+):
+    """Store sums of one slot."""
+    tl.store(sums_ptr + indices, sums.shift, mask=indices < length)
+    tl.store(sums_ptr + plane + indices, sums.total, mask=indices < length)
+
+
+@triton.jit
+def sum_kind(
+    sums,  # Sum of R rows
+    column_sums_ptr,  # (4, slots, M) float32, at the slot of the rows; None: not wanted
+    pairs,
+    column,
+    num_slots,
+    products,  # (R, C)
+    scales,  # (R, C)
+    mask,  # (R, C): the pairs of this kind
+    kind,  # Kind
+    POSITIVE: tl.constexpr,
+    FORMULA: tl.constexpr,
+):
+    """Take one kind of pair of a tile into its rows' sums, and leave those of its columns."""
+    BLOCK_COLUMNS: tl.constexpr = products.shape[1]
+    exponents = pair_exponents(products, scales, mask, kind, POSITIVE, FORMULA)
+    if column_sums_ptr is not None:
+        plane = num_slots.to(tl.int64) * pairs.columns.length
+        if not POSITIVE:
+            column_sums_ptr += 2 * plane
+        column_sums = add_exponents(no_sum(BLOCK_COLUMNS), exponents, 0)
+        columns = column + tl.arange(0, BLOCK_COLUMNS)
+        store_sums(column_sums_ptr, plane, columns, pairs.columns.length, column_sums)
+    return add_exponents(sums, exponents, 1)
 
 
 @triton.jit
@@ -86,7 +135,9 @@ def is_left_over(
     return tl.load(left_over_ptr + tile) != 0
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_columns", "num_row_blocks", "num_runs"])
+@triton.jit(
+    do_not_specialize=["num_rows", "num_columns", "first_row", "num_row_blocks", "num_runs"]
+)
 def sum_exactly_kernel(
     rows_ptr,  # (N, D)
     row_labels_ptr,  # (padded N,) int64
@@ -95,16 +146,18 @@ def sum_exactly_kernel(
     column_labels_ptr,  # (padded M,) int64
     column_scales_ptr,  # (padded M,) float32
     listed_ptr,  # (padded N, padded M) uint8, or None
-    copies_ptr,  # (padded N,) int64, or (padded M,): operands.own_copies; or None
+    copies_ptr,  # (padded N,) int64: operands.own_copies; or None
     left_over_ptr,  # (row tiles, column tiles) int8: not 0 where a tile is wanted; None: every one
     exact_sums_ptr,  # (4, slots, N) float32: shifts and totals of positives, then of negatives
+    column_sums_ptr,  # (4, row blocks of the band, M) float32: those of columns; or None
     num_rows,
     num_columns,
     depth,
     row_stride,
     column_stride,
     listed_stride,
-    num_row_blocks,
+    first_row,  # of the band
+    num_row_blocks,  # in the band
     num_runs,
     vertex_pos,
     floor_pos,
@@ -115,7 +168,6 @@ def sum_exactly_kernel(
     SELF_MODE: tl.constexpr,
     TRIANGLE: tl.constexpr,
     LABELS: tl.constexpr,  # plan.Labels
-    COPIED: tl.constexpr,  # the side that has copies: "rows" or "columns"
     FORMULA: tl.constexpr,
     NORMALIZED: tl.constexpr,  # else products may overflow
     INPUT_PRECISION: tl.constexpr,
@@ -135,9 +187,12 @@ def sum_exactly_kernel(
     )
     tl.static_assert((TILE_COLUMNS if TRIANGLE else TILE_ROWS) % BLOCK_ROWS == 0)
     PARTS: tl.constexpr = TILE_COLUMNS // BLOCK_COLUMNS
-    row = tl.multiple_of(tl.program_id(0) % num_row_blocks * BLOCK_ROWS, BLOCK_ROWS)
+    row_block = tl.program_id(0) % num_row_blocks
+    row = tl.multiple_of(first_row + row_block * BLOCK_ROWS, BLOCK_ROWS)
     slot = tl.program_id(0) // num_row_blocks
     num_tiles = tl.cdiv(num_columns, TILE_COLUMNS)
+    if column_sums_ptr is not None:
+        column_sums_ptr += row_block.to(tl.int64) * num_columns
     positives = no_sum(BLOCK_ROWS)
     negatives = no_sum(BLOCK_ROWS)
     for tile in range(slot // PARTS, num_tiles, num_runs):
@@ -165,18 +220,32 @@ def sum_exactly_kernel(
                 listed_ptr,
                 listed_stride,
                 copies_ptr,
-                COPIED,
+                "rows",
                 SELF_MODE,
                 LABELS,
                 BLOCK_ROWS,
                 BLOCK_COLUMNS,
             )
             # One kind after the other: together they would take twice the registers.
-            positives = add_pairs(
-                positives, products, scales, positive & counts, formula.positive, True, FORMULA
+            positives = sum_kind(
+                positives,
+                column_sums_ptr,
+                pairs,
+                column,
+                num_row_blocks,
+                products,
+                scales,
+                positive & counts,
+                formula.positive,
+                True,
+                FORMULA,
             )
-            negatives = add_pairs(
+            negatives = sum_kind(
                 negatives,
+                column_sums_ptr,
+                pairs,
+                column,
+                num_row_blocks,
                 products,
                 scales,
                 (positive ^ True) & counts,
@@ -185,10 +254,7 @@ def sum_exactly_kernel(
                 FORMULA,
             )
     indices = row + tl.arange(0, BLOCK_ROWS)
-    inside = indices < num_rows
     plane = num_runs.to(tl.int64) * PARTS * num_rows
-    sums_ptr = exact_sums_ptr + slot.to(tl.int64) * num_rows + indices
-    tl.store(sums_ptr, positives.shift, mask=inside)
-    tl.store(sums_ptr + plane, positives.total, mask=inside)
-    tl.store(sums_ptr + 2 * plane, negatives.shift, mask=inside)
-    tl.store(sums_ptr + 3 * plane, negatives.total, mask=inside)
+    exact_sums_ptr += slot.to(tl.int64) * num_rows
+    store_sums(exact_sums_ptr, plane, indices, num_rows, positives)
+    store_sums(exact_sums_ptr + 2 * plane, plane, indices, num_rows, negatives)

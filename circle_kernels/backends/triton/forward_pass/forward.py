@@ -15,7 +15,11 @@ from circle_kernels.backends.problem import PairProblem
 from circle_kernels.backends.triton.conditions import conditions_on
 from circle_kernels.backends.triton.formula.arguments import formula_arguments, formula_constant
 from circle_kernels.backends.triton.forward_pass.exact import sum_exactly_kernel
-from circle_kernels.backends.triton.forward_pass.merge import MERGE_BLOCKS, merge_sums_kernel
+from circle_kernels.backends.triton.forward_pass.merge import (
+    MERGE_BLOCKS,
+    gather_sums_kernel,
+    merge_sums_kernel,
+)
 from circle_kernels.backends.triton.forward_pass.rectangle import sum_rows_kernel
 from circle_kernels.backends.triton.forward_pass.triangle import sum_triangle_kernel
 from circle_kernels.backends.triton.launch import launch_kernel, launch_tiles, on_device
@@ -55,7 +59,8 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
             **formula_arguments(problem.formula),
             "copies_ptr": own_copies(problem, rows, columns),
         }
-        _Sums(walk, problem, rows, arguments, constants | {"COPIED": "rows"}).merge(
+        sums = _Sums(walk, problem, rows, arguments, constants)
+        sums.merge(
             {
                 "order_ptr": rows.order,
                 "saved_ptr": pieces.logsumexps,
@@ -64,10 +69,7 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
             }
         )
         if problem.both_sides:
-            # Once more, each side in the place of the other.
-            walk = plan_walk(shape.swapped(), conditions)
-            arguments |= pair_arguments(columns, rows)
-            _Sums(walk, problem, columns, arguments, constants | {"COPIED": "columns"}).merge(
+            sums.merge_columns(
                 {
                     "order_ptr": columns.order,
                     "saved_ptr": pieces.column_logsumexps,
@@ -106,6 +108,7 @@ class _Sums:
         self._tile_sums = self._new(*self._bands[0].tile_sums) if walk.triangle else None
         self._running = self._new(walk.kinds, walk.num_rows) if len(self._bands) > 1 else None
         self._exact_sums = self._new(4, walk.exact_slots, walk.num_rows)
+        self._column_sums = self._new(4, 1, walk.num_columns) if problem.both_sides else None
 
     def _new(self, *shape: int) -> Tensor:
         return self._rows.scales.new_empty(shape)
@@ -118,6 +121,10 @@ class _Sums:
                 self._merge_band(band, None, results)
         self._sum_exactly()
         self._merge_band(self._bands[-1] if self._bands else None, self._exact_sums, results)
+
+    def merge_columns(self, results: dict[str, Tensor | None]) -> None:
+        """Launch what writes the same of columns, once the rows' are merged."""
+        self._merge_band(None, self._column_sums, results)
 
     def _sum_band(self, band: Band) -> None:
         walk = self._walk
@@ -160,29 +167,46 @@ class _Sums:
     def _sum_exactly(self) -> None:
         walk = self._walk
         settings = walk.exact_settings
-        row_blocks = ceil_div(walk.num_rows, settings.block_rows)
-        launch_tiles(
-            sum_exactly_kernel,
-            row_blocks * walk.exact_slots,
-            {
-                **self._arguments,
-                **self._listed,
-                "left_over_ptr": self._left_over,
-                "exact_sums_ptr": self._exact_sums,
-                "num_row_blocks": row_blocks,
-                "num_runs": walk.exact_runs.number,
-            },
-            {
-                **self._constants,
-                "EVEN_DEPTH": self._even(settings.block_depth),
-                "SELF_MODE": self._self_mode,
-                "TRIANGLE": walk.triangle,
-                "LABELS": walk.labels,
-                "TILE_ROWS": walk.tile.block_rows,
-                "TILE_COLUMNS": walk.tile.block_columns,
-            },
-            settings,
-        )
+        columns = None
+        if self._column_sums is not None:
+            columns = self._new(4, walk.exact_band_blocks, walk.num_columns)
+        for band in walk.exact_bands():
+            launch_tiles(
+                sum_exactly_kernel,
+                len(band) * walk.exact_slots,
+                {
+                    **self._arguments,
+                    **self._listed,
+                    "left_over_ptr": self._left_over,
+                    "exact_sums_ptr": self._exact_sums,
+                    "column_sums_ptr": columns,
+                    "first_row": band.start * settings.block_rows,
+                    "num_row_blocks": len(band),
+                    "num_runs": walk.exact_runs.number,
+                },
+                {
+                    **self._constants,
+                    "EVEN_DEPTH": self._even(settings.block_depth),
+                    "SELF_MODE": self._self_mode,
+                    "TRIANGLE": walk.triangle,
+                    "LABELS": walk.labels,
+                    "TILE_ROWS": walk.tile.block_rows,
+                    "TILE_COLUMNS": walk.tile.block_columns,
+                },
+                settings,
+            )
+            if columns is not None:
+                launch_kernel(
+                    gather_sums_kernel,
+                    ceil_div(walk.num_columns, MERGE_BLOCKS["BLOCK_ROWS"]),
+                    {
+                        "partial_ptr": columns,
+                        "gathered_ptr": self._column_sums,
+                        "num_slots": len(band),
+                        "num_rows": walk.num_columns,
+                    },
+                    {"FIRST": band.start == 0, **MERGE_BLOCKS},
+                )
 
     def _even(self, block_depth: int) -> bool:
         return self._rows.operand.shape[1] % block_depth == 0
@@ -191,23 +215,24 @@ class _Sums:
         self, band: Band | None, exact_sums: Tensor | None, results: dict[str, Tensor | None]
     ) -> None:
         walk = self._walk
+        slots, num_rows = (0, walk.num_rows) if exact_sums is None else exact_sums.shape[1:]
         launch_kernel(
             merge_sums_kernel,
-            ceil_div(walk.num_rows, MERGE_BLOCKS["BLOCK_ROWS"]),
+            ceil_div(num_rows, MERGE_BLOCKS["BLOCK_ROWS"]),
             {
                 **results,
                 "run_sums_ptr": self._run_sums,
                 "tile_sums_ptr": self._tile_sums,
                 "running_ptr": self._running,
                 "exact_sums_ptr": exact_sums,
-                "num_rows": walk.num_rows,
+                "num_rows": num_rows,
                 "first": 0 if band is None else band.first,
                 "band_size": 0 if band is None else band.size,
                 "band_blocks": 0 if band is None else band.blocks,
                 "num_runs": walk.runs.number,
                 "tile_rows": walk.tile.block_rows,
                 "tile_columns": walk.tile.block_columns,
-                "exact_slots": walk.exact_slots,
+                "exact_slots": slots,
                 **{
                     name: self._arguments[name]
                     for name in ("floor_pos", "floor_neg", "fixed_shift")

@@ -69,6 +69,31 @@ def merge_slots(
     return sums
 
 
+@triton.jit(do_not_specialize=["num_slots", "num_rows"])
+def gather_sums_kernel(
+    partial_ptr,  # (4, slots, N) float32: shifts and totals of positives, then of negatives
+    gathered_ptr,  # (4, N) float32: with what earlier bands left
+    num_slots,
+    num_rows,
+    FIRST: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_SLOTS: tl.constexpr,
+):
+    """Add the exact sums that one band left to those of earlier ones."""
+    rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    inside = rows < num_rows
+    for kind in tl.static_range(2):
+        place = gathered_ptr + 2 * kind * num_rows.to(tl.int64) + rows
+        sums = no_sum(BLOCK_ROWS)
+        if not FIRST:
+            shifts = tl.load(place, mask=inside, other=-float("inf"))
+            sums = Sum(shifts, tl.load(place + num_rows, mask=inside, other=0.0))
+        slots_ptr = partial_ptr + 2 * kind * num_slots.to(tl.int64) * num_rows
+        sums = merge_slots(sums, slots_ptr, rows, num_slots, num_rows, BLOCK_SLOTS)
+        tl.store(place, sums.shift, mask=inside)
+        tl.store(place + num_rows, sums.total, mask=inside)
+
+
 @triton.jit
 def finish_logsumexp(sums):
     """Take the logarithm, base 2; -inf for an empty sum.

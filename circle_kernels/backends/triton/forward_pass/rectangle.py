@@ -45,7 +45,7 @@ def sum_rows_kernel(
     column_labels_ptr,  # (padded M,) int64
     column_scales_ptr,  # (padded M,) float32
     listed_ptr,  # (padded N, padded M) uint8, or None
-    copies_ptr,  # (padded N,) int64, or (padded M,): operands.own_copies; or None
+    copies_ptr,  # (padded N,) int64: operands.own_copies; or None
     left_over_ptr,  # (row tiles, column tiles) int8: not 0 where a tile is left to sum_exactly
     run_sums_ptr,  # (kinds, runs, rows of the band) float32: positives, where they are; negatives
     num_rows,
@@ -66,7 +66,6 @@ def sum_rows_kernel(
     fixed_shift,
     SELF_MODE: tl.constexpr,
     LABELS: tl.constexpr,  # plan.Labels
-    COPIED: tl.constexpr,  # the side that has copies: "rows" or "columns"
     FORMULA: tl.constexpr,
     NORMALIZED: tl.constexpr,  # else products may overflow
     INPUT_PRECISION: tl.constexpr,
@@ -100,7 +99,6 @@ def sum_rows_kernel(
             row,
             column,
             copies_ptr,
-            COPIED,
             SELF_MODE,
             LABELS,
             BLOCK_ROWS,

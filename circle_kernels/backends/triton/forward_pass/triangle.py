@@ -78,9 +78,7 @@ def sum_triangle_kernel(
     diagonal_tile = column // BLOCK_ROWS
     for tile in range(run, diagonal_tile + 1, num_runs):
         row = tile * BLOCK_ROWS
-        plain = is_plain(
-            pairs, row, column, None, "rows", True, "ascending", BLOCK_ROWS, BLOCK_COLUMNS
-        )
+        plain = is_plain(pairs, row, column, None, True, "ascending", BLOCK_ROWS, BLOCK_COLUMNS)
         plain = plain & (column + BLOCK_COLUMNS <= num_rows)
         row_sums = tl.zeros((BLOCK_ROWS,), tl.float32)
         if plain:

@@ -19,7 +19,7 @@ from circle_kernels.backends.triton.formula.arguments import (
     formula_constant,
 )
 from circle_kernels.backends.triton.formula.pairs import Formula, Kind, exponents_of, logit_constant
-from circle_kernels.backends.triton.forward_pass.exact import add_pairs, no_sum
+from circle_kernels.backends.triton.forward_pass.exact import add_exponents, no_sum, pair_exponents
 from circle_kernels.backends.triton.forward_pass.merge import finish_logsumexp
 from circle_kernels.backends.triton.launch import launch_kernel, launch_tiles
 from circle_kernels.backends.triton.operands import Given, measure_rows
@@ -133,18 +133,14 @@ def small_forward_kernel(
         positive, counts, _ = block_kinds(
             given, indices, column + tl.arange(0, BLOCK_COLUMNS), rows.labels, columns.labels
         )
-        positives = add_pairs(
-            positives, products, scales, positive & counts, formula.positive, True, FORMULA
+        exponents = pair_exponents(
+            products, scales, positive & counts, formula.positive, True, FORMULA
         )
-        negatives = add_pairs(
-            negatives,
-            products,
-            scales,
-            (positive ^ True) & counts,
-            formula.negative,
-            False,
-            FORMULA,
+        positives = add_exponents(positives, exponents, 1)
+        exponents = pair_exponents(
+            products, scales, (positive ^ True) & counts, formula.negative, False, FORMULA
         )
+        negatives = add_exponents(negatives, exponents, 1)
     inside = indices < num_rows
     exponents_pos, exponents_neg = finish_logsumexp(positives), finish_logsumexp(negatives)
     lse_pos = (exponents_pos - logit_constant(floor_pos, FORMULA)) * LN_2

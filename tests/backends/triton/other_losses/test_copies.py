@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 from circle_kernels import CircleFormula, UnifiedFormula
 from circle_kernels.formula import PairFormula
 from circle_kernels.operation.batch import Operation
+from circle_kernels.operation.eager import logsumexps
 from tests.operation.numbers import test_other_pairs as pairs
 from tests.support.formulas import FUNCTIONS
 from tests.support.targets import INTERPRETED, Target
@@ -17,6 +20,7 @@ from tests.support.targets import INTERPRETED, Target
 pytest.importorskip("triton", minversion="3.3")
 
 from circle_kernels.backends.triton.conditions import Limits, assuming
+from circle_kernels.backends.triton.launch import Launch, observe_launches
 
 pytestmark = [
     pytest.mark.backends,
@@ -56,3 +60,22 @@ def test_rows_may_share_a_copy(limits: Limits) -> None:
     for formula, both_sides in itertools.product(FORMULAS.values(), (False, True)):
         with assuming(limits=limits):
             pairs._hold(TARGET, batch, Operation(formula, True, 0.0, "triton", both_sides))
+
+
+@pytest.mark.parametrize("limits", [Limits(), IN_CHUNKS], ids=["given", "in bands"])
+@pytest.mark.parametrize("formula", FORMULAS.values(), ids=FORMULAS)
+def test_both_sides_take_one_product(limits: Limits, formula: PairFormula) -> None:
+    """One walk over the tiles serves rows and columns; bands share the rows among themselves."""
+    launches: list[Launch] = []
+
+    def observe(launch: Launch, proceed: Callable[[Launch], Any]) -> None:
+        launches.append(launch)
+        proceed(launch)
+
+    batch = pairs._drawn(130, 300, torch.float32, "cpu", of_others=True)
+    with assuming(limits=limits), observe_launches(observe), torch.no_grad():
+        logsumexps(batch, Operation(formula, True, 0.0, "triton", both_sides=True))
+    walks = [each for each in launches if each.kernel.__name__.startswith("sum_")]
+    assert {each.kernel.__name__ for each in walks} == {"sum_exactly_kernel"}
+    assert sum(each.arguments["num_row_blocks"] for each in walks) == 3  # of 64 rows
+    assert len(walks) == (3 if limits is IN_CHUNKS else 1)
