@@ -73,6 +73,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "training": ("options", "arguments", "distributed", "operation"),
     "losses": ("_later", *OPERATION, "distributed", "classes", "backends.choice"),
     "classes": (*OPERATION, "distributed", "backends.choice", "backends.rows", "reference"),
+    "evaluation": ("_later", "arguments", "options", "distributed", "backends.rows"),
     # Nobody imports integrations.
     "integrations": (*OPERATION, "losses", "distributed", "training"),
     "": (  # what users import

@@ -1,0 +1,99 @@
+"""How many columns are as similar to a row as its thresholds say, without the matrix."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from circle_kernels.evaluation.exact import exact_similarities, exact_tile
+from circle_kernels.options import check_choice
+
+# Numbers in memory at a time: of a tile, and of the thresholds of its rows.
+_TILE_ENTRIES = 2**20
+_THRESHOLD_ENTRIES = 2**20
+
+BACKENDS = ("auto", "cpu", "tiled")
+
+
+class Counter(Protocol):
+    """What counts: PyTorch on any device, or the C++ kernel; all return the same integers."""
+
+    def exact_similarities(
+        self, rows: Tensor, columns: Tensor, row_indices: Tensor, column_indices: Tensor
+    ) -> Tensor:
+        """As :func:`circle_kernels.evaluation.exact.exact_similarities`."""
+        ...
+
+    def count_above(
+        self, rows: Tensor, columns: Tensor, thresholds: Tensor, offsets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """How many columns are at least as similar, and more similar, than each threshold.
+
+        Args:
+            rows: (R, D) of ``on_grid``.
+            columns: (M, D) of ``on_grid``.
+            thresholds: (T,) float64, ascending within each row's run.
+            offsets: (R + 1,) int64: row i's thresholds are those from ``offsets[i]`` on, up to
+                ``offsets[i + 1]``.
+
+        Returns:
+            Two (T,) int64.
+        """
+        ...
+
+
+class Tiled:
+    """Counts by PyTorch, in tiles."""
+
+    exact_similarities = staticmethod(exact_similarities)
+
+    @staticmethod
+    def count_above(
+        rows: Tensor, columns: Tensor, thresholds: Tensor, offsets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`Counter.count_above`."""
+        at_least, above = (offsets.new_zeros(len(thresholds)) for _ in range(2))
+        counts = offsets.diff()
+        most = int(counts.max()) if len(counts) else 0
+        if most == 0 or len(columns) == 0:
+            return at_least, above
+        size = max(1, min(1024, _THRESHOLD_ENTRIES // most))
+        places = torch.arange(most, device=rows.device)
+        for first in range(0, len(rows), size):
+            block = slice(first, first + size)
+            filled = places < counts[block, None]
+            padded = thresholds.new_full(filled.shape, float("inf"))
+            own = slice(int(offsets[first]), int(offsets[min(first + size, len(rows))]))
+            padded[filled] = thresholds[own]
+            for found, right in ((at_least, True), (above, False)):
+                reached = _reached(rows[block], columns, padded, right)
+                # Of a column that reaches b thresholds these are the b lowest.
+                found[own] = reached.flip(1).cumsum(1).flip(1)[:, 1:][filled]
+        return at_least, above
+
+
+def counter(backend: str, device: torch.device) -> Counter:
+    """What counts on a device.
+
+    Raises:
+        ValueError: another name, or the C++ kernel for tensors that are not on the CPU.
+    """
+    check_choice("backend", backend, BACKENDS)
+    if backend == "cpu" and device.type != "cpu":
+        raise ValueError(f"backend='cpu' takes CPU tensors, got some on {device}")
+    return Tiled()
+
+
+def _reached(
+    rows: Tensor, columns: Tensor, thresholds: Tensor, right: bool
+) -> Tensor:  # (R, T + 1) int64
+    """How many columns reach how many of a row's thresholds; equal ones if ``right``."""
+    num_rows, bins = len(rows), thresholds.shape[1] + 1
+    reached = torch.zeros(num_rows * bins, dtype=torch.int64, device=rows.device)
+    first_bins = torch.arange(0, num_rows * bins, bins, device=rows.device)[:, None]
+    for part in columns.split(max(1, _TILE_ENTRIES // num_rows)):
+        found = torch.searchsorted(thresholds, exact_tile(rows, part), right=right)
+        reached += torch.bincount((found + first_bins).flatten(), minlength=num_rows * bins)
+    return reached.view(num_rows, bins)

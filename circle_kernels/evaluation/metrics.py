@@ -1,0 +1,212 @@
+"""Retrieval metrics from the ranks of positives: arithmetic on vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, SupportsIndex
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from circle_kernels.arguments import describe
+from circle_kernels.distributed.collectives import gather_rows
+from circle_kernels.evaluation.gallery import RankOptions, SearchOptions, gallery_of
+from circle_kernels.evaluation.ranks import PositiveRanks, ranked_blocks
+from circle_kernels.options import check_flag, check_integer, real_number
+
+_RESAMPLED_AT_ONCE = 2**22
+
+
+@torch.no_grad()
+def retrieval_metrics(
+    embeddings: Tensor,  # (N, D)
+    labels: Tensor,  # (N,)
+    ref_emb: Tensor | None = None,  # (M, D)
+    ref_labels: Tensor | None = None,  # (M,)
+    *,
+    recall_at: Sequence[SupportsIndex] = (1, 10, 100, 1000),
+    per_query: bool = False,
+    **options: Unpack[RankOptions],
+) -> dict[str, Any]:
+    """How well embeddings retrieve those of their label, exactly, without the (N, M) similarities.
+
+    Of a query with R positives of ranks ``rank_1 < ... < rank_R``, among all that is searched:
+
+    * ``recall@K``: whether ``rank_1 <= K`` (precision at 1 and CMC are the same for K = 1);
+    * ``r_precision``: the share of the first R that is positive, ``#{rank_k <= R} / R``;
+    * ``map@r``: ``sum_{rank_k <= R} (k / rank_k) / R`` (Musgrave et al., "A Metric Learning Reality
+      Check", ECCV 2020);
+    * ``map``: average precision, ``sum_k (k / rank_k) / R``, over all positives;
+    * ``mrr``: ``1 / rank_1``;
+    * ``minp``: ``R / rank_R`` (Ye et al., "Deep Learning for Person Re-identification", 2021).
+
+    Args:
+        embeddings, labels, ref_emb, ref_labels, **options: as for :func:`positive_ranks`.
+        recall_at: the K of recall@K.
+        per_query: return what each query has, (N,) float64, NaN for those without a positive.
+
+    Returns:
+        Means over the queries that have a positive, as floats; with ``group=`` over those of all
+        processes, the same in each. Per query of this process's.
+
+    Raises:
+        As :func:`positive_ranks`; ValueError where no query has a positive, unless ``per_query``.
+
+    Example:
+        >>> x, labels = torch.eye(4)[[0, 0, 1, 2]], torch.tensor([0, 0, 1, 1])
+        >>> retrieval_metrics(x, labels, recall_at=(1,))["recall@1"]
+        0.5
+    """
+    tops = _checked_tops("recall_at", recall_at)
+    check_flag("per_query", per_query)
+    gallery = gallery_of("retrieval_metrics", embeddings, labels, (ref_emb, ref_labels), options)
+    parts = [_of_queries(each, tops) for each in ranked_blocks(gallery, options)]
+    values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    if per_query:
+        return values
+    spread = gallery.spread
+    if spread is not None:
+        stacked = torch.stack(list(values.values()), dim=1)
+        gathered = gather_rows(stacked, spread.sizes, spread.group).unbind(1)
+        values = dict(zip(values, gathered, strict=True))
+    return _means(values)
+
+
+def reid_metrics(
+    query: Tensor,  # (N, D)
+    query_ids: Tensor,  # (N,)
+    query_cams: Tensor,  # (N,)
+    gallery: Tensor,  # (M, D)
+    gallery_ids: Tensor,  # (M,)
+    gallery_cams: Tensor,  # (M,)
+    *,
+    rank_at: Sequence[SupportsIndex] = (1, 5, 10),
+    per_query: bool = False,
+    **options: Unpack[SearchOptions],
+) -> dict[str, Any]:
+    """Person re-identification: ``rank@K`` of the CMC curve, ``map`` and ``minp``.
+
+    As Zheng et al. ("Scalable Person Re-identification", ICCV 2015) evaluate Market-1501: pictures
+    of the query's person on its camera are left out, and so is junk, whose identity is -1;
+    distractors (identity 0) stay in the gallery. Average precision is the mean of the precisions at
+    the positives, without interpolation. Queries without a positive on another camera are skipped.
+
+    Args:
+        query, query_ids, query_cams: (N, D), (N,) and (N,) as for :func:`positive_ranks`.
+        gallery, gallery_ids, gallery_cams: (M, D), (M,) and (M,), what is searched.
+        rank_at: the K of rank@K.
+        per_query: as for :func:`retrieval_metrics`.
+        **options: as for :func:`positive_ranks`; ``ignore_label``, the identity of junk, is -1.
+
+    Raises:
+        As :func:`retrieval_metrics`.
+    """
+    tops = _checked_tops("rank_at", rank_at)
+    ranked: RankOptions = {"ignore_label": -1}
+    ranked.update(options)
+    ranked.update({"cameras": query_cams, "ref_cameras": gallery_cams})
+    references = (gallery, gallery_ids)
+    found = retrieval_metrics(
+        query, query_ids, *references, recall_at=tops, per_query=per_query, **ranked
+    )
+    ranks = {f"rank@{top}": found[f"recall@{top}"] for top in tops}
+    return {**ranks, "map": found["map"], "minp": found["minp"]}
+
+
+def bootstrap_intervals(
+    per_query: Mapping[str, Tensor],  # (N,) each
+    *,
+    confidence: float = 0.95,
+    resamples: SupportsIndex = 1000,
+    seed: int = 0,
+) -> dict[str, tuple[float, float]]:
+    """Between which means each metric would lie, had other queries been drawn.
+
+    Percentiles of the means of queries drawn with replacement (Efron and Tibshirani, "An
+    Introduction to the Bootstrap", 1993, chapter 13).
+
+    Args:
+        per_query: what ``per_query=True`` returns; NaN of queries without a positive is left out.
+        confidence: the share of means between the two numbers, in (0, 1).
+        resamples: how many times queries are drawn.
+        seed: of the draws; the same for all metrics.
+
+    Returns:
+        The lower and the upper end of each.
+
+    Raises:
+        TypeError, ValueError: another confidence or number, or a metric without queries.
+    """
+    share = real_number("confidence", confidence)
+    if not 0 < share < 1:
+        raise ValueError(f"confidence must be greater than 0 and less than 1, got {confidence!r}")
+    count = check_integer("resamples", resamples, smallest=1)
+    ends = torch.tensor([(1 - share) / 2, (1 + share) / 2], dtype=torch.float64)
+    intervals = {}
+    for name, values in per_query.items():
+        if not isinstance(values, Tensor) or values.dim() != 1:
+            raise TypeError(
+                f"per_query[{name!r}] must be a tensor of shape (N,), as per_query=True returns, "
+                f"got {describe(values)}"
+            )
+        values = values[~values.isnan()].double().cpu()
+        if len(values) == 0:
+            raise ValueError(f"per_query[{name!r}] must have a query with a positive, got none")
+        generator = torch.Generator().manual_seed(seed)
+        size = max(1, _RESAMPLED_AT_ONCE // len(values))
+        means = [
+            values[torch.randint(len(values), (each, len(values)), generator=generator)].mean(1)
+            for each in [size] * (count // size) + [count % size] * (count % size > 0)
+        ]
+        low, high = torch.cat(means).quantile(ends).tolist()
+        intervals[name] = (low, high)
+    return intervals
+
+
+def _checked_tops(name: str, tops: Sequence[SupportsIndex]) -> tuple[int, ...]:
+    if isinstance(tops, (str, bytes)) or not isinstance(tops, Sequence):
+        raise TypeError(f"{name} must be a sequence of integers, got {describe(tops)}")
+    return tuple(
+        check_integer(f"{name}[{place}]", top, smallest=1) for place, top in enumerate(tops)
+    )
+
+
+def _of_queries(found: PositiveRanks, tops: Sequence[int]) -> dict[str, Tensor]:
+    """Each metric of each query, (N,) float64; NaN without a positive."""
+    counts = found.counts
+    has = counts > 0
+    ranks, positives = found.ranks.double(), counts.double()
+    of_query = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+    order = torch.arange(len(ranks), device=counts.device) - found.offsets[of_query] + 1
+    precisions = order / ranks
+    among_first = (ranks <= counts[of_query]).double()
+
+    def share(values: Tensor) -> Tensor:  # of (P,), 0 / 0 = NaN
+        return torch.segment_reduce(values, "sum", lengths=counts) / positives
+
+    def at(places: Tensor) -> Tensor:
+        values = torch.full_like(positives, torch.nan)
+        values[has] = ranks[places[has]]
+        return values
+
+    first, last = at(found.offsets[:-1]), at(found.offsets[1:] - 1)
+    nothing = torch.full_like(positives, torch.nan)
+    recalls = {f"recall@{top}": torch.where(has, (first <= top).double(), nothing) for top in tops}
+    return {
+        **recalls,
+        "r_precision": share(among_first),
+        "map@r": share(precisions * among_first),
+        "map": share(precisions),
+        "mrr": 1 / first,
+        "minp": positives / last,
+    }
+
+
+def _means(values: Mapping[str, Tensor]) -> dict[str, float]:
+    if all(each.isnan().all() for each in values.values()):
+        raise ValueError(
+            "no query has a positive: labels must have a label twice, or ref_labels one of labels "
+            "(with cameras on another camera)"
+        )
+    return {name: float(each.nanmean()) for name, each in values.items()}
