@@ -1,13 +1,13 @@
 """Similarities without rounding errors that could depend on who computes them.
 
-Coordinates are multiples of a small power of two, and split into a high and a low part so that sums
+Coordinates are multiples of a small power of two and split into a high and a low part so that sums
 of products of parts fit float64: they come out the same in any order, on any device, with or
 without fused operations. One rounding remains, that of the sum of both sums. So ranks are the same
 integers whatever counts them, and equal rows tie.
 
 The grid is ``2^-g`` with ``g = 52 - ceil(log2(D) / 2)``: high parts are multiples of ``2^-26``, low
 ones are at most ``2^-27``, and sums of their products at most ``sqrt(D) 2^-26``, a multiple of
-``2^-(26 + g)``.
+``2^-(26 + g)``. Products of two low parts are left out: at most ``D 2^-54``.
 """
 
 from __future__ import annotations
@@ -41,22 +41,22 @@ def on_grid(
     against one another.
     """
     rows = embeddings.double()
-    # Of the largest coordinates, so that squares neither overflow nor vanish.
-    _, exponents = torch.frexp(rows.abs().amax(1))
+    step = 2.0 ** grid_bits(rows.shape[1])
+    # First by the largest coordinate, so that squares neither overflow nor vanish.
+    _, first = torch.frexp(rows.abs().amax(1))
+    _, second = torch.frexp(torch.linalg.vector_norm(_times_power(rows, -first), dim=1))
+    exponents = first + second
     if alike and not normalize:
         exponents = exponents.amax().expand_as(exponents)
-    rows = _times_power(rows, -exponents)
-    norms = _sums_in_pairs(rows * rows).sqrt()
+    rows = _times_power(rows, -exponents).mul_(step).round_().div_(step)
     if normalize:
+        high, low = _parts(rows)
+        # The same for the same coordinates in another order.
+        low_squares = 2 * (high * low).sum(1) + (low * low).sum(1)
+        norms = ((high * high).sum(1) + low_squares).sqrt()
         norms = torch.maximum(norms, _times_power(torch.full_like(norms, NORM_EPS), -exponents))
-        rows = rows / norms[:, None]
-    else:
-        _, exponents = torch.frexp(norms)
-        if alike:
-            exponents = exponents.amax().expand_as(exponents)
-        rows = _times_power(rows, -exponents)
-    step = 2.0 ** grid_bits(rows.shape[1])
-    return rows.mul_(step).round_().div_(step)
+        rows = (rows / norms[:, None]).mul_(step).round_().div_(step)
+    return rows
 
 
 def exact_similarities(
@@ -95,12 +95,3 @@ def _times_power(values: Tensor, exponents: Tensor) -> Tensor:
         factors = torch.ldexp(torch.ones_like(part, dtype=torch.float64), part)
         values = values * factors.reshape(-1, *[1] * (values.dim() - 1))
     return values
-
-
-def _sums_in_pairs(values: Tensor) -> Tensor:  # (N,) of (N, D)
-    """Sums of rows in one order, which those of libraries change with sizes and threads."""
-    while values.shape[1] > 1:
-        half = values.shape[1] // 2
-        left_over = values[:, 2 * half :]
-        values = torch.cat((values[:, :half] + values[:, half : 2 * half], left_over), dim=1)
-    return values.squeeze(1)
