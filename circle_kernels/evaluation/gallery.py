@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -130,10 +130,19 @@ def gallery_of(
     )
 
 
+def check_known(options: Mapping[str, object], known: Container[str]) -> None:
+    """Require names of options that there are.
+
+    Raises:
+        TypeError: another one.
+    """
+    for name in options:
+        if name not in known:
+            raise TypeError(f"unexpected keyword argument {name!r}")
+
+
 def _check_options(options: RankOptions) -> None:
-    unknown = [name for name in options if name not in RankOptions.__optional_keys__]
-    if unknown:
-        raise TypeError(f"unexpected keyword argument {unknown[0]!r}")
+    check_known(options, RankOptions.__optional_keys__)
     check_choice("ties", options.get("ties", "pessimistic"), TIES)
     check_choice("backend", options.get("backend", "auto"), BACKENDS)
     check_flag("normalize", options.get("normalize", True))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 import torch
@@ -11,11 +13,21 @@ from typing_extensions import Unpack
 
 from circle_kernels.arguments import describe
 from circle_kernels.distributed.collectives import gather_rows
-from circle_kernels.evaluation.gallery import RankOptions, SearchOptions, gallery_of
+from circle_kernels.evaluation.gallery import RankOptions, SearchOptions, check_known, gallery_of
 from circle_kernels.evaluation.ranks import PositiveRanks, ranked_blocks
 from circle_kernels.options import check_flag, check_integer, real_number
 
 _RESAMPLED_AT_ONCE = 2**22
+# What reid_metrics calls the arguments of retrieval_metrics.
+_REID_NAMES = {
+    "embeddings": "query",
+    "labels": "query_ids",
+    "cameras": "query_cams",
+    "ref_emb": "gallery",
+    "ref_labels": "gallery_ids",
+    "ref_cameras": "gallery_cams",
+    "retrieval_metrics": "reid_metrics",
+}
 
 
 @torch.no_grad()
@@ -68,8 +80,9 @@ def retrieval_metrics(
     spread = gallery.spread
     if spread is not None:
         stacked = torch.stack(list(values.values()), dim=1)
-        gathered = gather_rows(stacked, spread.sizes, spread.group).unbind(1)
-        values = dict(zip(values, gathered, strict=True))
+        gathered = gather_rows(stacked, spread.sizes, spread.group)
+        # Laid out as in one process, so that means are added up alike.
+        values = dict(zip(values, gathered.T.contiguous(), strict=True))
     return _means(values)
 
 
@@ -103,13 +116,13 @@ def reid_metrics(
         As :func:`retrieval_metrics`.
     """
     tops = _checked_tops("rank_at", rank_at)
-    ranked: RankOptions = {"ignore_label": -1}
+    check_known(options, SearchOptions.__optional_keys__)
+    ranked: RankOptions = {"ignore_label": -1, "cameras": query_cams, "ref_cameras": gallery_cams}
     ranked.update(options)
-    ranked.update({"cameras": query_cams, "ref_cameras": gallery_cams})
-    references = (gallery, gallery_ids)
-    found = retrieval_metrics(
-        query, query_ids, *references, recall_at=tops, per_query=per_query, **ranked
-    )
+    with _called(_REID_NAMES):
+        found = retrieval_metrics(
+            query, query_ids, gallery, gallery_ids, recall_at=tops, per_query=per_query, **ranked
+        )
     ranks = {f"rank@{top}": found[f"recall@{top}"] for top in tops}
     return {**ranks, "map": found["map"], "minp": found["minp"]}
 
@@ -164,6 +177,16 @@ def bootstrap_intervals(
     return intervals
 
 
+@contextlib.contextmanager
+def _called(names: Mapping[str, str]) -> Iterator[None]:
+    """Have errors name arguments as they are called here."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        known = re.compile(rf"\b({'|'.join(names)})\b")
+        raise type(error)(known.sub(lambda name: names[name[0]], str(error))) from error
+
+
 def _checked_tops(name: str, tops: Sequence[SupportsIndex]) -> tuple[int, ...]:
     if isinstance(tops, (str, bytes)) or not isinstance(tops, Sequence):
         raise TypeError(f"{name} must be a sequence of integers, got {describe(tops)}")
@@ -183,7 +206,7 @@ def _of_queries(found: PositiveRanks, tops: Sequence[int]) -> dict[str, Tensor]:
     among_first = (ranks <= counts[of_query]).double()
 
     def share(values: Tensor) -> Tensor:  # of (P,), 0 / 0 = NaN
-        return torch.segment_reduce(values, "sum", lengths=counts) / positives
+        return torch.segment_reduce(values, "sum", lengths=counts, unsafe=True) / positives
 
     def at(places: Tensor) -> Tensor:
         values = torch.full_like(positives, torch.nan)
