@@ -162,11 +162,9 @@ def show(
 ) -> None:
     """Print what the network retrieves before and after, and both losses."""
     console = Console()
-    rows = (
-        (name, *map(report.rate, evaluate(network.float(), split.test)))
-        for name, network in (("network, untrained", before), ("network, trained", after))
-    )
-    console.print(report.table(report.unseen(split.test), "embedding", *report.METRICS, rows=rows))
+    networks = {"network, untrained": before, "network, trained": after}
+    metrics = {name: evaluate(each.float(), split.test) for name, each in networks.items()}
+    console.print(report.retrieval_table(report.unseen(split.test), metrics))
     console.print(report.agreement_table(steps, f"group of {dist.get_world_size()}", "no group"))
 
 

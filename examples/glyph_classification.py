@@ -38,7 +38,7 @@ with packages_of_the_examples():
     import torch.nn.functional as F
     from glyphs import command_line, report
     from glyphs.data import ClassSplit, render_glyphs, split_classes
-    from glyphs.evaluation import all_pairs, draw_pairs, retrieval_metrics
+    from glyphs.evaluation import all_pairs, draw_pairs
     from glyphs.figures import save_verification_figure
     from glyphs.network import EMBEDDING_SIZE, GlyphNetwork, embed
     from glyphs.report import VerificationRow
@@ -47,6 +47,7 @@ with packages_of_the_examples():
     from torch import Tensor, nn
 
     from circle_kernels import ClassCircleLoss, ClassUnifiedLoss
+    from circle_kernels.evaluation import retrieval_metrics
 
 
 class SoftmaxLoss(nn.Module):
@@ -151,7 +152,7 @@ def run(
 
     def measured(name: str, embeddings: Tensor, steps: Sequence[Step] = ()) -> VerificationRow:
         accuracies, every_pair = pairs.accuracies(embeddings), all_pairs(embeddings, labels)
-        recall_at_1 = retrieval_metrics(embeddings, labels).recall_at_1
+        recall_at_1 = retrieval_metrics(embeddings, labels)["recall@1"]
         return VerificationRow(name, accuracies, every_pair, recall_at_1, steps)
 
     baseline = measured("raw pixels", images.flatten(1))

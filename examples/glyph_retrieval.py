@@ -33,7 +33,6 @@ from glyphs import packages_of_the_examples
 with packages_of_the_examples():
     from glyphs import command_line, report
     from glyphs.data import ClassSplit, render_glyphs, split_classes
-    from glyphs.evaluation import RetrievalMetrics, retrieval_metrics
     from glyphs.figures import save_retrieval_figure
     from glyphs.network import embed
     from glyphs.training import Schedule, evaluate, new_network, train
@@ -41,6 +40,7 @@ with packages_of_the_examples():
     from sklearn.model_selection import ParameterGrid
 
     from circle_kernels import CircleLoss
+    from circle_kernels.evaluation import retrieval_metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return parsed
 
 
-def validation_metrics(settings: Settings, split: ClassSplit) -> RetrievalMetrics:
+def validation_metrics(settings: Settings, split: ClassSplit) -> dict[str, float]:
     """Train on the training classes and evaluate on the validation classes."""
     network = new_network(settings.seed)
     criterion = CircleLoss(m=settings.m, gamma=settings.gamma)
@@ -117,18 +117,18 @@ def choose(
     split: ClassSplit,
     console: Console,
     seed: int,
-    score: Callable[[Settings, ClassSplit], RetrievalMetrics] = validation_metrics,
+    score: Callable[[Settings, ClassSplit], dict[str, float]] = validation_metrics,
 ) -> None:
     """Search the settings of largest MAP@R on the validation classes and print all tried."""
     chosen = replace(FIRST_TRY, seed=seed)
-    tried: dict[Settings, RetrievalMetrics] = {}
+    tried: dict[Settings, dict[str, float]] = {}
     for stage in STAGES:
         candidates = [replace(chosen, **values) for values in ParameterGrid(stage)]
         tried |= {new: score(new, split) for new in candidates if new not in tried}
-        chosen = max(candidates, key=lambda settings: tried[settings].map_at_r)
-    columns = ("m", "gamma", "steps", "learning rate", *report.METRICS)
+        chosen = max(candidates, key=lambda settings: tried[settings]["map@r"])
+    columns = ("m", "gamma", "steps", "learning rate", *report.METRICS.values())
     rows = (
-        (f"{s.m:g}", f"{s.gamma:g}", str(s.steps), f"{s.learning_rate:g}", *map(report.rate, found))
+        (f"{s.m:g}", f"{s.gamma:g}", str(s.steps), f"{s.learning_rate:g}", *report.rates(found))
         for s, found in tried.items()
     )
     console.print(report.table(report.VALIDATION, *columns, rows=rows, names=False))
@@ -166,8 +166,7 @@ def run(settings: Settings, loss: str, split: ClassSplit, folder: Path, console:
     embeddings = embed(network, images)
     trained = metrics[f"network, {loss} circle loss"] = retrieval_metrics(embeddings, labels)
 
-    rows = ((name, *map(report.rate, found)) for name, found in metrics.items())
-    console.print(report.table(report.unseen(split.test), "embedding", *report.METRICS, rows=rows))
+    console.print(report.retrieval_table(report.unseen(split.test), metrics))
     console.print(CAVEATS, style="dim", highlight=False)
     console.print(report.time_table(history.steps, loss, compared_name))
     if compared_name:

@@ -34,7 +34,6 @@ with packages_of_the_examples():
     from glyphs import command_line, report
     from glyphs.batches import pk_batch
     from glyphs.data import ClassSplit, GlyphSet, render_glyphs, split_classes
-    from glyphs.evaluation import RetrievalMetrics
     from glyphs.memory import LiveBytes
     from glyphs.training import (
         LossResult,
@@ -231,13 +230,12 @@ def run(settings: Settings, split: ClassSplit, console: Console) -> str | None:
     steps = compare_runs(split, settings)
     console.print(report.agreement_table(steps, "in_chunks", "all activations"))
     console.print(memory_table(split, settings))
-    metrics: dict[str, RetrievalMetrics] = {
+    metrics: dict[str, dict[str, float]] = {
         "network, untrained": evaluate(untrained(settings), split.test)
     }
     network, seconds = train(split, settings)
     metrics["network, trained"] = evaluate(network, split.test)
-    rows = ((name, *map(report.rate, found)) for name, found in metrics.items())
-    console.print(report.table(report.unseen(split.test), "embedding", *report.METRICS, rows=rows))
+    console.print(report.retrieval_table(report.unseen(split.test), metrics))
     console.print(
         f"{settings.steps} steps with {settings.batch_size:,} letters each, "
         f"{fmean(seconds):.1f} s a step",

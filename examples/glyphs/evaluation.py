@@ -1,6 +1,6 @@
-"""How well embeddings retrieve the pictures of a letter, and tell pairs of one letter from others.
+"""How well embeddings tell pairs of pictures of one letter from others.
 
-In verification a pair is accepted where its cosine similarity is above a threshold. TAR (true
+A pair is accepted where its cosine similarity is above a threshold. TAR (true
 accept rate) is the accepted share of the positive pairs, FAR (false accept rate) that of the
 negative ones.
 """
@@ -13,42 +13,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pytorch_metric_learning.distances import CosineSimilarity
-from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
-from pytorch_metric_learning.utils.inference import CustomKNN
 from sklearn.metrics import roc_curve
 from torch import Tensor
 
 FOLDS = 10
-QUERIES_AT_A_TIME = 1024  # rows of the similarity matrix in memory
-
-
-class RetrievalMetrics(NamedTuple):
-    """Means over all queries, each in [0, 1]."""
-
-    recall_at_1: float
-    r_precision: float
-    map_at_r: float
-
-
-def retrieval_metrics(embeddings: Tensor, labels: Tensor) -> RetrievalMetrics:
-    """Metrics of (N, D) embeddings, each the query once, with all others as its gallery.
-
-    They are those of Musgrave et al., "A Metric Learning Reality Check" (ECCV 2020), section 3.2;
-    Recall@1 is called precision at 1 there.
-    """
-    calculator = AccuracyCalculator(
-        include=("precision_at_1", "r_precision", "mean_average_precision_at_r"),
-        k="max_bin_count",
-        device=embeddings.device,
-        knn_func=CustomKNN(CosineSimilarity(), QUERIES_AT_A_TIME),
-    )
-    found = calculator.get_accuracy(embeddings, labels)
-    return RetrievalMetrics(
-        recall_at_1=found["precision_at_1"],
-        r_precision=found["r_precision"],
-        map_at_r=found["mean_average_precision_at_r"],
-    )
 
 
 class Pairs(NamedTuple):

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
 from glyphs.data import GlyphSet
-from glyphs.evaluation import AllPairs, RetrievalMetrics
+from glyphs.evaluation import AllPairs
 from glyphs.training import History
 
 BLUE, ORANGE, GREEN, RED = "#23527c", "#e08a1e", "#2a9d4e", "#d1403f"
@@ -28,7 +28,7 @@ def save_retrieval_figure(
     loss_names: tuple[str, str | None],  # of the driving loss and of the compared one, if any
     test_glyphs: GlyphSet,  # C classes in F faces
     embeddings: Tensor,  # (C * F, D), in the order of images_and_labels
-    metrics: RetrievalMetrics,  # of the embeddings
+    metrics: Mapping[str, float],  # of the embeddings
     seed: int,  # for drawing the queries
 ) -> None:
     """Curves of the training on the left, random queries with their neighbours on the right."""
@@ -41,8 +41,8 @@ def save_retrieval_figure(
     queries = torch.randperm(len(embeddings), generator=generator)[:QUERIES]
     right.suptitle(
         "Random pictures of unseen letters and their nearest neighbours\n"
-        f"over all {len(embeddings):,} test pictures: Recall@1 {metrics.recall_at_1:.3f}, "
-        f"MAP@R {metrics.map_at_r:.3f}"
+        f"over all {len(embeddings):,} test pictures: Recall@1 {metrics['recall@1']:.3f}, "
+        f"MAP@R {metrics['map@r']:.3f}"
     )
     neighbors = nearest_neighbors(embeddings, queries, NEIGHBORS)
     _draw_neighbors(right, test_glyphs, queries, neighbors)
@@ -73,8 +73,8 @@ def _plot_loss(axes: Axes, history: History, loss_names: tuple[str, str | None])
 def _plot_validation(axes: Axes, history: History) -> None:
     steps, metrics = zip(*history.validations, strict=True)
     for name, values, color in (
-        ("Recall@1", [m.recall_at_1 for m in metrics], ORANGE),
-        ("MAP@R", [m.map_at_r for m in metrics], BLUE),
+        ("Recall@1", [m["recall@1"] for m in metrics], ORANGE),
+        ("MAP@R", [m["map@r"] for m in metrics], BLUE),
     ):
         axes.plot(steps, values, "o-", color=color, markersize=4, label=name)
     axes.set(

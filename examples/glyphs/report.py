@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, median
 from typing import NamedTuple
 
@@ -14,7 +14,8 @@ from glyphs.data import GlyphSet
 from glyphs.evaluation import AllPairs
 from glyphs.training import Step
 
-METRICS = ("Recall@1", "R-precision", "MAP@R")  # the fields of RetrievalMetrics
+# Of retrieval_metrics, and what tables call them.
+METRICS = {"recall@1": "Recall@1", "r_precision": "R-precision", "map@r": "MAP@R"}
 VALIDATION = "Validation classes (of the training half, not trained on)"
 
 
@@ -39,6 +40,17 @@ def table(
 
 def rate(value: float) -> str:
     return "n/a" if math.isnan(value) else f"{value:.3f}"
+
+
+def rates(metrics: Mapping[str, float]) -> list[str]:
+    """What tables show of :data:`METRICS`."""
+    return [rate(metrics[name]) for name in METRICS]
+
+
+def retrieval_table(title: str, metrics: Mapping[str, Mapping[str, float]]) -> Table:
+    """Each way to embed the pictures, and what it retrieves."""
+    rows = ((name, *rates(found)) for name, found in metrics.items())
+    return table(title, "embedding", *METRICS.values(), rows=rows)
 
 
 def short(far: float) -> str:

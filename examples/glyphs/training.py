@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from circle_kernels.evaluation import retrieval_metrics
 from glyphs.batches import pk_batch
 from glyphs.data import ClassSplit, GlyphSet
-from glyphs.evaluation import RetrievalMetrics, retrieval_metrics
 from glyphs.network import GlyphNetwork, embed
 
 
@@ -63,7 +63,7 @@ class History:
 
     steps: list[Step] = field(default_factory=list)
     # (steps done, metrics on the validation classes)
-    validations: list[tuple[int, RetrievalMetrics]] = field(default_factory=list)
+    validations: list[tuple[int, dict[str, float]]] = field(default_factory=list)
 
 
 def new_network(seed: int, batch_norm: bool = False) -> GlyphNetwork:
@@ -72,7 +72,7 @@ def new_network(seed: int, batch_norm: bool = False) -> GlyphNetwork:
     return GlyphNetwork(batch_norm)
 
 
-def evaluate(network: nn.Module, glyphs: GlyphSet) -> RetrievalMetrics:
+def evaluate(network: nn.Module, glyphs: GlyphSet) -> dict[str, float]:
     """Retrieval metrics of the network's embeddings of all pictures, undistorted."""
     images, labels = glyphs.images_and_labels()
     return retrieval_metrics(embed(network, images), labels)
@@ -151,5 +151,5 @@ def train(
         if done % interval == 0 or done == schedule.steps:
             metrics = evaluate(network, split.validation)
             history.validations.append((done, metrics))
-            progress.set_postfix(loss=f"{result.value:.2f}", val_map=f"{metrics.map_at_r:.3f}")
+            progress.set_postfix(loss=f"{result.value:.2f}", val_map=f"{metrics['map@r']:.3f}")
     return history

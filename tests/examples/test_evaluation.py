@@ -11,52 +11,11 @@ from torch import Tensor
 
 import tests.examples.programs  # noqa: F401  # isort: skip
 
-from glyphs import evaluation, figures, network
-from glyphs.evaluation import AllPairs, Pairs, all_pairs, draw_pairs, retrieval_metrics
+from glyphs import figures, network
+from glyphs.evaluation import AllPairs, Pairs, all_pairs, draw_pairs
 from sklearn.metrics import roc_curve
 
 # Retrieval
-
-
-def brute_force_metrics(embeddings: Tensor, labels: Tensor) -> tuple[float, float, float]:
-    """Recall@1, R-precision and MAP@R straight from their definitions."""
-    first_hits, r_precisions, average_precisions = [], [], []
-    for query in range(len(labels)):
-        others = [index for index in range(len(labels)) if index != query]
-        cosine = torch.cosine_similarity(embeddings[query], embeddings, dim=1).tolist()
-        ranking = sorted(others, key=lambda index: -cosine[index])
-        hits = [bool(labels[index] == labels[query]) for index in ranking]
-        relevant = sum(hits)
-        if relevant == 0:
-            continue
-        first_hits.append(hits[0])
-        r_precisions.append(sum(hits[:relevant]) / relevant)
-        precisions = [sum(hits[: i + 1]) / (i + 1) for i in range(relevant) if hits[i]]
-        average_precisions.append(sum(precisions) / relevant)
-    return tuple(
-        sum(values) / len(values) for values in (first_hits, r_precisions, average_precisions)
-    )
-
-
-def clustered_embeddings(seed: int) -> tuple[Tensor, Tensor]:
-    """Classes of 1 to 9 noisy embeddings, shuffled."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(7).repeat_interleave(torch.tensor([9, 2, 1, 5, 7, 1, 4]))
-    labels = labels[torch.randperm(len(labels), generator=generator)]
-    centres = torch.randn(7, 6, generator=generator)
-    return centres[labels] + torch.randn(len(labels), 6, generator=generator), labels
-
-
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("queries_at_a_time", [4, 1024])
-def test_metrics_equal_a_brute_force_computation(
-    seed: int, queries_at_a_time: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(evaluation, "QUERIES_AT_A_TIME", queries_at_a_time)
-    embeddings, labels = clustered_embeddings(seed)
-    result = retrieval_metrics(embeddings, labels)
-    assert result == pytest.approx(brute_force_metrics(embeddings, labels))
-    assert 0 < result.map_at_r < result.r_precision < 1
 
 
 def test_query_is_not_its_own_neighbor() -> None:
@@ -202,7 +161,6 @@ def test_separated_classes_are_verified_without_error() -> None:
     pairs = draw_pairs(labels, torch.Generator().manual_seed(0), folds=5)
     assert pairs.accuracies(embeddings).tolist() == [1.0] * 5
     assert all_pairs(embeddings, labels).tars([1e-3, 0.1, 1.0]).tolist() == [1.0] * 3
-    assert retrieval_metrics(embeddings, labels) == (1.0, 1.0, 1.0)
 
 
 def test_random_embeddings_are_verified_by_chance() -> None:
