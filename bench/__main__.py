@@ -7,6 +7,7 @@ import sys
 
 from bench.classes import command as classes
 from bench.distributed import command as distributed
+from bench.evaluate import command as evaluate
 from bench.gpu import command as gpu
 from bench.kernels import command as kernels
 from bench.launches import command as launches
@@ -22,6 +23,7 @@ COMMANDS = {
     "losses": losses,
     "class": classes,
     "distributed": distributed,
+    "evaluate": evaluate,
     "kernels": kernels,
     "launches": launches,
     "gpu": gpu,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bench.classes import command as classes
 from bench.distributed import command as distributed
+from bench.evaluate import command as evaluate
 from bench.gpu import command as gpu
 from bench.kernels import command as kernels
 from bench.launches import command as launches
@@ -23,6 +24,7 @@ HELP = (
 # By the command that wrote the results: this one shows what all of them write.
 PRESENTATIONS = {
     "loss": loss.PRESENTATION,
+    "evaluate": evaluate.PRESENTATION,
     "losses": losses.PRESENTATION,
     "class": classes.PRESENTATION,
     "distributed": distributed.PRESENTATION,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Protocol
 
 import torch
@@ -79,11 +80,22 @@ def counter(backend: str, device: torch.device) -> Counter:
 
     Raises:
         ValueError: another name, or the C++ kernel for tensors that are not on the CPU.
+        RuntimeError: the C++ kernel is asked for by name and was not built.
     """
     check_choice("backend", backend, BACKENDS)
     if backend == "cpu" and device.type != "cpu":
         raise ValueError(f"backend='cpu' takes CPU tensors, got some on {device}")
-    return Tiled()
+    if backend == "tiled" or device.type != "cpu":
+        return Tiled()
+    try:
+        from circle_kernels.backends import cpu_counts
+    except ImportError as error:
+        message = f"backend='cpu' cannot count without the C++ kernel: {error}"
+        if backend == "cpu":
+            raise RuntimeError(message) from error
+        warnings.warn(f"{message}; backend='tiled', several times slower, does", stacklevel=2)
+        return Tiled()
+    return cpu_counts
 
 
 def _reached(

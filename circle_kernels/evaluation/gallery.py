@@ -117,16 +117,16 @@ def gallery_of(
             own = (kept.cumsum(0) - 1)[own]
         columns = columns.map(lambda given: given[kept])
     return Gallery(
-        on_grid(rows.embeddings, normalize, alike=False),
-        rows.labels,
-        rows.cameras,
-        searched,
-        own,
-        on_grid(columns.embeddings, normalize, alike=True),
-        columns.labels,
-        columns.cameras,
-        counter(options.get("backend", "auto"), rows.labels.device),
-        spread,
+        rows=on_grid(rows.embeddings, normalize, alike=False),
+        labels=rows.labels,
+        cameras=rows.cameras,
+        searched=searched,
+        own=own,
+        columns=on_grid(columns.embeddings, normalize, alike=True),
+        column_labels=columns.labels,
+        column_cameras=columns.cameras,
+        counter=counter(options.get("backend", "auto"), rows.labels.device),
+        spread=spread,
     )
 
 

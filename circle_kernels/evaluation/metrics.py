@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 from circle_kernels.arguments import describe
 from circle_kernels.distributed.collectives import gather_rows
 from circle_kernels.evaluation.gallery import RankOptions, SearchOptions, check_known, gallery_of
-from circle_kernels.evaluation.ranks import PositiveRanks, ranked_blocks
+from circle_kernels.evaluation.ranks import RankedBlock, ranked_blocks
 from circle_kernels.options import check_flag, check_integer, real_number
 
 _RESAMPLED_AT_ONCE = 2**22
@@ -73,8 +73,11 @@ def retrieval_metrics(
     tops = _checked_tops("recall_at", recall_at)
     check_flag("per_query", per_query)
     gallery = gallery_of("retrieval_metrics", embeddings, labels, (ref_emb, ref_labels), options)
-    parts = [_of_queries(each, tops) for each in ranked_blocks(gallery, options)]
-    values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    values: dict[str, Tensor] = {}
+    for block in ranked_blocks(gallery, options):
+        for name, found in _of_queries(block, tops).items():
+            values.setdefault(name, torch.empty_like(gallery.labels, dtype=torch.float64))
+            values[name][block.queries] = found
     if per_query:
         return values
     spread = gallery.spread
@@ -195,15 +198,15 @@ def _checked_tops(name: str, tops: Sequence[SupportsIndex]) -> tuple[int, ...]:
     )
 
 
-def _of_queries(found: PositiveRanks, tops: Sequence[int]) -> dict[str, Tensor]:
-    """Each metric of each query, (N,) float64; NaN without a positive."""
-    counts = found.counts
+def _of_queries(block: RankedBlock, tops: Sequence[int]) -> dict[str, Tensor]:
+    """Each metric of each query of a block, float64; NaN without a positive."""
+    counts = block.counts
+    ends = counts.cumsum(0)
     has = counts > 0
-    ranks, positives = found.ranks.double(), counts.double()
-    of_query = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-    order = torch.arange(len(ranks), device=counts.device) - found.offsets[of_query] + 1
-    precisions = order / ranks
-    among_first = (ranks <= counts[of_query]).double()
+    ranks, positives = block.ranks.double(), counts.double()
+    order = torch.arange(1, len(ranks) + 1, device=counts.device)
+    precisions = (order - (ends - counts).repeat_interleave(counts)) / ranks
+    among_first = (ranks <= positives.repeat_interleave(counts)).double()
 
     def share(values: Tensor) -> Tensor:  # of (P,), 0 / 0 = NaN
         return torch.segment_reduce(values, "sum", lengths=counts, unsafe=True) / positives
@@ -213,7 +216,7 @@ def _of_queries(found: PositiveRanks, tops: Sequence[int]) -> dict[str, Tensor]:
         values[has] = ranks[places[has]]
         return values
 
-    first, last = at(found.offsets[:-1]), at(found.offsets[1:] - 1)
+    first, last = at(ends - counts), at(ends - 1)
     nothing = torch.full_like(positives, torch.nan)
     recalls = {f"recall@{top}": torch.where(has, (first <= top).double(), nothing) for top in tops}
     return {

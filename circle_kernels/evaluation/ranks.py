@@ -6,14 +6,24 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import Unpack
 
 from circle_kernels.evaluation.gallery import Gallery, RankOptions, gallery_of
 from circle_kernels.evaluation.progress import progress_bar
 
-# Pairs of one label in memory at a time, with what is known of each: about 100 bytes.
+# Entries of a matrix of queries and references of their labels, with all that is known of each:
+# about 100 bytes.
 _PAIRS_AT_ONCE = 2**20
+
+
+class RankedBlock(NamedTuple):
+    """Some queries and the ranks of their positives, ascending within each query's run."""
+
+    queries: Tensor  # (Q,) int64
+    ranks: Tensor  # (P,) int64, or float64
+    counts: Tensor  # (Q,) int64: positives of each
 
 
 class PositiveRanks(NamedTuple):
@@ -76,94 +86,95 @@ def positive_ranks(
         tensor([2, 2])
     """
     gallery = gallery_of("positive_ranks", embeddings, labels, (ref_emb, ref_labels), options)
-    found = list(ranked_blocks(gallery, options))
-    counts = torch.cat([gallery.labels.new_zeros(1), *(each.counts for each in found)])
-    return PositiveRanks(torch.cat([each.ranks for each in found]), counts.cumsum(0))
+    blocks = list(ranked_blocks(gallery, options))
+    counts = torch.zeros_like(gallery.labels)
+    for block in blocks:
+        counts[block.queries] = block.counts
+    offsets = F.pad(counts.cumsum(0), (1, 0))
+    ranks = blocks[0].ranks.new_empty(int(offsets[-1]))
+    for block in blocks:
+        ranks[_places(offsets[block.queries], block.counts)] = block.ranks
+    return PositiveRanks(ranks, offsets)
 
 
-def ranked_blocks(gallery: Gallery, options: RankOptions) -> Iterator[PositiveRanks]:
-    """The ranks of one block of queries after the other."""
+def ranked_blocks(gallery: Gallery, options: RankOptions) -> Iterator[RankedBlock]:
+    """The ranks of one block of queries after the other; there is one at least."""
     order = gallery.column_labels.argsort(stable=True)
     ordered = gallery.column_labels[order]
     first = torch.searchsorted(ordered, gallery.labels)
     counts = torch.searchsorted(ordered, gallery.labels, right=True) - first
     counts *= gallery.searched
+    # Those with as many references of their label together, so that a matrix has few gaps.
+    queries = counts.argsort(stable=True)
     ties = options.get("ties", "pessimistic")
-    with progress_bar(len(counts), "query", options.get("progress", False)) as progress:
-        for queries in _blocks(counts):
-            rows = torch.arange(len(counts[queries]), device=order.device)
-            rows = rows.repeat_interleave(counts[queries])
-            starts = first[queries] - (counts[queries].cumsum(0) - counts[queries])
-            columns = order[torch.arange(len(rows), device=order.device) + starts[rows]]
-            yield _ranks(gallery, queries, (rows, columns), ties)
-            progress(queries.stop - queries.start)
+    with progress_bar(len(queries), "query", options.get("progress", False)) as progress:
+        for block in queries.split(_block_sizes(counts[queries])):
+            width = int(counts[block].max()) if len(block) else 0
+            places = torch.arange(width, device=order.device)
+            same = places < counts[block, None]
+            columns = order[(first[block, None] + places)[same]]
+            yield _ranks(gallery, block, same, columns, ties)
+            progress(len(block))
 
 
-def _blocks(counts: Tensor) -> Iterator[slice]:
-    """Slices of queries with few enough pairs together, or of one that has more; at least one."""
-    ends = counts.cumsum(0).tolist()
-    start = before = 0
-    for place, end in enumerate(ends):
-        if end - before > _PAIRS_AT_ONCE and place > start:
-            yield slice(start, place)
-            start, before = place, ends[place - 1]
-    yield slice(start, len(ends))
+def _block_sizes(counts: Tensor) -> list[int]:
+    """How many of the next queries, in the order of their counts, make a matrix; at least one."""
+    sizes: list[int] = []
+    start = 0
+    while start < len(counts) or not sizes:
+        # The widest of n rows is the last one.
+        widths = counts[start : start + _PAIRS_AT_ONCE].clamp(min=1)
+        entries = widths * torch.arange(1, len(widths) + 1, device=counts.device)
+        sizes.append(max(1, int((entries <= _PAIRS_AT_ONCE).sum())) if len(widths) else 0)
+        start += sizes[-1]
+    return sizes
 
 
 def _ranks(
     gallery: Gallery,
-    queries: slice,
-    same: tuple[Tensor, Tensor],  # (P,) each: query in the block, reference of its label
+    queries: Tensor,  # (Q,)
+    same: Tensor,  # (Q, C) bool: which entries of a row are references of its query's label
+    columns: Tensor,  # (P,): these references, row after row
     ties: str,
-) -> PositiveRanks:
-    rows, columns = same
+) -> RankedBlock:
     embeddings = gallery.rows[queries]
-    similarity = gallery.counter.exact_similarities(embeddings, gallery.columns, rows, columns)
-    order = similarity.argsort()
-    order = order[rows[order].argsort(stable=True)]  # by query, then by similarity
-    columns, similarity = columns[order], similarity[order]  # rows are in order already
-    positive = _positive(gallery, queries, rows, columns)
-    num_queries = len(embeddings)
-    offsets = _offsets(rows[positive], num_queries)
+    rows = same.nonzero()[:, 0].contiguous()
+    found = gallery.counter.exact_similarities(embeddings, gallery.columns, rows, columns)
+    similarity = embeddings.new_full(same.shape, torch.inf)
+    similarity[same] = found
+    positive = torch.zeros_like(same)
+    positive[same] = _positive(gallery, queries[rows], columns)
+    similarity, order = similarity.sort(dim=1)
+    positive = positive.gather(1, order)
+    counts = positive.sum(1)
+    ends = counts.cumsum(0)
+    thresholds = similarity[positive]
     at_least, above = gallery.counter.count_above(
-        embeddings, gallery.columns, similarity[positive], offsets
+        embeddings, gallery.columns, thresholds, F.pad(ends, (1, 0))
     )
     # Less those of the query's label: they are positives, or not in the way.
-    first, end = _of_equal_ones(rows, similarity)
-    ends = _offsets(rows, num_queries)[1:][rows]
-    before = {
-        "pessimistic": at_least - (ends - first)[positive],
-        "optimistic": above - (ends - end)[positive],
-    }
+    reach = same.sum(1, keepdim=True) - torch.searchsorted(similarity, similarity)
+    exceed = same.sum(1, keepdim=True) - torch.searchsorted(similarity, similarity, right=True)
+    before = {"pessimistic": at_least - reach[positive], "optimistic": above - exceed[positive]}
     others = before[ties] if ties in before else torch.stack(list(before.values())).double().mean(0)
-    of_query = rows[positive]
-    order = offsets[1:][of_query] - torch.arange(len(of_query), device=rows.device)  # 1: the first
-    ranks = torch.empty_like(others)
-    ranks[offsets[:-1][of_query] + order - 1] = order + others
-    return PositiveRanks(ranks, offsets)
+    # The most similar one comes first: each run backwards.
+    backwards = _places(ends - 1, counts, step=-1)
+    numbers = _places(torch.ones_like(ends), counts)
+    return RankedBlock(queries, numbers + others[backwards], counts)
 
 
-def _positive(gallery: Gallery, queries: slice, rows: Tensor, columns: Tensor) -> Tensor:
+def _positive(gallery: Gallery, queries: Tensor, columns: Tensor) -> Tensor:  # (P,) of (P,) each
     """Which pairs of one label are positives."""
-    positive = torch.ones_like(rows, dtype=torch.bool)
+    positive = torch.ones_like(queries, dtype=torch.bool)
     if gallery.own is not None:
-        positive &= gallery.own[queries][rows] != columns
+        positive &= gallery.own[queries] != columns
     if gallery.cameras is not None and gallery.column_cameras is not None:
-        positive &= gallery.cameras[queries][rows] != gallery.column_cameras[columns]
+        positive &= gallery.cameras[queries] != gallery.column_cameras[columns]
     return positive
 
 
-def _offsets(rows: Tensor, num_rows: int) -> Tensor:  # (num_rows + 1,)
-    """Where each row's entries begin, and the last one's end."""
-    return torch.searchsorted(rows, torch.arange(num_rows + 1, device=rows.device))
-
-
-def _of_equal_ones(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each entry, where those of its row with its value begin and end."""
-    places = torch.arange(len(rows) + 1, device=rows.device)
-    begins = places > 0
-    begins[1:-1] = (rows[1:] != rows[:-1]) | (values[1:] != values[:-1])
-    begins[:1] = True
-    bounds = places[begins] if len(rows) else places[:0]
-    group = begins[:-1].cumsum(0) - 1
-    return bounds[:-1][group], bounds[1:][group]
+def _places(first: Tensor, counts: Tensor, step: int = 1) -> Tensor:  # (counts.sum(),)
+    """For each run its first number and the following ones, run after run."""
+    before = counts.cumsum(0) - counts
+    within = torch.arange(int(counts.sum()), device=counts.device)
+    return (first - step * before).repeat_interleave(counts) + step * within

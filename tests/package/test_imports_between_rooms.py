@@ -43,6 +43,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "backends.tiled": (*OF_BACKENDS, "logsumexp"),
     "backends.gathered": OF_BACKENDS,
     "backends.cpu": (*OF_BACKENDS, "backends.cpu_arguments", "_cpu"),
+    "backends.cpu_counts": ("_cpu",),
     "backends.cpu_arguments": ("formula", "pointwise", "backends.problem"),
     "backends.triton": (
         *OF_BACKENDS,
@@ -73,7 +74,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "training": ("options", "arguments", "distributed", "operation"),
     "losses": ("_later", *OPERATION, "distributed", "classes", "backends.choice"),
     "classes": (*OPERATION, "distributed", "backends.choice", "backends.rows", "reference"),
-    "evaluation": ("_later", "arguments", "options", "distributed", "backends.rows"),
+    "evaluation": (
+        "_later",
+        "arguments",
+        "options",
+        "distributed",
+        "backends.rows",
+        "backends.cpu_counts",
+    ),
     # Nobody imports integrations.
     "integrations": (*OPERATION, "losses", "distributed", "training"),
     "": (  # what users import
