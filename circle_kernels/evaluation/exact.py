@@ -46,7 +46,7 @@ def on_grid(
     _, first = torch.frexp(rows.abs().amax(1))
     _, second = torch.frexp(torch.linalg.vector_norm(_times_power(rows, -first), dim=1))
     exponents = first + second
-    if alike and not normalize:
+    if alike and not normalize and len(rows):
         exponents = exponents.amax().expand_as(exponents)
     rows = _times_power(rows, -exponents).mul_(step).round_().div_(step)
     if normalize:

@@ -163,6 +163,7 @@ def test_empty_sides_have_no_ranks() -> None:
     some, labels = torch.randn(3, 4), torch.tensor([0, 0, 1])
     for given in ((nothing, none), (nothing, none, some, labels), (some, labels, nothing, none)):
         found = positive_ranks(*given)
+        assert torch.equal(found.offsets, positive_ranks(*given, normalize=False).offsets)
         assert found.ranks.tolist() == []
         assert found.counts.tolist() == [0] * len(given[0])
 
