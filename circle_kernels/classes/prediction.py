@@ -17,6 +17,7 @@ from circle_kernels.backends.choice import without_autocast
 from circle_kernels.backends.problem import result_dtype
 from circle_kernels.backends.rows import unit_rows
 from circle_kernels.options import check_integer
+from circle_kernels.top_k import streamed_top
 
 # Similarities in memory at a time, and of how many rows.
 _ENTRIES_AT_ONCE = 2**21
@@ -85,23 +86,9 @@ def count_hits(
     return torch.stack([hits.sum(), counted.sum()])
 
 
-def merged_top(tops: list[TopClasses], k: int) -> TopClasses:
-    """The k best among the best of several sets of classes, in the order of their numbers."""
-    similarities, classes = (torch.cat(each, dim=1) for each in zip(*tops, strict=True))
-    best, places = _first_of_largest(similarities, k)
-    return TopClasses(best, classes.gather(1, places))
-
-
 def _top_of_block(rows: Tensor, weight: Tensor, k: int, normalize: bool) -> TopClasses:
-    dtype = _similarity_dtype(rows, weight)
-    top = TopClasses(
-        rows.new_empty(len(rows), 0, dtype=dtype),
-        rows.new_empty(len(rows), 0, dtype=torch.int64),
-    )
-    for first, similarities in _chunks(rows, weight, normalize):
-        best, places = _first_of_largest(similarities, k)
-        top = merged_top([top, TopClasses(best, places + first)], k)
-    return top
+    nothing = rows.new_empty(len(rows), 0, dtype=_similarity_dtype(rows, weight))
+    return TopClasses(*streamed_top(_chunks(rows, weight, normalize), nothing, k))
 
 
 def _own_and_other_of_block(
@@ -130,28 +117,6 @@ def _chunks(rows: Tensor, weight: Tensor, normalize: bool) -> Iterator[tuple[int
         with without_autocast(rows.device.type):
             similarities = unit @ unit_rows(part, normalize).rows.to(dtype).T
         yield index * size, similarities
-
-
-def _first_of_largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Up to k largest of each row, and their places; of equal ones the first.
-
-    ``torch.topk`` takes any of equal ones.
-    """
-    k = min(k, values.shape[1])
-    largest, places = values.topk(k, dim=1)
-    least = largest[:, -1:]
-    # More of them are as large as the last one than there was room for; or it is NaN.
-    crowded = (values < least).sum(1) < values.shape[1] - k
-    if crowded.any():
-        places[crowded] = _ordered(values[crowded])[:, :k]
-    places = places.sort(1).values
-    largest = values.gather(1, places)
-    order = _ordered(largest)
-    return largest.gather(1, order), places.gather(1, order)
-
-
-def _ordered(values: Tensor) -> Tensor:
-    return values.sort(dim=1, descending=True, stable=True).indices
 
 
 def _similarity_dtype(rows: Tensor, weight: Tensor) -> torch.dtype:

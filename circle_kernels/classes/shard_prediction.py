@@ -21,7 +21,6 @@ from circle_kernels.classes.prediction import (
     TopClasses,
     check_class_count,
     count_hits,
-    merged_top,
     own_and_best_other,
     top_classes,
 )
@@ -30,6 +29,7 @@ from circle_kernels.distributed.columns import Spread
 from circle_kernels.distributed.headers import CALL, exchange_headers, failing_together
 from circle_kernels.distributed.shards import check_shards, own_part
 from circle_kernels.distributed.traced import refuse_to_be_traced
+from circle_kernels.top_k import merged_top
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -66,7 +66,7 @@ class ShardedPrediction:
         )
         similarities, classes = (_of_own_rows(each, spread) for each in padded)
         # In the order of ranks, which is that of classes.
-        return merged_top(list(map(TopClasses, similarities, classes)), k)
+        return TopClasses(*merged_top(list(zip(similarities, classes, strict=True)), k))
 
     @torch.no_grad()
     def accuracy(self, embeddings: Tensor, labels: Tensor, ignore_index: int) -> Tensor:

@@ -44,10 +44,10 @@ def on_grid(
     step = 2.0 ** grid_bits(rows.shape[1])
     # First by the largest coordinate, so that squares neither overflow nor vanish.
     _, first = torch.frexp(rows.abs().amax(1))
-    _, second = torch.frexp(torch.linalg.vector_norm(_times_power(rows, -first), dim=1))
-    exponents = first + second
-    if alike and not normalize and len(rows):
-        exponents = exponents.amax().expand_as(exponents)
+    norms = torch.linalg.vector_norm(_times_power(rows, -first), dim=1)
+    exponents = first + torch.frexp(norms)[1]
+    if alike and not normalize and norms.any():
+        exponents = exponents[norms > 0].amax().expand_as(exponents)
     rows = _times_power(rows, -exponents).mul_(step).round_().div_(step)
     if normalize:
         high, low = _parts(rows)

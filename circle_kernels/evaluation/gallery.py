@@ -164,7 +164,7 @@ def _checked_sides(
     embeddings, labels, ref_emb, ref_labels, _ = check_pair_inputs(
         embeddings, labels, ref_emb, ref_labels
     )
-    _check_finite("embeddings", embeddings)
+    check_finite("embeddings", embeddings)
     if ref_emb is None or ref_labels is None:
         if ref_cameras is not None:
             raise ValueError("ref_cameras was given without ref_emb")
@@ -172,7 +172,7 @@ def _checked_sides(
             check_labels("cameras", cameras, len(labels), of="embeddings")
             (cameras,) = label_numbers(beside("cameras", cameras, embeddings))
         return Side(embeddings.detach(), labels, cameras), None
-    _check_finite("ref_emb", ref_emb)
+    check_finite("ref_emb", ref_emb)
     if (cameras is None) != (ref_cameras is None):
         given, missing = ("cameras", "ref_cameras")[:: 1 if ref_cameras is None else -1]
         raise ValueError(f"{given} was given without {missing}; give both or neither")
@@ -188,7 +188,8 @@ def _checked_sides(
     )
 
 
-def _check_finite(name: str, embeddings: Tensor) -> None:
+def check_finite(name: str, embeddings: Tensor) -> None:
+    """Require rows (N, D) without NaN and infinity."""
     check_numbers(name, embeddings)
     if embeddings.numel() == 0:
         return

@@ -156,6 +156,10 @@ def test_rows_of_zeros_are_as_similar_to_all() -> None:
     embeddings = torch.cat([torch.zeros(2, 3), torch.eye(3)])
     found = positive_ranks(embeddings, torch.tensor([0, 0, 1, 1, 2]))
     assert found.ranks.tolist() == [4, 4, 4, 4]
+    problem = _drawn(13, 40, 6)
+    small = torch.cat([1e-30 * problem.embeddings, torch.zeros(1, 6)])
+    problem = Problem(small, torch.cat([problem.labels, torch.tensor([99])]))
+    assert _ranks(problem, normalize=False) == problem.ranks(normalize=False)
 
 
 def test_empty_sides_have_no_ranks() -> None:
