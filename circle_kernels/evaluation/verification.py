@@ -9,7 +9,14 @@ from typing import NamedTuple, SupportsFloat, SupportsIndex
 import torch
 from torch import Tensor
 
-from circle_kernels.arguments import FLOATING_DTYPES, check_kinds, describe
+from circle_kernels.arguments import (
+    FLOATING_DTYPES,
+    beside,
+    check_kinds,
+    check_labels,
+    describe,
+    label_numbers,
+)
 from circle_kernels.distributed.groups import Group, check_group
 from circle_kernels.distributed.headers import CALL, check_together, exchange_headers
 from circle_kernels.evaluation.gallery import gallery_of
@@ -31,7 +38,7 @@ class VerificationAccuracy(NamedTuple):
 def verification_accuracy(
     similarity: Tensor,  # (P,)
     same: Tensor,  # (P,) bool
-    folds: SupportsIndex = 10,
+    folds: SupportsIndex | Tensor = 10,
 ) -> VerificationAccuracy:
     """The share of pairs told right, by the protocol of Labeled Faces in the Wild.
 
@@ -45,7 +52,8 @@ def verification_accuracy(
     Args:
         similarity: (P,) of any floating dtype, finite; minus a distance will do.
         same: (P,) booleans, whether both of a pair are of one class.
-        folds: how many, from 2 to P.
+        folds: how many, from 2 to P; or (P,) integers, the fold that each pair is in, at least two
+            different ones.
 
     Raises:
         TypeError, ValueError: an argument of another type, shape or range, or pairs that are all
@@ -57,17 +65,15 @@ def verification_accuracy(
         0.75
     """
     similarity, same = _checked_pairs(similarity, same)
-    count = check_integer("folds", folds, smallest=2)
-    if count > len(same):
-        raise ValueError(f"folds must be at most the {len(same)} pairs, got {count}")
+    numbers = _fold_numbers(folds, same)
     order = similarity.argsort(descending=True)
-    ordered, ordered_same = similarity[order], same[order]
-    parts = torch.arange(len(same), device=same.device).tensor_split(count)
+    ordered, ordered_same, ordered_numbers = similarity[order], same[order], numbers[order]
     thresholds, accuracies = [], []
-    for fold in parts:
-        others = (order < fold[0]) | (order > fold[-1])
+    for fold in numbers.unique():
+        others = ordered_numbers != fold
         threshold = _best_threshold(ordered[others], ordered_same[others])
-        right = (similarity[fold] >= threshold) == same[fold]
+        inside = numbers == fold
+        right = (similarity[inside] >= threshold) == same[inside]
         thresholds.append(threshold)
         accuracies.append(right.double().mean())
     per_fold = torch.stack(accuracies)
@@ -226,6 +232,21 @@ def _checked_pairs(similarity: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
     positives = int(same.sum())
     _check_both_kinds("same", positives, len(same) - positives)
     return similarity.detach().double(), same.to(similarity.device)
+
+
+def _fold_numbers(folds: SupportsIndex | Tensor, same: Tensor) -> Tensor:  # (P,) int64
+    """Which fold each pair is in."""
+    if isinstance(folds, Tensor) and folds.dim() > 0:
+        check_labels("folds", folds, len(same), of="similarity")
+        (numbers,) = label_numbers(beside("folds", folds, same))
+        if len(numbers.unique()) < 2:
+            raise ValueError("folds must have at least 2 different numbers, got 1")
+        return numbers
+    count = check_integer("folds", folds, smallest=2)
+    if count > len(same):
+        raise ValueError(f"folds must be at most the {len(same)} pairs, got {count}")
+    parts = torch.arange(len(same), device=same.device).tensor_split(count)
+    return torch.cat([torch.full_like(part, number) for number, part in enumerate(parts)])
 
 
 def _check_both_kinds(name: str, positives: int, negatives: int) -> None:

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import roc_curve
 from torch import Tensor
+
+from circle_kernels.evaluation import tar_at_far, verification_accuracy
 
 FOLDS = 10
 
@@ -24,22 +25,13 @@ class Pairs(NamedTuple):
 
     first: Tensor  # (P,) indices of embeddings
     second: Tensor  # (P,) indices of embeddings, larger than those of `first`
-    same: np.ndarray  # (P,) bool, whether both are of one class; half of the pairs of each fold are
-    fold: np.ndarray  # (P,) integers in 0 to folds - 1
+    same: Tensor  # (P,) bool, whether both are of one class; half of the pairs of each fold are
+    fold: Tensor  # (P,) integers in 0 to folds - 1
 
-    def accuracies(self, embeddings: Tensor) -> np.ndarray:
+    def accuracies(self, embeddings: Tensor) -> Tensor:
         """Accuracy on each fold with the best threshold of all the other folds, (folds,)."""
-        scores = torch.cosine_similarity(embeddings[self.first], embeddings[self.second]).numpy()
-        accuracies = []
-        for held_out in np.unique(self.fold):
-            inside = self.fold == held_out
-            fars, tars, thresholds = roc_curve(self.same[~inside], scores[~inside])
-            # With half of the pairs positive, of P of each kind, (TAR - FAR) P more are told apart
-            # than by accepting all of them: a whole number. Of equal ones the lowest threshold.
-            gains = np.rint((tars - fars) * self.same[~inside].sum())
-            threshold = thresholds[np.flatnonzero(gains == gains.max())[-1]]
-            accuracies.append(((scores[inside] >= threshold) == self.same[inside]).mean())
-        return np.array(accuracies)
+        scores = torch.cosine_similarity(embeddings[self.first], embeddings[self.second])
+        return verification_accuracy(scores, self.same, self.fold).per_fold
 
 
 def draw_pairs(
@@ -62,8 +54,7 @@ def draw_pairs(
         drawn = torch.randperm(len(negatives), generator=generator)[: len(positives)]
         chosen = torch.cat([positives, negatives[drawn]])
         parts.append((first[chosen], second[chosen], same[chosen], torch.full_like(chosen, fold)))
-    first, second, same, fold = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Pairs(first, second, same.numpy(), fold.numpy())
+    return Pairs(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
 class AllPairs(NamedTuple):
@@ -85,9 +76,10 @@ class AllPairs(NamedTuple):
 
     def tars(self, fars: Sequence[float]) -> np.ndarray:
         """The largest TAR for each FAR; NaN where not even one negative pair may be accepted."""
-        refused = np.searchsorted(np.sort(self.positives), self.thresholds(fars), side="right")
-        resolved = np.asarray(fars) >= 1 / len(self.negatives)
-        return np.where(resolved, 1 - refused / len(self.positives), np.nan)
+        sides = torch.from_numpy(self.positives), torch.from_numpy(self.negatives)
+        same = torch.cat([torch.full_like(each, side) for side, each in enumerate(sides)]) == 0
+        found = tar_at_far(torch.cat(sides), same, fars)
+        return np.array([found[far] if self.false_accepts(far) else np.nan for far in fars])
 
 
 def all_pairs(embeddings: Tensor, labels: Tensor) -> AllPairs:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
+from circle_kernels.evaluation import nearest
 from glyphs.data import GlyphSet
 from glyphs.evaluation import AllPairs
 from glyphs.training import History
@@ -44,17 +44,9 @@ def save_retrieval_figure(
         f"over all {len(embeddings):,} test pictures: Recall@1 {metrics['recall@1']:.3f}, "
         f"MAP@R {metrics['map@r']:.3f}"
     )
-    neighbors = nearest_neighbors(embeddings, queries, NEIGHBORS)
+    neighbors = nearest(embeddings, k=NEIGHBORS).indices[queries]
     _draw_neighbors(right, test_glyphs, queries, neighbors)
     figure.savefig(path, dpi=110)
-
-
-def nearest_neighbors(embeddings: Tensor, queries: Tensor, k: int) -> Tensor:
-    """(Q, k) indices of the (N, D) embeddings of largest cosine similarity, without the query."""
-    normalized = F.normalize(embeddings, dim=1)
-    similarity = normalized[queries] @ normalized.T
-    similarity.scatter_(1, queries[:, None], -torch.inf)
-    return similarity.topk(k, dim=1).indices
 
 
 def _plot_loss(axes: Axes, history: History, loss_names: tuple[str, str | None]) -> None:
@@ -102,12 +94,12 @@ def _draw_neighbors(
         width_ratios=[1, 0.25] + [1] * neighbors.shape[1],
         gridspec_kw={"wspace": 0.05, "hspace": 0.05},
     )
-    for row, query, nearest in zip(grid, queries.tolist(), neighbors.tolist(), strict=True):
+    for row, query, found in zip(grid, queries.tolist(), neighbors.tolist(), strict=True):
         _show(row[0], pictures[query], "black")
         name = f"U+{ord(glyphs.characters[labels[query]]):04X}"
         row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
         row[1].axis("off")
-        for axes, neighbor in zip(row[2:], nearest, strict=True):
+        for axes, neighbor in zip(row[2:], found, strict=True):
             _show(axes, pictures[neighbor], GREEN if labels[neighbor] == labels[query] else RED)
     grid[0, 0].set_title("query", fontsize=9)
     for rank, axes in enumerate(grid[0, 2:], start=1):

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, median
 from typing import NamedTuple
 
-import numpy as np
 from rich.table import Table
+from torch import Tensor
 
 from glyphs.data import GlyphSet
 from glyphs.evaluation import AllPairs
@@ -107,7 +107,7 @@ class VerificationRow(NamedTuple):
     """What the verification table says of one way to embed the pictures."""
 
     name: str
-    accuracies: np.ndarray  # (folds,)
+    accuracies: Tensor  # (folds,)
     pairs: AllPairs
     recall_at_1: float
     steps: Sequence[Step] = ()  # none: nothing was trained
@@ -121,7 +121,7 @@ def verification_table(title: str, rows: Iterable[VerificationRow], fars: Sequen
         result.add_row(
             name,
             _step_and_loss(steps),
-            f"{100 * accuracies.mean():.1f} ± {100 * accuracies.std(ddof=1):.1f}",
+            f"{100 * accuracies.mean():.1f} ± {100 * accuracies.std():.1f}",
             *map(rate, pairs.tars(fars)),
             rate(recall_at_1),
         )

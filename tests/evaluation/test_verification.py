@@ -106,6 +106,22 @@ def test_accuracy_is_that_of_every_threshold_tried(name: str, folds: int) -> Non
     assert found.std == pytest.approx(np.std(accuracies), rel=0, abs=1e-12)
 
 
+def test_folds_may_be_given_pair_by_pair() -> None:
+    numbers = torch.tensor([7, 7, -1, -1, 7, 7, -1])
+    order = numbers.argsort(stable=True)
+    similarity = torch.tensor([0.1, 0.9, 0.3, 0.2, 0.4, 0.8, 0.6], dtype=torch.float64)
+    same = torch.tensor([False, True, True, False, True, True, False])
+    mixed = verification_accuracy(similarity, same, numbers)
+    # Two runs of three and four.
+    runs = verification_accuracy(similarity[order.flip(0)], same[order.flip(0)], 2)
+    assert torch.equal(mixed.per_fold, runs.per_fold.flip(0))
+    assert torch.equal(mixed.thresholds, runs.thresholds.flip(0))
+    with pytest.raises(ValueError, match="folds must have at least 2 different numbers, got 1"):
+        verification_accuracy(similarity, same, torch.ones(7, dtype=torch.int64))
+    with pytest.raises(ValueError, match="folds must have one"):
+        verification_accuracy(similarity, same, numbers[:3])
+
+
 def test_folds_are_runs_of_the_pairs_as_they_came() -> None:
     """The last of ten folds is told wrong, whatever the others look like."""
     same = torch.arange(60) % 2 == 0

@@ -84,7 +84,7 @@ def test_search_tries_the_same_rates_for_every_loss_without_the_test_classes(
 
 def test_rate_that_cannot_be_resolved_is_not_given_a_number() -> None:
     pairs = AllPairs(np.array([0.2, 0.5, 0.7, 0.9]), np.array([0.1, 0.3, 0.6, 0.6, 0.8]))
-    row = report.VerificationRow("some loss", np.array([0.5, 1.0]), pairs, recall_at_1=0.25)
+    row = report.VerificationRow("some loss", torch.tensor([0.5, 1.0]), pairs, recall_at_1=0.25)
     printed = io.StringIO()
     table = report.verification_table("title", [row], (0.2, 0.1))
     Console(file=printed, width=100).print(table)
