@@ -26,7 +26,7 @@ PACKAGE = PurePosixPath("circle_kernels")
 # Kernels take flat lists: what a launcher passes them becomes part of their signature.
 KERNELS = PACKAGE / "backends" / "triton"
 INTEGRATIONS = PACKAGE / "integrations"
-FOLDERS = ("circle_kernels", "csrc", "bench", "tests", "examples", "tools")
+FOLDERS = ("circle_kernels", "csrc", "bench", "tests", "examples", "recipes", "tools")
 SUFFIXES = (".py", ".pyi", ".h", ".hpp", ".cpp", ".cmake")
 CMAKE = "CMakeLists.txt"
 

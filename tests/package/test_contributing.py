@@ -17,7 +17,7 @@ PAGES = [
 ]
 # Of the table of functions, those that its columns begin in.
 COLUMNS = ("circle_kernels", "circle_kernels/backends/triton", "csrc/kernels")
-FOLDERS = ("circle_kernels", "csrc", "bench", "tests", "docs", "examples", "tools")
+FOLDERS = ("circle_kernels", "csrc", "bench", "tests", "docs", "examples", "recipes", "tools")
 # What is run and not looked up, but for make's targets and the paths among its words.
 COMMANDS = ("git", "make", "mypy", "pip", "pytest", "python", "ruff")
 # Other people's names, with what follows a dot.
