@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from circle_kernels import CircleFormula, UnifiedFormula
 from paper.planes import BLUE, GREEN, ORANGE, draw_boundary
 from paper.trainings import MARGINS, SCALES, SWEPT_GAMMA, Setting
 
@@ -26,15 +26,20 @@ def values_of(rows: Rows, setting: Setting, metric: str) -> np.ndarray:
 
 
 def sweep_figure(rows: Rows, metric: str = "recall@1") -> Figure:
-    """Fig. 3: a metric of unseen letters over γ, and of circle loss over m."""
+    """Fig. 3: a metric of unseen letters over γ, and of circle loss over m.
+
+    Beside the margins, dashed, the best mean that the other losses have at any scale.
+    """
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for loss, scales in SCALES.items():
         settings = [Setting(loss, MARGINS[loss], float(gamma)) for gamma in scales]
-        label = f"{loss} (m={MARGINS[loss]:g})"
-        _plot_spread(
-            left, scales, [values_of(rows, each, metric) for each in settings], loss, label
-        )
+        values = [values_of(rows, each, metric) for each in settings]
+        _plot_spread(left, scales, values, loss, f"{loss} (m={MARGINS[loss]:g})")
+        if loss != "circle":
+            best = max(float(each.mean()) for each in values)
+            style = {"color": COLORS[loss], "linestyle": "--", "linewidth": 1.2}
+            right.axhline(best, **style, label=f"{loss}, best mean at any $\\gamma$")
     left.set(xscale="log", xlabel="scale $\\gamma$", ylabel="Recall@1 of unseen letters")
     left.set_xticks(SCALES["circle"], [str(each) for each in SCALES["circle"]])
     left.minorticks_off()
@@ -66,25 +71,39 @@ def histories_figure(histories: Mapping[Setting, Sequence[tuple[float, float]]])
     return figure
 
 
-def scatter_figure(points: Mapping[Setting, tuple[Tensor, Tensor]]) -> Figure:
-    """Fig. 5: s_n and s_p of the training pictures after training, with the boundary of each."""
-    figure = Figure(figsize=(12, 4.4), layout="constrained")
-    panels = figure.subplots(1, len(points), sharex=True, sharey=True)
-    for axes, (setting, (s_n, s_p)) in zip(panels, points.items(), strict=True):
-        axes.scatter(s_n, s_p, s=2, alpha=0.25, color=COLORS[setting.loss], linewidths=0)
-        formula = (
-            CircleFormula(m=setting.m, gamma=1.0)
-            if setting.loss == "circle"
-            else UnifiedFormula(m=setting.m, gamma=1.0)
-        )
-        draw_boundary(axes, formula, "black", "decision boundary", 1.5)
-        axes.plot(0, 1, "*", color="black", markersize=9, clip_on=False)
-        axes.set(xlim=(-0.1, 1), ylim=(0, 1.02), xlabel="$s_n$, hardest other class")
-        axes.set_title(str(setting), fontsize=10)
-        axes.legend(frameon=False, fontsize=9, loc="lower right")
+class Cloud(NamedTuple):
+    """Similarities of a training, s_n and s_p of each."""
+
+    crossings: Tensor  # (P, 2) where pictures crossed the decision boundary
+    converged: Tensor  # (N, 2) of the training pictures at the end
+
+
+def scatter_figure(clouds: Mapping[Setting, Cloud]) -> Figure:
+    """Fig. 5: where pictures crossed the boundary in training, and where they ended."""
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    panels = figure.subplots(1, len(clouds), sharex=True, sharey=True)
+    for axes, (setting, cloud) in zip(panels, clouds.items(), strict=True):
+        for points, color, label in (
+            (cloud.converged, GREEN, "after training"),
+            (cloud.crossings, BLUE, "crossing the boundary"),
+        ):
+            axes.scatter(*points.numpy().T, s=3, alpha=0.3, color=color, linewidths=0)
+            axes.plot([], [], "o", color=color, markersize=4, label=f"{label} ({len(points):,})")
+        draw_boundary(axes, setting.formula, "black", "decision boundary", 1.5)
+        axes.plot(0, 1, "*", color="black", markersize=9, clip_on=False, linestyle="none")
+        axes.set(xlim=(-0.1, 1), ylim=(0, 1.02), xlabel="$s_n$, most similar other class")
+        along, across = spread(cloud.converged)
+        axes.set_title(f"{setting}\nspread {along:.3f} along $s_n = s_p$, {across:.3f} across it")
+        axes.legend(fontsize=9, loc="lower right", framealpha=0.9)
         _tidy(axes)
     panels[0].set_ylabel("$s_p$, own class")
     return figure
+
+
+def spread(points: Tensor) -> tuple[float, float]:
+    """Standard deviation of (N, 2) points along the diagonal s_n = s_p, and across it."""
+    s_n, s_p = points.T
+    return float((s_n + s_p).std()) / math.sqrt(2), float((s_p - s_n).std()) / math.sqrt(2)
 
 
 def _plot_spread(

@@ -8,15 +8,22 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from glyphs.data import ClassSplit
+from glyphs.data import ClassSplit, GlyphSet
 from glyphs.network import EMBEDDING_SIZE, GlyphNetwork, embed
 from glyphs.training import Schedule, evaluate, new_network, train
 from torch import Tensor, nn
 
-from circle_kernels import ClassCircleLoss, ClassUnifiedLoss
+from circle_kernels import (
+    CircleFormula,
+    ClassCircleLoss,
+    ClassUnifiedLoss,
+    PairFormula,
+    UnifiedFormula,
+)
 from circle_kernels.losses import ArcFaceLoss
+from paper.planes import decision
 
-SCHEDULE = Schedule(steps=80, learning_rate=2e-3, classes_per_batch=128, pictures_per_class=1)
+SCHEDULE = Schedule(steps=200, learning_rate=2e-3, classes_per_batch=128, pictures_per_class=1)
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,12 @@ class Setting:
 
     def __str__(self) -> str:
         return f"{self.loss} m={self.m:g} gamma={self.gamma:g}"
+
+    @property
+    def formula(self) -> PairFormula | None:
+        """That of its pairs; ArcFace has none, since its margin is one of angles."""
+        formula = {"circle": CircleFormula, "AM-Softmax": UnifiedFormula}.get(self.loss)
+        return formula and formula(m=self.m, gamma=self.gamma)
 
 
 # Learning rates of class weights are those that glyph_classification.py found.
@@ -76,16 +89,27 @@ def similarities(head: nn.Module, embeddings: Tensor, labels: Tensor) -> tuple[T
 
 
 class Recording(nn.Module):
-    """A loss that keeps the mean s_p and s_n of each step's batch."""
+    """A loss that keeps what happens to s_p and s_n in training.
 
-    def __init__(self, head: nn.Module) -> None:
+    ``means`` has both of each step, averaged over the batch. ``crossings`` has s_n and s_p, (P, 2)
+    of each step, of pictures inside the decision boundary whose class's last picture was outside.
+    """
+
+    def __init__(self, head: nn.Module, formula: PairFormula | None, classes: int) -> None:
         super().__init__()
         self.head = head
-        self.means: list[tuple[float, float]] = []  # s_p and s_n of each step
+        self.formula = formula
+        self.outside = torch.ones(classes, dtype=torch.bool)
+        self.means: list[tuple[float, float]] = []
+        self.crossings: list[Tensor] = []
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         s_p, s_n = similarities(self.head, embeddings, labels)
         self.means.append((float(s_p.mean()), float(s_n.mean())))
+        if self.formula is not None:
+            outside = decision(self.formula, s_n, s_p) > 0
+            self.crossings.append(torch.stack([s_n, s_p], 1)[self.outside[labels] & ~outside])
+            self.outside[labels] = outside
         return self.head(embeddings, labels)
 
 
@@ -95,7 +119,8 @@ def trained(
     """A network trained with a loss, and what was recorded."""
     make, rate = HEADS[setting.loss]
     network = new_network(schedule.seed, batch_norm=True)
-    criterion = Recording(make(len(split.train.characters), setting))
+    classes = len(split.train.characters)
+    criterion = Recording(make(classes, setting), setting.formula, classes)
     own = replace(schedule, class_learning_rate=rate)
     train(network, split, own, criterion, validations=1, title=str(setting))
     return network, criterion
@@ -111,14 +136,14 @@ def sweep(
             found = evaluate(network, split.test)
             yield {
                 **asdict(setting),
+                "steps": schedule.steps,
                 "seed": seed,
                 **{name: round(found[name], 5) for name in ("recall@1", "map@r")},
             }
 
 
-def scatter(setting: Setting, split: ClassSplit, schedule: Schedule) -> tuple[Tensor, Tensor]:
-    """s_n and s_p of all training pictures after training, (N,) each."""
-    network, criterion = trained(setting, split, schedule)
-    images, labels = split.train.images_and_labels()
+def converged(network: GlyphNetwork, criterion: Recording, glyphs: GlyphSet) -> Tensor:
+    """s_n and s_p of all training pictures after training, undistorted, (N, 2)."""
+    images, labels = glyphs.images_and_labels()
     s_p, s_n = similarities(criterion.head, embed(network, images), labels)
-    return s_n, s_p
+    return torch.stack([s_n, s_p], dim=1)

@@ -14,9 +14,15 @@ import tests.examples.programs  # noqa: F401  # isort: skip
 import paper_figures
 from glyphs.data import ClassSplit
 from paper import curves, planes
-from paper.trainings import SCHEDULE, Setting, scatter, sweep_settings, trained
+from paper.trainings import SCHEDULE, Recording, Setting, converged, sweep_settings, trained
+from torch import Tensor, nn
 
-from circle_kernels import CircleFormula, UnifiedFormula
+from circle_kernels import CircleFormula, PairFormula, UnifiedFormula
+
+
+def _gradients(formula: PairFormula | None, point: tuple[float, float]) -> list[float]:
+    at = (torch.tensor([each], dtype=torch.float64) for each in point)
+    return [float(each) for each in planes.gradients(formula, *at)]
 
 
 def _decision(formula: CircleFormula | UnifiedFormula, s_n: float, s_p: float) -> float:
@@ -47,17 +53,68 @@ def test_boundaries_of_figure_5_touch() -> None:
         assert _decision(circle, *on_the_line) > 0
 
 
-def test_gradients_at_a_are_those_of_the_paper() -> None:
-    """Equal for triplet loss and AM-Softmax; circle loss leaves s_p = 0.8 and pushes s_n = 0.8."""
-    at_a = [torch.tensor([each], dtype=torch.float64) for each in planes.POINT_A]
+def test_targets_of_figure_1_lie_on_their_boundaries() -> None:
+    for target in planes.STRAIGHT_TARGETS.values():
+        assert _decision(planes.STRAIGHT, *target) == pytest.approx(0, abs=1e-12)
+    s_n, s_p = planes.CIRCULAR_TARGETS["T"]
+    assert _decision(planes.CIRCULAR, s_n, s_p) == pytest.approx(0, abs=1e-12)
+    radius = math.sqrt(2) * planes.CIRCULAR.m
+    angles = torch.linspace(0, math.pi / 2, 91, dtype=torch.float64)
+    gaps = 1 - radius * (angles.sin() + angles.cos())  # s_p - s_n along the arc
+    assert float(gaps.min()) == pytest.approx(s_p - s_n)
+    assert int(gaps.argmin()) == 45
+
+
+def test_starts_of_figure_1_are_pushed_alike_by_the_straight_loss_only() -> None:
+    """A raises s_p, B lowers s_n, and C, as far from 1 as from 0, does both alike."""
+    straight = {name: _gradients(planes.STRAIGHT, at) for name, at in planes.STARTS.items()}
+    circular = {name: _gradients(planes.CIRCULAR, at) for name, at in planes.STARTS.items()}
+    for by_s_n, by_s_p in straight.values():
+        assert [by_s_n, by_s_p] == pytest.approx(straight["A"])
+        assert by_s_n == pytest.approx(by_s_p)
+    for name, ratio in {"A": 0.45 / 0.9, "B": 0.95 / 0.4, "C": 0.7 / 0.65}.items():
+        assert circular[name][0] / circular[name][1] == pytest.approx(ratio, rel=1e-4)
+
+
+def test_gradients_of_figure_2_are_equal_but_for_circle_loss() -> None:
+    """At A and B; Eq. 9 and 10 where the loss is large: gamma [s_n + m] and gamma [1 + m - s_p]."""
     found = {
-        name.split(" ")[0]: [float(each) for each in planes.gradients(formula, *at_a)]
+        (name, point): _gradients(formula, at)
         for name, formula in planes.LOSSES.items()
+        for point, at in planes.TOLD.items()
     }
-    assert found["triplet"] == [1, 1]
-    assert found["AM-Softmax"] == pytest.approx([64, 64], rel=1e-6)
-    # Eq. 9 and 10 where the loss is large: gamma [s_n + m] and gamma [1 + m - s_p].
-    assert found["circle"] == pytest.approx([256 * (0.8 + 0.25), 256 * (1.25 - 0.8)], rel=1e-6)
+    assert found["triplet", "A"] == found["triplet", "B"] == [1, 1]
+    assert found["AM-Softmax", "A"] == pytest.approx([64, 64], rel=1e-6)
+    sigmoid = 1 / (1 + math.exp(-64 * 0.05))  # B is 0.05 from AM-Softmax's boundary
+    assert found["AM-Softmax", "B"] == pytest.approx([64 * sigmoid] * 2)
+    for point, (s_n, s_p) in planes.TOLD.items():
+        assert found["circle", point] == pytest.approx(
+            [256 * (s_n + 0.25), 256 * (1.25 - s_p)], rel=1e-6
+        )
+
+
+def test_crossings_are_where_a_class_comes_inside_from_outside() -> None:
+    class Head(nn.Module):
+        weight = torch.eye(2)
+
+        def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+            return embeddings.sum()
+
+    recording = Recording(Head(), UnifiedFormula(m=0.0), classes=2)
+    inside, outside = torch.tensor([0.8, 0.6]), torch.tensor([0.6, 0.8])  # of class 0
+    for picture in (outside, inside, inside, outside, inside):
+        recording(picture[None], torch.tensor([0]))
+    assert [len(each) for each in recording.crossings] == [0, 1, 0, 0, 1]
+    s_n_and_s_p = torch.cat(recording.crossings)
+    torch.testing.assert_close(s_n_and_s_p, torch.tensor([[0.6, 0.8], [0.6, 0.8]]))
+    assert recording.means[0] == pytest.approx((0.6, 0.8))
+
+
+def test_spread_tells_the_diagonal_from_what_crosses_it() -> None:
+    line = torch.linspace(0, 1, 5, dtype=torch.float64)
+    deviation = float(line.std())
+    assert curves.spread(torch.stack([line, line], 1)) == pytest.approx((deviation * 2**0.5, 0))
+    assert curves.spread(torch.stack([line, -line], 1)) == pytest.approx((0, deviation * 2**0.5))
 
 
 def test_sweep_has_the_scales_and_margins_of_figure_3() -> None:
@@ -70,10 +127,10 @@ def test_sweep_has_the_scales_and_margins_of_figure_3() -> None:
 def test_training_moves_similarities_apart(small_split: ClassSplit) -> None:
     schedule = SCHEDULE.__class__(steps=25, learning_rate=5e-3, classes_per_batch=30)
     setting = Setting("circle", 0.25, 64.0)
-    _, criterion = trained(setting, small_split, schedule)
-    first, last = criterion.means[0], criterion.means[-1]
+    network, recorded = trained(setting, small_split, schedule)
+    first, last = recorded.means[0], recorded.means[-1]
     assert last[0] - last[1] > first[0] - first[1] + 0.1
-    s_n, s_p = scatter(setting, small_split, schedule)
+    s_n, s_p = converged(network, recorded, small_split.train).T
     pictures = small_split.train.pictures
     assert len(s_n) == len(s_p) == pictures.shape[0] * pictures.shape[1]
     assert float((s_p - s_n).mean()) > first[0] - first[1]
@@ -83,6 +140,7 @@ def test_program_draws_all_figures_and_figure_3_again(tmp_path: Path) -> None:
     paper_figures.main(["--quick", "--out", str(tmp_path)])
     rows = json.loads((tmp_path / "sweep.json").read_text("utf-8"))
     assert len(rows) == len(sweep_settings())
+    assert {row["steps"] for row in rows} == {paper_figures.QUICK_STEPS}
     assert curves.values_of(rows, Setting("ArcFace", 0.5, 64.0), "recall@1").shape == (1,)
     again = tmp_path / "again"
     paper_figures.main(
