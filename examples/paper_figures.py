@@ -59,12 +59,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         default=SCHEDULE.steps,
         help=f"of each training of figure 3; {LONGER} times as many for 4 and 5",
     )
+    add("--class-rate", type=float, help="one learning rate of class weights for all losses")
     add("--from-results", type=Path, help="a sweep.json to draw figure 3 from")
     add("--quick", action="store_true", help="few letters and steps, to see that it runs")
     parsed = parser.parse_args(arguments)
     for name in ("seeds", "steps"):
         if getattr(parsed, name) < 1:
             parser.error(f"argument --{name}: must be at least 1, got {getattr(parsed, name)}")
+    if parsed.class_rate is not None and parsed.class_rate <= 0:
+        parser.error(f"argument --class-rate: must be greater than 0, got {parsed.class_rate}")
     if parsed.from_results is not None and not parsed.from_results.is_file():
         parser.error(f"argument --from-results: there is no file {parsed.from_results}")
     return parsed
@@ -85,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = parse_arguments(arguments)
     parsed.out.mkdir(parents=True, exist_ok=True)
     glyphs = render_glyphs()
-    schedule = replace(SCHEDULE, steps=parsed.steps)
+    schedule = replace(SCHEDULE, steps=parsed.steps, class_learning_rate=parsed.class_rate)
     if parsed.quick:
         glyphs = glyphs.select(torch.arange(QUICK_LETTERS))
         schedule = replace(schedule, steps=QUICK_STEPS, classes_per_batch=16)

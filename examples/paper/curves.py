@@ -88,13 +88,16 @@ def scatter_figure(clouds: Mapping[Setting, Cloud]) -> Figure:
             (cloud.crossings, BLUE, "crossing the boundary"),
         ):
             axes.scatter(*points.numpy().T, s=3, alpha=0.3, color=color, linewidths=0)
-            axes.plot([], [], "o", color=color, markersize=4, label=f"{label} ({len(points):,})")
+            label = f"{label}: {len(points):,}"
+            if len(points) > 1:
+                label += "; {:.3f} × {:.3f}".format(*spread(points))
+            axes.plot([], [], "o", color=color, markersize=4, label=label)
         draw_boundary(axes, setting.formula, "black", "decision boundary", 1.5)
         axes.plot(0, 1, "*", color="black", markersize=9, clip_on=False, linestyle="none")
         axes.set(xlim=(-0.1, 1), ylim=(0, 1.02), xlabel="$s_n$, most similar other class")
-        along, across = spread(cloud.converged)
-        axes.set_title(f"{setting}\nspread {along:.3f} along $s_n = s_p$, {across:.3f} across it")
-        axes.legend(fontsize=9, loc="lower right", framealpha=0.9)
+        axes.set_title(str(setting), fontsize=11)
+        title = "pictures; spread along × across $s_n = s_p$"
+        axes.legend(fontsize=8.5, loc="lower right", title=title, title_fontsize=8.5)
         _tidy(axes)
     panels[0].set_ylabel("$s_p$, own class")
     return figure

@@ -67,7 +67,7 @@ LOSSES: Mapping[str, PairFormula | None] = {
 def draw_boundary(
     axes: Axes, formula: PairFormula, color: str, label: str, width: float = 2
 ) -> None:
-    """The curve of equal decision, from the package's own logits."""
+    """The curve where the decision is 0, from the package's own logits."""
     grid = plane(-0.3, 1.3)
     drawn = (each.numpy() for each in (*grid, decision(formula, *grid)))
     axes.contour(*drawn, levels=[0.0], colors=[color], linewidths=width)

@@ -121,7 +121,7 @@ def trained(
     network = new_network(schedule.seed, batch_norm=True)
     classes = len(split.train.characters)
     criterion = Recording(make(classes, setting), setting.formula, classes)
-    own = replace(schedule, class_learning_rate=rate)
+    own = replace(schedule, class_learning_rate=schedule.class_learning_rate or rate)
     train(network, split, own, criterion, validations=1, title=str(setting))
     return network, criterion
 

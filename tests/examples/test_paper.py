@@ -155,6 +155,7 @@ def test_program_draws_all_figures_and_figure_3_again(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--seeds", "0"], "argument --seeds: must be at least 1, got 0"),
+        (["--class-rate", "0"], "argument --class-rate: must be greater than 0, got 0.0"),
         (["--figures", "6"], "invalid choice: 6"),
         (["--from-results", "nowhere.json"], "there is no file nowhere.json"),
     ],
