@@ -28,7 +28,7 @@ struct ExactPairs {
 
 // Thresholds for the similarities of each row with all columns, and how many reach them.
 struct ThresholdCounts {
-  int64_t rows, columns;     // R, M
+  int64_t rows, columns;     // R, M, which is less than 2^32
   const double* thresholds;  // (T,) ascending within each row's run
   const int64_t* offsets;    // (R + 1,) row i's run begins at offsets[i], the next one's after it
   int64_t* at_least;         // (T,) how many similarities are at least as large

@@ -26,8 +26,8 @@ inline double similarity_error(int64_t dim) {
   constexpr double UNIT = 0x1p-24;
   const int64_t chains = (dim + CHAIN - 1) / CHAIN;
   const double units = static_cast<double>(CHAIN + chains + 3) * UNIT;
-  // Of more dimensions than anybody has nothing is known, and every pair is computed exactly.
-  return units < 0.5 ? units / (1 - units) : std::numeric_limits<double>::infinity();
+  // Of more dimensions than anybody has nothing is known: every pair is to be computed exactly.
+  return units < 0.5 ? units / (1 - units) : 1e30;
 }
 
 // tile(i, j) = sum_d rows(d, i) columns(d, j), with NaN for padding among the columns, which is

@@ -185,24 +185,43 @@ class CountPass {
   void add_doubtful(int64_t row, int64_t column, CountScratch& scratch) const {
     // A pair by itself takes about as long as this many of a tile.
     constexpr int64_t SINGLE_PAIR = 4;
-    const Doubtful &straight = scratch.doubtful, &transposed = scratch.doubtful_transposed;
-    if (straight.count + transposed.count == 0) return;
+    const int64_t count = scratch.doubtful.count + scratch.doubtful_transposed.count;
+    if (count == 0) return;
     const RowsOf rows = rows_.rows(row), columns = columns_.rows(column);
-    const bool whole =
-        (straight.count + transposed.count) * SINGLE_PAIR > rows.count * columns.count;
-    if (whole) scratch.exact.compute(rows, columns);
-    const auto similarity = [&](int64_t i, int64_t j) {
-      return whole ? scratch.exact.similarities[i * PANEL + j]
-                   : exact_similarity(rows.values + i * rows.dim, columns.values + j * columns.dim,
-                                      rows.dim);
-    };
-    for (int64_t index = 0; index < straight.count; ++index) {
-      const int64_t i = straight.places[index] / PANEL, j = straight.places[index] % PANEL;
-      row_counts_.add(row * PANEL + i, similarity(i, j));
+    if (count * SINGLE_PAIR <= rows.count * columns.count) {
+      add_single(rows, columns, row * PANEL, scratch.doubtful);
+      add_single(columns, rows, column * PANEL, scratch.doubtful_transposed);
+      return;
     }
-    for (int64_t index = 0; index < transposed.count; ++index) {
-      const int64_t j = transposed.places[index] / PANEL, i = transposed.places[index] % PANEL;
-      row_counts_.add(column * PANEL + j, similarity(i, j));
+    scratch.exact.compute(rows, columns);
+    add_from(scratch.exact.similarities, PANEL, 1, row * PANEL, scratch.doubtful);
+    add_from(scratch.exact.similarities, 1, PANEL, column * PANEL, scratch.doubtful_transposed);
+  }
+
+  void add_single(const RowsOf& rows, const RowsOf& columns, int64_t first_row,
+                  const Doubtful& doubtful) const {
+    // Columns of pairs that are as far ahead are asked for: memory is what takes the time.
+    constexpr int64_t AHEAD = 4, LINE = 64 / sizeof(double);
+    for (int64_t index = 0; index < doubtful.count; ++index) {
+      if (index + AHEAD < doubtful.count) {
+        const Doubtful::Pair& next = doubtful.pairs[index + AHEAD];
+        row_counts_.prefetch(first_row + next.row, next.last);
+        const double* values = columns.row(next.column);
+        for (int64_t d = 0; d < columns.dim; d += LINE) __builtin_prefetch(values + d);
+      }
+      const Doubtful::Pair& pair = doubtful.pairs[index];
+      row_counts_.add(first_row + pair.row, pair.last,
+                      exact_similarity(rows.row(pair.row), columns.row(pair.column), rows.dim));
+    }
+  }
+
+  // From similarities of all pairs, between whose rows and columns lie so many numbers.
+  void add_from(const double* similarities, int64_t row_stride, int64_t column_stride,
+                int64_t first_row, const Doubtful& doubtful) const {
+    for (int64_t index = 0; index < doubtful.count; ++index) {
+      const Doubtful::Pair& pair = doubtful.pairs[index];
+      row_counts_.add(first_row + pair.row, pair.last,
+                      similarities[pair.row * row_stride + pair.column * column_stride]);
     }
   }
 
@@ -211,7 +230,7 @@ class CountPass {
   const bool self_mode_;
   const Side rows_, columns_;
   const Plan plan_;
-  Thresholds thresholds_;
+  const Thresholds thresholds_;
   const RowCounts row_counts_;
   CountScratch* scratch_;
   Interruption interruption_;

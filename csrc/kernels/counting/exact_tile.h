@@ -14,6 +14,8 @@ struct RowsOf {
   const double* values;  // (count, dim), contiguous
   int64_t count;         // at most PANEL
   int64_t dim;
+
+  const double* row(int64_t index) const { return values + index * dim; }
 };
 
 // High and low parts of some values of d of a panel.
@@ -31,7 +33,7 @@ struct PartPanel {
     for (int64_t row = 0; row < PANEL; row += LANE_COUNT) {
       for (int lane = 0; lane < LANE_COUNT; ++lane) {
         const bool present = row + lane < rows.count;
-        const double* values = rows.values + (row + lane) * rows.dim + first_dim;
+        const double* values = rows.row(row + lane) + first_dim;
         for (int64_t d = 0; d < DEPTH; ++d) {
           const GridParts<double> parts(present && d < depth ? values[d] : 0);
           highs[lane][d] = parts.high;
