@@ -49,8 +49,6 @@ class Formula:
 Side = tuple[int, int, int, int, int, int, int]
 # normalize, skip_below, kept_tiles, threads, bfloat_terms, both_sides
 Settings = tuple[bool, float, int, int, int, bool]
-# rows, their number, columns, their number, dim, threads
-ExactSides = tuple[int, int, int, int, int, int]
 # address, row_stride of listed pairs; address, stride of own columns
 Pairs = tuple[int, int, int, int]
 
@@ -105,15 +103,6 @@ def scale_gradients(
     pairs: Pairs,
     # saved, its bytes, grad_lse_pos, grad_lse_neg, column_statistics, gradients
     tensors: tuple[int, int, int, int, int, int],
-) -> None: ...
-def count_above(
-    sides: ExactSides,
-    tensors: tuple[int, int, int, int],  # thresholds, offsets, at_least, above
-) -> None: ...
-def exact_similarities(
-    sides: ExactSides,
-    pairs: tuple[int, int, int],  # rows, columns, their number
-    similarities: int,
 ) -> None: ...
 def loss_and_gradients(
     scalar: Scalar,

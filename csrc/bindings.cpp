@@ -194,44 +194,6 @@ void loss_and_gradients(Scalar scalar, const Side& rows, const std::optional<Sid
   });
 }
 
-// (rows, their number, columns, their number, dim, threads)
-using ExactAddresses = std::array<int64_t, 6>;
-
-ExactSides make_sides(const ExactAddresses& sides) {
-  return {reinterpret_cast<const double*>(sides[0]),
-          sides[1],
-          reinterpret_cast<const double*>(sides[2]),
-          sides[3],
-          sides[4],
-          static_cast<int>(sides[5]),
-          PyThread_get_thread_ident() == main_thread ? handler_has_raised : nullptr};
-}
-
-// (thresholds, offsets, at_least, above)
-void count_above_at(const ExactAddresses& sides, const std::array<Address, 4>& tensors) {
-  const Level& level = current_level();
-  const ExactSides exact = make_sides(sides);
-  run_interruptible([&] {
-    run_count_above(
-        level, exact,
-        {reinterpret_cast<const double*>(tensors[0]), reinterpret_cast<const int64_t*>(tensors[1])},
-        {reinterpret_cast<int64_t*>(tensors[2]), reinterpret_cast<int64_t*>(tensors[3])});
-  });
-}
-
-// (rows, columns, their number) of pairs
-void exact_similarities_at(const ExactAddresses& sides, const std::array<int64_t, 3>& pairs,
-                           Address similarities) {
-  const Level& level = current_level();
-  const ExactSides exact = make_sides(sides);
-  run_interruptible([&] {
-    run_exact_similarities(level, exact,
-                           {reinterpret_cast<const int64_t*>(pairs[0]),
-                            reinterpret_cast<const int64_t*>(pairs[1]), pairs[2]},
-                           reinterpret_cast<double*>(similarities));
-  });
-}
-
 }  // namespace
 }  // namespace circle_kernels
 
@@ -310,9 +272,6 @@ PYBIND11_MODULE(_cpu, module) {
              py::arg("threads"));
   module.def("row_losses", &row_losses_at, py::arg("is_double"), py::arg("tensors"),
              py::arg("rows"), py::arg("reduction"));
-  module.def("count_above", &count_above_at, py::arg("sides"), py::arg("tensors"));
-  module.def("exact_similarities", &exact_similarities_at, py::arg("sides"), py::arg("pairs"),
-             py::arg("similarities"));
   module.def("loss_and_gradients", &loss_and_gradients, py::arg("scalar"), py::arg("rows"),
              py::arg("columns"), py::arg("formula"), py::arg("settings"), py::arg("pairs"),
              py::arg("reduction"), py::arg("tensors"));

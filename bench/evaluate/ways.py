@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.evaluate.names import embedded_names
 from circle_kernels.evaluation import retrieval_metrics
 
 METRICS = ("recall@1", "r_precision", "map@r")
@@ -189,7 +190,7 @@ WAYS = {
 def drawn(case: EvaluateCase) -> tuple[Tensor, Tensor]:  # (N, D) unit rows, (N,) int64
     """Embeddings of a kind, the same for the same case."""
     if case.data == "names":
-        return _names(case)
+        return embedded_names(case.rows, case.dim)
     generator = torch.Generator().manual_seed(0)
     classes = max(2, case.rows // 98)
     labels = torch.arange(case.rows) % classes

@@ -219,17 +219,4 @@ void run_scale_gradients(const Problem& problem, const BackwardInput& input, voi
   });
 }
 
-void run_count_above(const Level& level, ExactSides sides, const Thresholds& thresholds,
-                     const Counts& counts) {
-  if (is_forked) sides.threads = 1;
-  Arena arena;
-  if (!level.kernels->count_above(sides, thresholds, arena, counts)) throw Interrupted();
-}
-
-void run_exact_similarities(const Level& level, ExactSides sides, const IndexPairs& pairs,
-                            double* similarities) {
-  if (is_forked) sides.threads = 1;
-  if (!level.kernels->exact_similarities(sides, pairs, similarities)) throw Interrupted();
-}
-
 }  // namespace circle_kernels

@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "common/bfloat_products.h"
-#include "common/counts.h"
 #include "common/memory.h"
 #include "common/order/classes.h"
 #include "common/problem.h"
@@ -24,8 +23,6 @@ struct Kernels {
   bool (*scale_gradients)(const Problem&, const Classes&, const BFloatProducts*, Arena&,
                           const BackwardInput&, void* gradients);
   void (*save)(const Problem&, const Classes&, const KnownSums&);
-  bool (*count_above)(const ExactSides&, const Thresholds&, Arena&, const Counts&);
-  bool (*exact_similarities)(const ExactSides&, const IndexPairs&, double* similarities);
 };
 
 // An instruction set by name. Later levels are faster where they are supported.
@@ -62,12 +59,5 @@ void run_backward(const Problem& problem, const BackwardInput& input, const Grad
 // With respect to the logarithms of both scales, T (2,), of positives and of negatives: over all
 // that count pairs upstream sum_j softmax_j z_j. Throws as run_backward does.
 void run_scale_gradients(const Problem& problem, const BackwardInput& input, void* gradients);
-
-// Of each threshold of a row how many of all columns reach it.
-void run_count_above(const Level& level, ExactSides sides, const Thresholds& thresholds,
-                     const Counts& counts);
-// Of single pairs, (pairs.count,).
-void run_exact_similarities(const Level& level, ExactSides sides, const IndexPairs& pairs,
-                            double* similarities);
 
 }  // namespace circle_kernels

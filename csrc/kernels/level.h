@@ -9,7 +9,6 @@
 #include "common/dispatch.h"
 #include "kernels/backward/backward_pass.h"
 #include "kernels/backward/scale_pass.h"
-#include "kernels/counts/count_pass.h"
 #include "kernels/forward/forward_pass.h"
 #include "kernels/forward/known_sums.h"
 #include "kernels/tiles/programs.h"
@@ -69,7 +68,7 @@ void save(const Problem& problem, const Classes& classes, const KnownSums& sums)
 
 namespace CIRCLE_LEVEL {
 extern const Kernels kernels;
-const Kernels kernels{forward, backward, scale_gradients, save, count_above, exact_similarities};
+const Kernels kernels{forward, backward, scale_gradients, save};
 }  // namespace CIRCLE_LEVEL
 
 }  // namespace circle_kernels

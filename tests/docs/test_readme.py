@@ -64,6 +64,12 @@ def test_plain_loop_trains(training: dict[str, Any]) -> None:
     assert loss_of(training) < 0.8 * before
 
 
+def test_metrics_are_those_of_the_embeddings() -> None:
+    namespace = {"embeddings": torch.eye(4)[[0, 0, 1, 1]], "labels": torch.tensor([0, 0, 1, 1])}
+    exec(block("import retrieval_metrics"), namespace)
+    assert namespace["found"]["recall@1"] == 1
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_lightning_module_trains(
     training: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

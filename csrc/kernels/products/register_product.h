@@ -141,19 +141,17 @@ void mirror_tile(T* tile) {
 
 // tile(i, j) = sum_d rows(d, i) columns(d, j); 0 for padding. With `symmetric` rows and columns are
 // one panel, and blocks below the diagonal are copied. `look` sees what is multiplied, padding too.
-//
-// Sums are those of strips of about equal depth. One of the columns' panel as deep as DEEPEST stays
-// in the first-level cache while all rows pass, and its sums are no longer chains of roundings than
-// those of other libraries' products.
-constexpr int64_t DEEPEST = 192;
-
 template <class E, class Look = Ignore>
 void similarity_tile(const E* rows,     // (depth, PANEL)
                      const E* columns,  // (depth, PANEL)
                      int64_t depth, int64_t live_rows, int64_t live_columns, bool symmetric,
                      Sum<E>* tile,  // (PANEL, PANEL)
-                     Look&& look = {}, int64_t deepest = DEEPEST) {
-  const int64_t strips = (depth + deepest - 1) / deepest;
+                     Look&& look = {}) {
+  // Strips of about equal depth. One of the columns' panel this deep stays in the first-level cache
+  // while all rows pass, and its sums are no longer chains of roundings than those of other
+  // libraries' products.
+  constexpr int64_t DEEPEST = 192;
+  const int64_t strips = (depth + DEEPEST - 1) / DEEPEST;
   const int64_t deep = (depth + strips - 1) / strips;
   // What the loops below leave out.
   const int64_t rows_done = (live_rows + REGISTER_ROWS - 1) / REGISTER_ROWS * REGISTER_ROWS;
