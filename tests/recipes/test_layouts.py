@@ -124,12 +124,13 @@ def test_faces_are_folders_pairs_and_templates(data_of: Callable[[str], Path]) -
     assert ijbc.pictures.landmarks[0, 1].tolist() == [22, 14]
 
 
+@pytest.mark.parametrize("first", [1, 700, 3000], ids=["one", "some", "many"])
 def test_faces_in_a_record_file_are_those_of_folders(
-    data_of: Callable[[str], Path], tmp_path: Path
+    first: int, data_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
     # A picture that has the number that records begin with, at a whole word and elsewhere.
     magic = struct.pack("<I", MAGIC)
-    extra = bytes(-len(encoded(0, 0)) % 4) + 2 * magic + b"x" + magic
+    extra = bytes(-len(encoded(0, 0)) % 4) + 2 * magic + first * b"x" + magic
     faces_in_records(tmp_path, extra)
     pair_file(tmp_path / "lfw.bin")
     settings = Data(layout="faces", pairs=["lfw"])
