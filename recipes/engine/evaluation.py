@@ -38,6 +38,7 @@ def measure(
 ) -> dict[str, float]:
     """Every metric of every task of a data set, in [0, 1], the same in every process."""
     network.eval()
+    processes.take_buffers_of_first(network)
     found: dict[str, float] = {}
     for task in dataset.tasks:
         found |= _measured(task, network, recipe, processes)

@@ -17,6 +17,7 @@ import tests.recipes.programs  # noqa: F401  # isort: skip
 from recipes.__main__ import INTERRUPTED, main
 from recipes.engine import checkpoint, training
 from recipes.engine.checkpoint import NAME
+from tests.recipes.checkpoints import assert_same_bits, content
 from tests.recipes.drawn import changes
 from tests.support.apart import Ended, answers
 
@@ -36,26 +37,6 @@ def arguments(config: str, data: Path, out: Path, *more: str) -> list[str]:
         "training.milestones=[]",
     )
     return [config, f"--data={data}", f"--out={out}", *options, *more]
-
-
-def content(folder: Path) -> dict[str, Any]:
-    return torch.load(folder / NAME, weights_only=True)
-
-
-def assert_same_bits(left: Any, right: Any) -> None:
-    assert type(left) is type(right)
-    if isinstance(left, dict):
-        assert list(left) == list(right)
-        left, right = list(left.values()), list(right.values())
-    if isinstance(left, (list, tuple)):
-        assert len(left) == len(right)
-        for ours, theirs in zip(left, right, strict=True):
-            assert_same_bits(ours, theirs)
-    elif isinstance(left, torch.Tensor):
-        assert left.dtype == right.dtype
-        assert torch.equal(left, right)
-    else:
-        assert left == right
 
 
 def train_and_die(send: Callable[[Any], None], words: list[str], step: int, writing: bool) -> None:
