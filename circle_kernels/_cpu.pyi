@@ -114,3 +114,14 @@ def loss_and_gradients(
     reduction: Reduction,
     tensors: tuple[int, int, int, int],  # saved bytes, loss, grad_rows, grad_columns
 ) -> None: ...
+def exact_similarities(
+    sides: tuple[int, int, int],  # rows, columns, dim
+    pairs: tuple[int, int, int, int],  # row indices, column indices, their count, similarities
+    threads: int,
+) -> None: ...
+def count_above(
+    sides: tuple[int, int, int],  # rows, columns, dim
+    # their counts, thresholds, offsets, at_least, above
+    counts: tuple[int, int, int, int, int, int],
+    threads: int,
+) -> None: ...

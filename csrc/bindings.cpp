@@ -53,6 +53,11 @@ bool handler_has_raised() {
 // Python's main thread, which alone runs handlers; found when the module is loaded.
 unsigned long main_thread = 0;
 
+// Problem::interrupted on this thread; to be called with the GIL or without.
+auto asks_python() {
+  return PyThread_get_thread_ident() == main_thread ? handler_has_raised : nullptr;
+}
+
 // Runs a pass without the GIL.
 template <class Pass>
 void run_interruptible(Pass pass) {
@@ -83,7 +88,7 @@ Problem make_problem(Scalar scalar, const Side& rows, const std::optional<Side>&
           both_sides,
           reinterpret_cast<const int64_t*>(pairs[2]),
           pairs[3],
-          PyThread_get_thread_ident() == main_thread ? handler_has_raised : nullptr};
+          asks_python()};
 }
 
 // (lse_pos, lse_neg, saved, its bytes)
@@ -141,6 +146,37 @@ void scale_gradients(Scalar scalar, const Side& rows, const std::optional<Side>&
          reinterpret_cast<const void*>(tensors[2]), reinterpret_cast<const void*>(tensors[3]),
          reinterpret_cast<const void*>(tensors[4])},
         reinterpret_cast<void*>(tensors[5]));
+  });
+}
+
+// (rows, columns, dim)
+using SideAddresses = std::array<int64_t, 3>;
+
+ExactSides make_sides(const SideAddresses& sides, int threads) {
+  return {reinterpret_cast<const double*>(sides[0]), reinterpret_cast<const double*>(sides[1]),
+          sides[2], threads, asks_python()};
+}
+
+// (row_indices, column_indices, count, similarities)
+void exact_similarities(const SideAddresses& sides, const std::array<int64_t, 4>& pairs,
+                        int threads) {
+  const Level& level = current_level();
+  run_interruptible([&] {
+    run_exact_similarities(
+        level, make_sides(sides, threads),
+        {reinterpret_cast<const int64_t*>(pairs[0]), reinterpret_cast<const int64_t*>(pairs[1]),
+         pairs[2], reinterpret_cast<double*>(pairs[3])});
+  });
+}
+
+// (rows, columns, thresholds, offsets, at_least, above)
+void count_above(const SideAddresses& sides, const std::array<int64_t, 6>& counts, int threads) {
+  const Level& level = current_level();
+  run_interruptible([&] {
+    run_count_above(level, make_sides(sides, threads),
+                    {counts[0], counts[1], reinterpret_cast<const double*>(counts[2]),
+                     reinterpret_cast<const int64_t*>(counts[3]),
+                     reinterpret_cast<int64_t*>(counts[4]), reinterpret_cast<int64_t*>(counts[5])});
   });
 }
 
@@ -272,6 +308,9 @@ PYBIND11_MODULE(_cpu, module) {
              py::arg("threads"));
   module.def("row_losses", &row_losses_at, py::arg("is_double"), py::arg("tensors"),
              py::arg("rows"), py::arg("reduction"));
+  module.def("exact_similarities", &exact_similarities, py::arg("sides"), py::arg("pairs"),
+             py::arg("threads"));
+  module.def("count_above", &count_above, py::arg("sides"), py::arg("counts"), py::arg("threads"));
   module.def("loss_and_gradients", &loss_and_gradients, py::arg("scalar"), py::arg("rows"),
              py::arg("columns"), py::arg("formula"), py::arg("settings"), py::arg("pairs"),
              py::arg("reduction"), py::arg("tensors"));

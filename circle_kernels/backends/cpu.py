@@ -122,7 +122,7 @@ def _plan_saved(problem: PairProblem) -> tuple[int, int]:
     """
     if not problem.keep_for_backward:
         return 0, 0
-    extension = _loaded()
+    extension = loaded()
     panel, itemsize = extension.PANEL, problem.result_dtype.itemsize
     tiles = tiles_of(extension, problem)
     budget = int(KEPT_BYTES * problem.kept_part) // (panel**2 * itemsize)
@@ -146,7 +146,7 @@ def _complete(problem: PairProblem) -> PairProblem:
 def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
     """Both log-sum-exps of every anchor, and what the backward pass can use."""
     problem = _complete(problem)
-    extension = _loaded()
+    extension = loaded()
     anchors, dtype = problem.num_anchors, problem.result_dtype
     lse_pos = torch.empty(anchors, dtype=dtype, device="cpu")
     lse_neg = torch.empty(anchors, dtype=dtype, device="cpu")
@@ -167,7 +167,7 @@ def forward(problem: PairProblem) -> tuple[Tensor, Tensor, Tensor]:
 def save(problem: PairProblem, lse_pos: Tensor, lse_neg: Tensor) -> Tensor:
     """What :func:`forward` would have left with no tiles kept, had it found these."""
     problem = _complete(problem)
-    extension = _loaded()
+    extension = loaded()
     saved = _new_saved(extension, bytes_to_save(extension, problem, 0))
     lse_pos, lse_neg = lse_pos.contiguous(), lse_neg.contiguous()
     extension.save(
@@ -187,7 +187,7 @@ def backward(
     """
     problem = _complete(problem)
     gradients = _new_gradients(problem, needs)
-    _run_with(_loaded().backward, problem, passed, gradients)
+    _run_with(loaded().backward, problem, passed, gradients)
     return gradients
 
 
@@ -198,7 +198,7 @@ def scale_gradients(problem: PairProblem, passed: Passed) -> Tensor:  # (2,)
         RuntimeError: as :func:`backward` does.
     """
     gradients = torch.empty(2, dtype=problem.result_dtype, device="cpu")
-    _run_with(_loaded().scale_gradients, _complete(problem), passed, (gradients,))
+    _run_with(loaded().scale_gradients, _complete(problem), passed, (gradients,))
     return gradients
 
 
@@ -209,7 +209,7 @@ def _run_with(
     results: tuple[Tensor | None, ...],
 ) -> None:
     """Run a pass of the extension that wants what the forward pass left."""
-    extension = _loaded()
+    extension = loaded()
     # Bound to names: the extension sees addresses only, which do not keep a tensor alive.
     saved, grad_lse_pos, grad_lse_neg = (tensor.contiguous() for tensor in passed[:3])
     column_statistics = passed.column_statistics
@@ -231,7 +231,7 @@ def _run_with(
 
 def row_losses(lse_pos: Tensor, lse_neg: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
     """What :func:`circle_kernels.operation.reductions.row_losses` returns, in one call."""
-    extension = _loaded()
+    extension = loaded()
     lse_pos, lse_neg = lse_pos.contiguous(), lse_neg.contiguous()
     slopes = torch.empty_like(lse_pos)
     loss = torch.empty_like(lse_pos) if reduction == "none" else lse_pos.new_empty(())
@@ -249,7 +249,7 @@ def loss_and_gradients(
 ) -> tuple[Tensor, tuple[Tensor | None, Tensor | None]]:
     """What both passes and :func:`row_losses` between them return, in one call."""
     problem = _complete(problem)
-    extension = _loaded()
+    extension = loaded()
     gradients = _new_gradients(problem, needs)
     loss = torch.empty((), dtype=problem.result_dtype, device="cpu")
     kept_tiles, size = _plan_saved(problem)
@@ -306,7 +306,12 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _loaded() -> ModuleType:
+def loaded() -> ModuleType:
+    """The extension.
+
+    Raises:
+        RuntimeError: there is none; says why.
+    """
     extension = _extension()
     if isinstance(extension, str):
         raise RuntimeError(extension)

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from circle_kernels.backends import cpu, cpu_counts
 from circle_kernels.evaluation.exact import exact_similarities, exact_tile
 from circle_kernels.options import check_choice
 
@@ -87,15 +88,16 @@ def counter(backend: str, device: torch.device) -> Counter:
         raise ValueError(f"backend='cpu' takes CPU tensors, got some on {device}")
     if backend == "tiled" or device.type != "cpu":
         return Tiled()
-    try:
-        from circle_kernels.backends import cpu_counts
-    except ImportError as error:
-        message = f"backend='cpu' cannot count without the C++ kernel: {error}"
-        if backend == "cpu":
-            raise RuntimeError(message) from error
-        warnings.warn(f"{message}; backend='tiled', several times slower, does", stacklevel=2)
-        return Tiled()
-    return cpu_counts
+    status = cpu.status()
+    if status.startswith("usable"):
+        return cpu_counts
+    if backend == "cpu":
+        raise RuntimeError(f"backend='cpu' cannot count: {status}")
+    warnings.warn(
+        f"circle_kernels: backend='tiled', several times slower, counts, since cpu is {status}",
+        stacklevel=2,
+    )
+    return Tiled()
 
 
 def _reached(

@@ -102,13 +102,19 @@ std::atomic<bool> is_forked{false};
 // Waking threads takes longer than a problem as small as this, and nobody waits for its end.
 constexpr double SMALLEST_PARALLEL_WORK = 1 << 18;  // multiply-adds of the similarities
 
+// A problem, or sides, of so many multiply-adds with as many threads as are of use.
+template <class P>
+void adapt_threads(P& problem, double work) {
+  if (work < SMALLEST_PARALLEL_WORK || is_forked) problem.threads = 1;
+  if (work < SMALLEST_PARALLEL_WORK) problem.interrupted = nullptr;
+}
+
 // The problem with as many threads as are of use and the bfloat16 products that this level has.
 Problem adapted(Problem problem, const Level& level) {
   const double work = static_cast<double>(problem.rows.count) *
                       static_cast<double>(problem.columns.count) *
                       static_cast<double>(problem.rows.dim);
-  if (work < SMALLEST_PARALLEL_WORK || is_forked) problem.threads = 1;
-  if (work < SMALLEST_PARALLEL_WORK) problem.interrupted = nullptr;
+  adapt_threads(problem, work);
   if (problem.scalar == Scalar::bfloat16) problem.bfloat_terms = 1;
   const bool of_use = level.products != nullptr &&
                       (problem.bfloat_terms < 3 || level.products->three_terms_pay) &&
@@ -217,6 +223,18 @@ void run_scale_gradients(const Problem& problem, const BackwardInput& input, voi
     return level.kernels->scale_gradients(adapted_problem, order_by_class(adapted_problem),
                                           level.products, arena, input, gradients);
   });
+}
+
+void run_exact_similarities(const Level& level, ExactSides sides, const ExactPairs& pairs) {
+  adapt_threads(sides, static_cast<double>(pairs.count) * static_cast<double>(sides.dim));
+  if (!level.kernels->exact_similarities(sides, pairs)) throw Interrupted();
+}
+
+void run_count_above(const Level& level, ExactSides sides, const ThresholdCounts& counts) {
+  adapt_threads(sides, static_cast<double>(counts.rows) * static_cast<double>(counts.columns) *
+                           static_cast<double>(sides.dim));
+  Arena arena;
+  if (!level.kernels->count_above(sides, counts, arena)) throw Interrupted();
 }
 
 }  // namespace circle_kernels

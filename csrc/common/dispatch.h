@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "common/bfloat_products.h"
+#include "common/counting.h"
 #include "common/memory.h"
 #include "common/order/classes.h"
 #include "common/problem.h"
@@ -23,6 +24,8 @@ struct Kernels {
   bool (*scale_gradients)(const Problem&, const Classes&, const BFloatProducts*, Arena&,
                           const BackwardInput&, void* gradients);
   void (*save)(const Problem&, const Classes&, const KnownSums&);
+  bool (*exact_similarities)(const ExactSides&, const ExactPairs&);
+  bool (*count_above)(const ExactSides&, const ThresholdCounts&, Arena&);
 };
 
 // An instruction set by name. Later levels are faster where they are supported.
@@ -59,5 +62,8 @@ void run_backward(const Problem& problem, const BackwardInput& input, const Grad
 // With respect to the logarithms of both scales, T (2,), of positives and of negatives: over all
 // that count pairs upstream sum_j softmax_j z_j. Throws as run_backward does.
 void run_scale_gradients(const Problem& problem, const BackwardInput& input, void* gradients);
+// The same numbers at every level and with any number of threads.
+void run_exact_similarities(const Level& level, ExactSides sides, const ExactPairs& pairs);
+void run_count_above(const Level& level, ExactSides sides, const ThresholdCounts& counts);
 
 }  // namespace circle_kernels

@@ -1,4 +1,4 @@
-// Both passes for one instruction set: what a translation unit in kernels/ compiles.
+// All passes for one instruction set: what a translation unit in kernels/ compiles.
 //
 // The unit defines CIRCLE_LEVEL (its namespace) and CIRCLE_VECTOR_BYTES. Code shared by all units
 // (ordering, memory) is compiled once, without their flags, and called through plain functions.
@@ -9,6 +9,7 @@
 #include "common/dispatch.h"
 #include "kernels/backward/backward_pass.h"
 #include "kernels/backward/scale_pass.h"
+#include "kernels/counting/count_pass.h"
 #include "kernels/forward/forward_pass.h"
 #include "kernels/forward/known_sums.h"
 #include "kernels/tiles/programs.h"
@@ -68,7 +69,7 @@ void save(const Problem& problem, const Classes& classes, const KnownSums& sums)
 
 namespace CIRCLE_LEVEL {
 extern const Kernels kernels;
-const Kernels kernels{forward, backward, scale_gradients, save};
+const Kernels kernels{forward, backward, scale_gradients, save, exact_similarities, count_above};
 }  // namespace CIRCLE_LEVEL
 
 }  // namespace circle_kernels

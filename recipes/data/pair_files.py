@@ -150,21 +150,8 @@ class _Encode(_StandIn):
         return text.encode("latin1")
 
 
-class _MakeBytes(_StandIn):
-    """``bytes`` and ``bytearray``, of nothing or of bytes."""
-
-    __slots__ = ()
-
-    def __call__(self, data: object = b"") -> bytes:
-        if not isinstance(data, (bytes, bytearray)):  # of a number they would be as long as that
-            raise pickle.UnpicklingError(f"it makes bytes of {type(data).__name__}")
-        return bytes(data)
-
-
 _KNOWN: dict[tuple[str, str], _StandIn] = {
     ("_codecs", "encode"): _Encode(),
-    ("builtins", "bytes"): _MakeBytes(),
-    ("builtins", "bytearray"): _MakeBytes(),
     ("numpy", "dtype"): _MakeDtype(),
     ("numpy", "ndarray"): _Name(),
 }

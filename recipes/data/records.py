@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, overload
+from typing import IO, overload
 
 import torch
 
@@ -16,6 +17,7 @@ from recipes.data.pictures import Encoded, Pictures
 _MAGIC = struct.pack("<I", 0xCED7230A)
 _LENGTH_BITS = 29  # the three above say whether a record goes on
 _WHOLE, _LAST = 0, 3
+_WITH_LABELS = 1024  # bytes that a record's labels are among; most of a picture is behind them
 _HEADER = struct.Struct("<IfQQ")  # how many labels follow, the label if none, two numbers
 
 
@@ -55,11 +57,11 @@ def read_records(path: Path) -> Pictures:
     index = [(int(key), int(offset)) for key, offset in lines(path.with_suffix(".idx"), 2)]
     offsets, labels = [], []
     end = float("inf")
-    with path.open("rb") as file:
+    with path.open("rb", buffering=0) as file:  # which would read what is skipped here
         for key, offset in sorted(index):
             if key >= end:
                 break
-            own, _ = _split(_record(file, offset, path), path)
+            own, _ = _split(_record(file, offset, path, most=_WITH_LABELS), path)
             if key == 0 and len(own) > 1:
                 end = own[0]
                 continue
@@ -70,8 +72,8 @@ def read_records(path: Path) -> Pictures:
     return Pictures(Records(path, tuple(offsets)), torch.tensor(labels))
 
 
-def _record(file: BinaryIO, offset: int, path: Path) -> bytes:
-    """The content of the record that begins at an offset."""
+def _record(file: IO[bytes], offset: int, path: Path, most: int = sys.maxsize) -> bytes:
+    """The content of the record that begins at an offset, or its first bytes."""
     file.seek(offset)
     parts: list[bytes] = []
     while True:
@@ -79,12 +81,12 @@ def _record(file: BinaryIO, offset: int, path: Path) -> bytes:
         if len(start) < 8 or start[:4] != _MAGIC:
             raise BrokenData(f"{path} has no record at byte {offset}, where its index has one")
         kind, length = divmod(int.from_bytes(start[4:], "little"), 1 << _LENGTH_BITS)
-        part = file.read(length)
-        if len(part) < length:
+        part = file.read(min(length, most))
+        if len(part) < min(length, most):
             raise BrokenData(f"{path} ends within the record at byte {offset}")
         file.seek(-length % 4, 1)
         parts.append(part)
-        if kind in (_WHOLE, _LAST):
+        if kind in (_WHOLE, _LAST) or length >= most:
             return _MAGIC.join(parts)  # cut where the content has the magic number itself
 
 

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from circle_kernels.evaluation import (
     reid_metrics,
@@ -37,6 +38,7 @@ def measure(
 ) -> dict[str, float]:
     """Every metric of every task of a data set, in [0, 1], the same in every process."""
     network.eval()
+    processes.take_buffers_of_first(network)
     found: dict[str, float] = {}
     for task in dataset.tasks:
         found |= _measured(task, network, recipe, processes)
@@ -83,7 +85,8 @@ def embed_pictures(
     loader = batches_of(dataset, batches, recipe.run.workers, processes.device)
     size = recipe.model.embedding
     embeddings = torch.zeros(len(pictures), size, device=processes.device)
-    for batch, images in zip(batches, loader, strict=True):
+    bar = tqdm(loader, "evaluating", unit="batch", leave=False, disable=not processes.is_first)
+    for batch, images in zip(batches, bar, strict=True):
         images = images.to(processes.device)
         with autocast(recipe, processes):
             values = network(images).float()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from recipes.configuration import ConfigurationError
 
@@ -45,6 +45,12 @@ class Processes:
         if self.count > 1:
             dist.all_reduce(values)
         return values
+
+    def take_buffers_of_first(self, network: nn.Module) -> None:
+        """Give all processes the statistics that the first keeps, and saves."""
+        if self.count > 1:
+            for buffer in network.buffers():
+                dist.broadcast(buffer, 0)
 
     def wait(self) -> None:
         """For all others."""

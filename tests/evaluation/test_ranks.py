@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from circle_kernels.backends import cpu
 from circle_kernels.evaluation import positive_ranks, ranks
 from circle_kernels.evaluation.exact import exact_similarities, exact_tile, on_grid
 from tests.evaluation.brute_force import Problem
@@ -212,6 +213,15 @@ def test_infinite_rows_are_named() -> None:
     embeddings[2, 1] = float("-inf")
     with pytest.raises(ValueError, match=r"embeddings must be finite.*row 2"):
         positive_ranks(embeddings, Y)
+
+
+def test_without_the_extension_pytorch_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = positive_ranks(X, Y)
+    monkeypatch.setattr(cpu, "status", lambda: "not usable: it was not built")
+    with pytest.warns(UserWarning, match="since cpu is not usable: it was not built"):
+        assert torch.equal(positive_ranks(X, Y).ranks, expected.ranks)
+    with pytest.raises(RuntimeError, match="backend='cpu' cannot count: not usable: it was not"):
+        positive_ranks(X, Y, backend="cpu")
 
 
 def test_progress_is_shown_on_request(capfd: pytest.CaptureFixture[str]) -> None:

@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "backends.tiled": (*OF_BACKENDS, "logsumexp"),
     "backends.gathered": OF_BACKENDS,
     "backends.cpu": (*OF_BACKENDS, "backends.cpu_arguments", "_cpu"),
-    "backends.cpu_counts": ("_cpu",),
+    "backends.cpu_counts": ("backends.cpu",),
     "backends.cpu_arguments": ("formula", "pointwise", "backends.problem"),
     "backends.triton": (
         *OF_BACKENDS,
@@ -89,6 +89,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "top_k",
         "distributed",
         "backends.rows",
+        "backends.cpu",
         "backends.cpu_counts",
     ),
     # Nobody imports integrations.

@@ -8,22 +8,11 @@
 #include "kernels/products/register_product.h"
 #include "kernels/tiles/chunks.h"
 #include "kernels/tiles/own_copies.h"
+#include "kernels/tiles/threads.h"
 #include "kernels/tiles/tiles.h"
-
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
 
 namespace circle_kernels {
 namespace {
-
-int thread_index() {
-#if defined(_OPENMP)
-  return omp_get_thread_num();
-#else
-  return 0;
-#endif
-}
 
 template <class T>
 Panels<T> make_panels(const Embeddings& side, const Ordering& ordering, int64_t held, int64_t depth,

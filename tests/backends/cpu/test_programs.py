@@ -54,7 +54,7 @@ def test_places_are_used_again() -> None:
 
 def test_extension_has_every_operation() -> None:
     """But for detach, which byte code has no use for."""
-    assert {*cpu._loaded().OPERATIONS} == {*OPERATIONS} - {"detach"}
+    assert {*cpu.loaded().OPERATIONS} == {*OPERATIONS} - {"detach"}
 
 
 USES: dict[str, Callable[[Tensor], Tensor]] = {
