@@ -63,8 +63,8 @@ def histories_figure(histories: Mapping[Setting, Sequence[tuple[float, float]]])
     for setting, means in histories.items():
         steps = np.arange(1, len(means) + 1)
         s_p, s_n = np.array(means).T
-        axes.plot(steps, s_p, color=COLORS[setting.loss], label=f"{setting}: $s_p$")
-        axes.plot(steps, s_n, "--", color=COLORS[setting.loss], label=f"{setting}: $s_n$")
+        axes.plot(steps, s_p, color=COLORS[setting.loss], label=f"{_name(setting)}: $s_p$")
+        axes.plot(steps, s_n, "--", color=COLORS[setting.loss], label=f"{_name(setting)}: $s_n$")
     axes.set(xscale="log", xlabel="training step (logarithmic)", ylabel="cosine to class weights")
     axes.legend(frameon=False, fontsize=9)
     _tidy(axes)
@@ -90,13 +90,13 @@ def scatter_figure(clouds: Mapping[Setting, Cloud]) -> Figure:
             axes.scatter(*points.numpy().T, s=3, alpha=0.3, color=color, linewidths=0)
             label = f"{label}: {len(points):,}"
             if len(points) > 1:
-                label += "; {:.3f} × {:.3f}".format(*spread(points))
+                label += "; {:.3f} $\\times$ {:.3f}".format(*spread(points))
             axes.plot([], [], "o", color=color, markersize=4, label=label)
         draw_boundary(axes, setting.formula, "black", "decision boundary", 1.5)
         axes.plot(0, 1, "*", color="black", markersize=9, clip_on=False, linestyle="none")
         axes.set(xlim=(-0.1, 1), ylim=(0, 1.02), xlabel="$s_n$, most similar other class")
-        axes.set_title(str(setting), fontsize=11)
-        title = "pictures; spread along × across $s_n = s_p$"
+        axes.set_title(_name(setting), fontsize=11)
+        title = "pictures; spread along $\\times$ across $s_n = s_p$"
         axes.legend(fontsize=8.5, loc="lower right", title=title, title_fontsize=8.5)
         _tidy(axes)
     panels[0].set_ylabel("$s_p$, own class")
@@ -107,6 +107,10 @@ def spread(points: Tensor) -> tuple[float, float]:
     """Standard deviation of (N, 2) points along the diagonal s_n = s_p, and across it."""
     s_n, s_p = points.T
     return float((s_n + s_p).std()) / math.sqrt(2), float((s_p - s_n).std()) / math.sqrt(2)
+
+
+def _name(setting: Setting) -> str:
+    return str(setting).replace("gamma", r"$\gamma$")
 
 
 def _plot_spread(
