@@ -1,6 +1,6 @@
 """Train a small SentenceTransformer on the names of name_retrieval.py with circle loss.
 
-    python examples/name_sentences.py  # about half a minute
+    python examples/name_sentences.py  # less than a minute
 
 The model is made here of modules, with nothing to download: the network of name_retrieval.py as
 the module that takes texts. The rest is sentence-transformers as anywhere: its trainer, batches in

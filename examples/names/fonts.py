@@ -16,9 +16,14 @@ SHAPES = tuple(map(int, matplotlib.__version__.split(".")[:2])) >= (3, 11)
 
 
 def script_of(text: str) -> str:
-    """The script of the first letter: the first word of its Unicode name, as "CYRILLIC"."""
-    letters = (letter for letter in unicodedata.normalize("NFC", text) if letter.isalpha())
-    return unicodedata.name(next(letters, " "), "").split(" ")[0]
+    """The script of the first letter: the first word of its Unicode name, as "CYRILLIC".
+
+    Empty without a letter.
+    """
+    for letter in unicodedata.normalize("NFC", text):
+        if letter.isalpha():
+            return unicodedata.name(letter, "").split(" ")[0]
+    return ""
 
 
 def families(text: str) -> list[str]:

@@ -95,6 +95,7 @@ def test_short_run_prints_its_table_and_writes_its_figure(
     text = printed.getvalue()
     for expected in ("30 entities never seen", "n-grams, read", "untrained", "circle loss"):
         assert expected in text
+    assert "are on one side of the split" in " ".join(text.split())
     assert text.count("±") == (0 if seeds == 1 else 2 * 3 + 1)
     many = torch.load(saved)
     assert many["embeddings"].shape == (len(many["labels"]), 128)

@@ -22,12 +22,12 @@ from sentence_transformers import SentenceTransformer
 def test_short_run_trains_and_prints_metrics_before_and_after(all_names: data.NameSet) -> None:
     split = data.split_entities(all_names)
     few = data.EntitySplit(
-        train=split.train.select(torch.arange(40)),
+        train=split.train.select(torch.arange(250)),
         validation=split.validation,
-        test=split.test.select(torch.arange(20)),
+        test=split.test.select(torch.arange(40)),
     )
     printed = io.StringIO()
-    name_sentences.run(few, steps=20, seed=0, console=Console(file=printed, width=100))
+    name_sentences.run(few, steps=60, seed=0, console=Console(file=printed, width=100))
     before, after = (
         float(line.split("│")[2])
         for line in printed.getvalue().splitlines()
