@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -13,19 +14,23 @@ from matplotlib.patches import FancyBboxPatch
 from torch import Tensor
 
 from circle_kernels.evaluation import nearest
-from names.data import Entity, NameSet
+from names.data import NameSet
 from names.fonts import families, script_of
 from names.report import Runs
 
 GREEN, RED, INK, PALE = "#2a9d4e", "#d1403f", "#222222", "#6b6b6b"
 FILL = {GREEN: "#e3f4e8", RED: "#fbe6e5", INK: "#f2f2f2"}
 BARS = {"recall@1": ("Recall@1", "#23527c"), "map@r": ("MAP@R", "#e08a1e")}
-SCRIPTS = (
-    *("LATIN", "CYRILLIC", "GREEK", "GEORGIAN", "ARMENIAN", "HEBREW", "ARABIC"),
-    *("DEVANAGARI", "TAMIL", "THAI", "CJK", "KATAKANA", "HANGUL"),
-)
+# By the first word of their letters' Unicode names.
+SCRIPTS = {
+    script.upper(): script
+    for script in (
+        *("Latin", "Cyrillic", "Greek", "Georgian", "Armenian", "Hebrew", "Arabic", "Devanagari"),
+        *("Tamil", "Thai", "Katakana", "Hangul"),
+    )
+} | {"CJK": "Chinese"}
 NEIGHBORS = 6
-LONGEST_QUERY = 16
+LONGEST = 26  # characters of a name that is drawn
 
 
 def save_figure(
@@ -42,22 +47,32 @@ def save_figure(
     texts, labels = names.names_and_labels()
     k = min(NEIGHBORS, len(texts) - 1)
     neighbors = nearest(embeddings, k=k).indices
+    titles = _different_titles(names)
     queries, missing = _choose_queries(texts, neighbors, seed)
-    figure = Figure(figsize=(16, 1.6 + 0.62 * max(len(queries), 4)))
-    bars = figure.add_axes((0.012, 0.1, 0.165, 0.74))
+    height = 0.85 + 0.62 * max(len(queries), 5)  # inches, as the margins below
+    figure = Figure(figsize=(16, height))
+    bars = figure.add_axes((0.012, 0.4 / height, 0.16, 1 - 0.9 / height))
     _draw_bars(bars, rows)
-    axes = figure.add_axes((0.205, 0.05, 0.785, 0.87))
-    axes.set(xlim=(0, k + 1.12), ylim=(len(queries) + 0.05, -0.42))
+    bars.set_title(f"{len(names)} unseen entities", loc="left", fontsize=12)
+    axes = figure.add_axes((0.235, 0.08 / height, 0.76, 1 - 0.48 / height))
+    axes.set(xlim=(0, k + 1.12), ylim=(max(len(queries), 5), -0.36))
     axes.axis("off")
+    axes.set_title(
+        f"A random name in each script, and its nearest of {len(texts):,} names after training "
+        "with circle loss (green: of the same entity, red: of another)",
+        loc="left",
+        fontsize=12,
+    )
     for column in range(k + 1):
-        title = f"{column}" if column else "query"
-        axes.text(_left(column) + 0.5, -0.12, title, ha="center", va="bottom", color=PALE)
+        heading = f"{column}" if column else "query"
+        axes.text(_left(column) + 0.5, -0.03, heading, ha="center", va="bottom", color=PALE)
     for row, query in enumerate(queries):
+        script = SCRIPTS[script_of(texts[query])]
+        axes.text(-0.02, row + 0.5, script, ha="right", va="center", color=PALE, fontsize=10)
         for column, index in enumerate([query, *neighbors[query].tolist()]):
             right = labels[index] == labels[query]
             color = INK if column == 0 else GREEN if right else RED
-            _draw_cell(axes, (column, row), texts[index], names.entities[labels[index]], color)
-    figure.text(0.205, 0.965, "Names of unseen entities and their nearest of", fontsize=13)
+            _draw_cell(axes, (column, row), texts[index], titles[labels[index]], color)
     figure.savefig(path, dpi=110)
     return missing
 
@@ -73,14 +88,28 @@ def _choose_queries(
     queries, missing = [], []
     for script in SCRIPTS:
         of_script = [i for i in order if script_of(texts[i]) == script]
-        short = (i for i in of_script if len(texts[i]) <= LONGEST_QUERY)
-        drawn = (i for i in short if all(families(texts[j]) for j in [i, *neighbors[i].tolist()]))
+        drawn = (
+            i
+            for i in of_script
+            if all(
+                len(texts[j]) <= LONGEST and families(texts[j]) for j in [i, *neighbors[i].tolist()]
+            )
+        )
         query = next(drawn, None)
         if query is not None:
             queries.append(query)
         elif of_script:
-            missing.append(script.title())
+            missing.append(SCRIPTS[script])
     return queries, missing
+
+
+def _different_titles(names: NameSet) -> list[str]:
+    """Of each entity, with its kind where others have its title, as a language and its script."""
+    common = Counter(entity.title for entity in names.entities)
+    return [
+        f"{entity.title} ({entity.kind})" if common[entity.title] > 1 else entity.title
+        for entity in names.entities
+    ]
 
 
 def _left(column: int) -> float:
@@ -88,7 +117,7 @@ def _left(column: int) -> float:
     return column + 0.12 * (column > 0)
 
 
-def _draw_cell(axes: Axes, place: tuple[int, int], name: str, entity: Entity, color: str) -> None:
+def _draw_cell(axes: Axes, place: tuple[int, int], name: str, about: str, color: str) -> None:
     left, row = _left(place[0]), place[1]
     axes.add_patch(
         FancyBboxPatch(
@@ -102,7 +131,7 @@ def _draw_cell(axes: Axes, place: tuple[int, int], name: str, entity: Entity, co
     )
     style = {"ha": "center", "va": "center"}
     above = axes.text(left + 0.5, row + 0.36, name, size=14, family=families(name), **style)
-    below = axes.text(left + 0.5, row + 0.77, entity.title, size=8.5, color=PALE, **style)
+    below = axes.text(left + 0.5, row + 0.77, about, size=8.5, color=PALE, **style)
     most = 0.84 * (axes.transData.transform((1, 0)) - axes.transData.transform((0, 0)))[0]
     for text in (above, below):
         width = text.get_window_extent().width
@@ -126,7 +155,7 @@ def _draw_bars(axes: Axes, rows: Mapping[str, Runs]) -> None:
             )
             axes.text(mean + 0.02, place + shift, f"{mean:.2f}", va="center", fontsize=9)
     for place, way in enumerate(rows):
-        axes.text(0, place - 0.45, way, va="bottom", fontsize=9.5)
+        axes.text(0.012, place - 0.45, way, va="bottom", fontsize=9.5)
     axes.set(xlim=(0, 0.9), ylim=(len(rows) - 0.5, -0.75), xticks=[], yticks=[])
     axes.spines[["top", "right", "bottom"]].set_visible(False)
     axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 PACKAGES = (
-    *("fontTools", "matplotlib", "PIL", "pytorch_metric_learning", "rich", "sklearn", "tqdm"),
+    *("babel", "fontTools", "matplotlib", "PIL", "pytorch_metric_learning"),
+    *("rich", "scipy", "sklearn", "tqdm"),
 )
 for package in PACKAGES:
     pytest.importorskip(package)

@@ -1,4 +1,4 @@
-"""What both glyph examples say to arguments that make no sense, and without their packages."""
+"""What examples say to arguments that make no sense, and without their packages."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tests.examples.programs import EXAMPLES, PACKAGES  # isort: skip
 
 import glyph_classification
 import glyph_retrieval
+import name_retrieval
 from glyphs import data
 
 PROGRAMS = pytest.mark.parametrize(
@@ -31,6 +32,13 @@ BAD_OF_ONE = [
     (glyph_retrieval, ["--m", "nan"], "m must be finite"),
     (glyph_retrieval, ["--lr", "0"], "--lr: must be positive and finite, got 0.0"),
     (glyph_retrieval, ["--loss", "triplet"], "invalid choice: 'triplet'"),
+    (name_retrieval, ["--steps", "0"], "--steps: must be at least 1, got 0"),
+    (name_retrieval, ["--seeds", "0"], "--seeds: must be at least 1, got 0"),
+    (name_retrieval, ["--seed", "-1"], "--seed: must be in 0 to"),
+    (name_retrieval, ["--gamma", "0"], "gamma must be greater than 0, got 0.0"),
+    (name_retrieval, ["--split", "halves"], "invalid choice: 'halves'"),
+    (name_retrieval, ["--out", __file__], "is not a folder"),
+    (name_retrieval, ["--all-names", f"{__file__}/file"], "is not a folder"),
 ]
 
 
@@ -77,7 +85,11 @@ def test_batch_of_more_classes_than_there_are_is_refused(
         program.main(["--classes-per-batch", "5000"])
 
 
-@PROGRAMS
+@pytest.mark.parametrize(
+    "program",
+    [glyph_retrieval, glyph_classification, name_retrieval],
+    ids=lambda program: program.__name__,
+)
 def test_missing_package_is_named_with_what_to_install(program: ModuleType) -> None:
     packages = ("torch", "circle_kernels", *PACKAGES)
     code = (
