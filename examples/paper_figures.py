@@ -52,7 +52,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add = parser.add_argument
     add("--figures", type=int, nargs="+", default=[1, 2, 3, 4, 5], choices=range(1, 6))
     add("--out", type=Path, default=OUTPUT, help="folder for the figures and sweep.json")
-    add("--seeds", type=int, default=2, help="trainings of each setting of figure 3")
+    add("--seeds", type=int, default=3, help="trainings of each setting of figure 3")
     add(
         "--steps",
         type=int,
