@@ -63,8 +63,17 @@ def histories_figure(histories: Mapping[Setting, Sequence[tuple[float, float]]])
     for setting, means in histories.items():
         steps = np.arange(1, len(means) + 1)
         s_p, s_n = np.array(means).T
-        axes.plot(steps, s_p, color=COLORS[setting.loss], label=f"{_name(setting)}: $s_p$")
-        axes.plot(steps, s_n, "--", color=COLORS[setting.loss], label=f"{_name(setting)}: $s_n$")
+        axes.plot(
+            steps, s_p, color=COLORS[setting.loss], linewidth=1, label=f"{_name(setting)}: $s_p$"
+        )
+        axes.plot(
+            steps,
+            s_n,
+            "--",
+            color=COLORS[setting.loss],
+            linewidth=1,
+            label=f"{_name(setting)}: $s_n$",
+        )
     axes.set(xscale="log", xlabel="training step (logarithmic)", ylabel="cosine to class weights")
     axes.legend(frameon=False, fontsize=9)
     _tidy(axes)
