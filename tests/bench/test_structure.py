@@ -15,7 +15,17 @@ SHARED = {"measuring", "reporting", "offline"}
 # A command shows what all others write, and one has another as its last stage.
 ALLOWED = {
     "report": {
-        *("reporting", "loss", "losses", "classes", "distributed", "kernels", "launches", "gpu"),
+        *(
+            "reporting",
+            "loss",
+            "losses",
+            "classes",
+            "distributed",
+            "evaluate",
+            "kernels",
+            "launches",
+        ),
+        "gpu",
     },
     "gpu": {*SHARED, "tune"},
 }

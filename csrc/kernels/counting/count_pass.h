@@ -32,6 +32,7 @@ class CountPass {
       for (int64_t row = 0; row < counts_.rows; ++row) {
         thresholds_.prepare(row);
         const int64_t first = thresholds_.first(row), size = thresholds_.count(row);
+        if (size == 0) continue;  // pointers to nothing are not for memset
         std::memset(counts_.at_least + first, 0, size * sizeof(int64_t));
         std::memset(counts_.above + first, 0, size * sizeof(int64_t));
       }
