@@ -24,7 +24,7 @@ from bench.reporting.progress import progress_bar
 from bench.reporting.publish import Presentation
 from bench.reporting.results import destination, is_whole, save, start_results
 
-HELP = "retrieval metrics beside faiss-cpu, pytorch-metric-learning, numpy, torchmetrics (ten minutes)"
+HELP = "retrieval metrics beside faiss-cpu, pytorch-metric-learning and others (ten minutes)"
 
 PRESENTATION = Presentation(evaluate_tables, shown=2)
 

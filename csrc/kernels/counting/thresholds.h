@@ -146,7 +146,7 @@ class Thresholds {
     float* lower = lower_ + starts_[row];
     const double* thresholds = counts_.thresholds + first(row);
     const int64_t size = count(row), in_window = per_window(size);
-    std::memset(counters(row), 0, size * sizeof(uint32_t));
+    if (size > 0) std::memset(counters(row), 0, size * sizeof(uint32_t));
     for (int64_t place = 0; place < WINDOWS * in_window; ++place) {
       // One step of floats below 2 more than the error, for the rounding to float.
       lower[place % in_window * WINDOWS + place / in_window] =
