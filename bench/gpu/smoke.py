@@ -46,7 +46,7 @@ class Path:
     """A kind of problem.
 
     Args:
-        sides: ``"self"``, ``"references"``, ``"classes"`` or ``"listed"``.
+        sides: ``"self"``, ``"references"``, ``"both sides"``, ``"classes"`` or ``"listed"``.
         formula: with a small gamma, or rounding would hide mistakes.
         normalize: whether rows are normalised; otherwise their norms are around 1.
         small: few rows.
@@ -67,9 +67,10 @@ class Path:
             return (values / depth**0.5).to(dtype).double(), labels
 
         problem = PairProblem(*side(rows), None, None, self.formula, self.normalize)
-        if self.sides == "references":
+        if self.sides in ("references", "both sides"):
             ref_emb, ref_labels = side(rows + 70)
-            return problem._replace(ref_emb=ref_emb, ref_labels=ref_labels)
+            both_sides = self.sides == "both sides"
+            return problem._replace(ref_emb=ref_emb, ref_labels=ref_labels, both_sides=both_sides)
         if self.sides == "classes":
             return problem._replace(ref_emb=side(2 * rows)[0])
         if self.sides == "listed":
@@ -90,6 +91,7 @@ PATHS = {
     "small batch": Path(small=True),
     "small blocks": Path(small=True),
     "references": Path("references"),
+    "both sides": Path("both sides", _UNIFIED, small=True),
     "classes": Path("classes"),
     "listed pairs": Path("listed"),
     "unified": Path(formula=_UNIFIED),

@@ -71,7 +71,6 @@ class Gallery:
     rows: Tensor  # (N, D) float64, on the grid
     labels: Tensor  # (N,) int64
     cameras: Tensor | None  # (N,) int64
-    searched: Tensor  # (N,) bool: those that are not ignored
     own: Tensor | None  # (N,) int64: which reference is each query's own copy, if it is one
     columns: Tensor  # (M, D) float64, on the grid, without those that are ignored
     column_labels: Tensor  # (M,) int64
@@ -108,10 +107,9 @@ def gallery_of(
         columns = columns.gathered(of_columns)
         own = None if own is None else own + spread.own.start
     normalize = options.get("normalize", True)
-    searched = torch.ones_like(rows.labels, dtype=torch.bool)
     ignored = options.get("ignore_label")
     if ignored is not None:
-        searched = rows.labels != ignored
+        # Which leaves queries with this label without a positive.
         kept = columns.labels != ignored
         if own is not None:
             own = (kept.cumsum(0) - 1)[own]
@@ -120,7 +118,6 @@ def gallery_of(
         rows=on_grid(rows.embeddings, normalize, alike=False),
         labels=rows.labels,
         cameras=rows.cameras,
-        searched=searched,
         own=own,
         columns=on_grid(columns.embeddings, normalize, alike=True),
         column_labels=columns.labels,

@@ -103,7 +103,6 @@ def ranked_blocks(gallery: Gallery, options: RankOptions) -> Iterator[RankedBloc
     ordered = gallery.column_labels[order]
     first = torch.searchsorted(ordered, gallery.labels)
     counts = torch.searchsorted(ordered, gallery.labels, right=True) - first
-    counts *= gallery.searched
     # Those with as many references of their label together, so that a matrix has few gaps.
     queries = counts.argsort(stable=True)
     ties = options.get("ties", "pessimistic")
