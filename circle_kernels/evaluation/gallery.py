@@ -114,12 +114,15 @@ def gallery_of(
         if own is not None:
             own = (kept.cumsum(0) - 1)[own]
         columns = columns.map(lambda given: given[kept])
+    on_columns = on_grid(columns.embeddings, normalize, alike=True)
+    # The same tensor where it can be: the C++ kernel computes each pair once then.
+    same = normalize and columns.embeddings is rows.embeddings
     return Gallery(
-        rows=on_grid(rows.embeddings, normalize, alike=False),
+        rows=on_columns if same else on_grid(rows.embeddings, normalize, alike=False),
         labels=rows.labels,
         cameras=rows.cameras,
         own=own,
-        columns=on_grid(columns.embeddings, normalize, alike=True),
+        columns=on_columns,
         column_labels=columns.labels,
         column_cameras=columns.cameras,
         counter=counter(options.get("backend", "auto"), rows.labels.device),

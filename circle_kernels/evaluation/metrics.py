@@ -73,11 +73,8 @@ def retrieval_metrics(
     tops = _checked_tops("recall_at", recall_at)
     check_flag("per_query", per_query)
     gallery = gallery_of("retrieval_metrics", embeddings, labels, (ref_emb, ref_labels), options)
-    values: dict[str, Tensor] = {}
-    for block in ranked_blocks(gallery, options):
-        for name, found in _of_queries(block, tops).items():
-            values.setdefault(name, torch.empty_like(gallery.labels, dtype=torch.float64))
-            values[name][block.queries] = found
+    blocks = [_of_queries(block, tops) for block in ranked_blocks(gallery, options)]
+    values = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
     if per_query:
         return values
     spread = gallery.spread

@@ -13,15 +13,13 @@ from typing_extensions import Unpack
 from circle_kernels.evaluation.gallery import Gallery, RankOptions, gallery_of
 from circle_kernels.evaluation.progress import progress_bar
 
-# Entries of a matrix of queries and references of their labels, with all that is known of each:
-# about 100 bytes.
-_PAIRS_AT_ONCE = 2**20
+# Pairs of queries and references of their labels, with all that is known of each: about 100 bytes.
+_PAIRS_AT_ONCE = 2**22
 
 
 class RankedBlock(NamedTuple):
-    """Some queries and the ranks of their positives, ascending within each query's run."""
+    """The next queries' ranks of positives, ascending within each query's run."""
 
-    queries: Tensor  # (Q,) int64
     ranks: Tensor  # (P,) int64, or float64
     counts: Tensor  # (Q,) int64: positives of each
 
@@ -86,15 +84,8 @@ def positive_ranks(
         tensor([2, 2])
     """
     gallery = gallery_of("positive_ranks", embeddings, labels, (ref_emb, ref_labels), options)
-    blocks = list(ranked_blocks(gallery, options))
-    counts = torch.zeros_like(gallery.labels)
-    for block in blocks:
-        counts[block.queries] = block.counts
-    offsets = F.pad(counts.cumsum(0), (1, 0))
-    ranks = blocks[0].ranks.new_empty(int(offsets[-1]))
-    for block in blocks:
-        ranks[_places(offsets[block.queries], block.counts)] = block.ranks
-    return PositiveRanks(ranks, offsets)
+    ranks, counts = zip(*ranked_blocks(gallery, options), strict=True)
+    return PositiveRanks(torch.cat(ranks), F.pad(torch.cat(counts).cumsum(0), (1, 0)))
 
 
 def ranked_blocks(gallery: Gallery, options: RankOptions) -> Iterator[RankedBlock]:
@@ -103,68 +94,89 @@ def ranked_blocks(gallery: Gallery, options: RankOptions) -> Iterator[RankedBloc
     ordered = gallery.column_labels[order]
     first = torch.searchsorted(ordered, gallery.labels)
     counts = torch.searchsorted(ordered, gallery.labels, right=True) - first
-    # Those with as many references of their label together, so that a matrix has few gaps.
-    queries = counts.argsort(stable=True)
     ties = options.get("ties", "pessimistic")
-    with progress_bar(len(queries), "query", options.get("progress", False)) as progress:
-        for block in queries.split(_block_sizes(counts[queries])):
-            width = int(counts[block].max()) if len(block) else 0
-            places = torch.arange(width, device=order.device)
-            same = places < counts[block, None]
-            columns = order[(first[block, None] + places)[same]]
-            yield _ranks(gallery, block, same, columns, ties)
-            progress(len(block))
+    with progress_bar(len(counts), "query", options.get("progress", False)) as progress:
+        for block in _blocks(counts):
+            parts = []
+            for count in counts[block].unique().tolist() or [0]:
+                queries = block.start + (counts[block] == count).nonzero()[:, 0]
+                places = first[queries, None] + torch.arange(count, device=order.device)
+                parts.append(_positives(gallery, queries, order[places]))
+            yield _ranks(gallery, block, _in_order(parts), ties)
+            progress(block.stop - block.start)
 
 
-def _block_sizes(counts: Tensor) -> list[int]:
-    """How many of the next queries, in the order of their counts, make a matrix; at least one."""
-    sizes: list[int] = []
-    start = 0
-    while start < len(counts) or not sizes:
-        # The widest of n rows is the last one.
-        widths = counts[start : start + _PAIRS_AT_ONCE].clamp(min=1)
-        entries = widths * torch.arange(1, len(widths) + 1, device=counts.device)
-        sizes.append(max(1, int((entries <= _PAIRS_AT_ONCE).sum())) if len(widths) else 0)
-        start += sizes[-1]
-    return sizes
+def _blocks(counts: Tensor) -> Iterator[slice]:
+    """Queries next to one another, with so many references of their label each; one block at least.
+
+    In their own order, since all of them among themselves are cheaper than others.
+    """
+    ends = counts.cumsum(0)
+    begin, before = 0, 0
+    while True:
+        end = int(torch.searchsorted(ends, before + _PAIRS_AT_ONCE, right=True))
+        end = min(max(end, begin + 1), len(counts))
+        yield slice(begin, end)
+        if end == len(counts):
+            return
+        begin, before = end, int(ends[end - 1])
 
 
-def _ranks(
+class _Positives(NamedTuple):
+    """The positives of some queries, ascending by similarity within each query's run."""
+
+    queries: Tensor  # (Q,) int64
+    counts: Tensor  # (Q,) int64: positives of each
+    similarity: Tensor  # (P,) float64
+    reach: Tensor  # (P,) int64: references of the query's label that are at least as similar
+    exceed: Tensor  # (P,) int64: those that are more similar
+
+
+def _positives(
     gallery: Gallery,
     queries: Tensor,  # (Q,)
-    same: Tensor,  # (Q, C) bool: which entries of a row are references of its query's label
-    columns: Tensor,  # (P,): these references, row after row
-    ties: str,
-) -> RankedBlock:
-    embeddings = gallery.rows[queries]
-    rows = same.nonzero()[:, 0].contiguous()
-    found = gallery.counter.exact_similarities(embeddings, gallery.columns, rows, columns)
-    similarity = embeddings.new_full(same.shape, torch.inf)
-    similarity[same] = found
-    positive = torch.zeros_like(same)
-    positive[same] = _positive(gallery, queries[rows], columns)
+    columns: Tensor,  # (Q, C): the references of each query's label
+) -> _Positives:
+    rows = queries[:, None].expand_as(columns)
+    similarity = gallery.counter.exact_similarities(
+        gallery.rows, gallery.columns, rows.flatten(), columns.flatten()
+    ).view_as(columns)
     similarity, order = similarity.sort(dim=1)
-    positive = positive.gather(1, order)
-    counts = positive.sum(1)
+    positive = _positive(gallery, rows, columns).gather(1, order)
+    reach, exceed = (
+        columns.shape[1] - torch.searchsorted(similarity, similarity, right=right)
+        for right in (False, True)
+    )
+    found = (each[positive] for each in (similarity, reach, exceed))
+    return _Positives(queries, positive.sum(1), *found)
+
+
+def _in_order(parts: list[_Positives]) -> _Positives:
+    """Those of all parts, in the order of their queries."""
+    queries, counts, *values = (torch.cat(each) for each in zip(*parts, strict=True))
+    order = queries.argsort()
+    places = _places((counts.cumsum(0) - counts)[order], counts[order])
+    return _Positives(queries[order], counts[order], *(each[places] for each in values))
+
+
+def _ranks(gallery: Gallery, block: slice, positives: _Positives, ties: str) -> RankedBlock:
+    _, counts, thresholds, reach, exceed = positives
     ends = counts.cumsum(0)
-    thresholds = similarity[positive]
     at_least, above = gallery.counter.count_above(
-        embeddings, gallery.columns, thresholds, F.pad(ends, (1, 0))
+        gallery.rows[block], gallery.columns, thresholds, F.pad(ends, (1, 0))
     )
     # Less those of the query's label: they are positives, or not in the way.
-    reach = same.sum(1, keepdim=True) - torch.searchsorted(similarity, similarity)
-    exceed = same.sum(1, keepdim=True) - torch.searchsorted(similarity, similarity, right=True)
-    before = {"pessimistic": at_least - reach[positive], "optimistic": above - exceed[positive]}
+    before = {"pessimistic": at_least - reach, "optimistic": above - exceed}
     others = before[ties] if ties in before else torch.stack(list(before.values())).double().mean(0)
     # The most similar one comes first: each run backwards.
     backwards = _places(ends - 1, counts, step=-1)
     numbers = _places(torch.ones_like(ends), counts)
-    return RankedBlock(queries, numbers + others[backwards], counts)
+    return RankedBlock(numbers + others[backwards], counts)
 
 
-def _positive(gallery: Gallery, queries: Tensor, columns: Tensor) -> Tensor:  # (P,) of (P,) each
+def _positive(gallery: Gallery, queries: Tensor, columns: Tensor) -> Tensor:  # (Q, C) of (Q, C)
     """Which pairs of one label are positives."""
-    positive = torch.ones_like(queries, dtype=torch.bool)
+    positive = torch.ones_like(columns, dtype=torch.bool)
     if gallery.own is not None:
         positive &= gallery.own[queries] != columns
     if gallery.cameras is not None and gallery.column_cameras is not None:
