@@ -63,7 +63,8 @@ CIRCLE_INLINE Vec<float> look_up_in_windows(const float* table, Vec<int32_t> pla
 // Where similarities in float are among the thresholds of a row.
 struct Found {
   Vec<int32_t> last;  // of the thresholds that they may reach
-  uint32_t certain;   // bits of those that are certainly above this one, and all before it
+  // Bits of those that are certainly above this one, and all before it, or below all.
+  uint32_t decided;
 };
 
 // The thresholds of one row.
@@ -74,8 +75,8 @@ struct RowThresholds {
   int32_t per_window;  // a power of two
   float width;         // what is so far above `lower` is certainly above the threshold
 
-  // Of similarities that may reach the first threshold, by bisection of windows, then in them; with
-  // `size` as `per_window`, or 0.
+  // By bisection of windows, then in them, with `size` as `per_window`, or 0. Those below all
+  // thresholds are said to reach the first.
   template <int size>
   CIRCLE_INLINE Found find(Vec<float> similarities) const {
     Vec<float> reached = splat(lower[0]);
@@ -103,7 +104,9 @@ struct RowThresholds {
       }
     }
     if constexpr (size > 1) bisect<size, size / 2>(places, windows, go_on);
-    return {windows * per_window + places, at_least_bits(similarities - width, reached)};
+    constexpr uint32_t ALL = (uint32_t{1} << LANES<float>) - 1;
+    const uint32_t below = ALL & ~at_least_bits(similarities, splat(lower[0]));
+    return {windows * per_window + places, at_least_bits(similarities - width, reached) | below};
   }
 
  private:

@@ -23,37 +23,66 @@ struct Doubtful {
   Pair pairs[PANEL * PANEL];
 };
 
-// The pairs of a row that reach its lowest threshold.
-struct Candidates {
+// Vectors of pairs that are looked up together: some wait while others do not.
+constexpr int LOOKED_UP = 3 * LANES<float>;
+static_assert(PANEL % LOOKED_UP == 0, "a row of a tile is looked up where it lies");
+
+// The pairs of a row that may reach its lowest threshold.
+class Candidates {
+ public:
   int64_t count;
-  float similarities[PANEL + 2 * LANES<float>];  // vectors are written and read beyond the last
-  int32_t columns[PANEL + LANES<float>];
+  int64_t below;              // of them that do not reach it
+  const float* similarities;  // readable up to a multiple of LOOKED_UP
+
+  // The column of a candidate.
+  int32_t column(int64_t place) const { return packed_ ? columns_[place] : place; }
 
   void find(const float* row, float lowest) {
+    // Where most pairs reach it all are taken as they lie.
+    constexpr int64_t DENSE = PANEL * 3 / 4;
     const Vec<float> bound = splat(lowest);
+    uint32_t bits[PANEL / LANES<float>];
+    int64_t reached = 0;
+    CIRCLE_UNROLL
+    for (int part = 0; part < PANEL / LANES<float>; ++part) {
+      bits[part] = at_least_bits(load(row + part * LANES<float>), bound);
+      reached += __builtin_popcount(bits[part]);
+    }
+    packed_ = reached < DENSE;
+    similarities = packed_ ? packed_similarities_ : row;
+    count = packed_ ? reached : PANEL;
+    below = count - reached;
+    if (packed_) pack(row, bits);
+  }
+
+ private:
+  void pack(const float* row, const uint32_t* bits) {
     int64_t found = 0;
-    for (int32_t column = 0; column < PANEL; column += LANES<float>) {
-      const Vec<float> values = load(row + column);
-      uint32_t bits = at_least_bits(values, bound);
+    for (int part = 0; part < PANEL / LANES<float>; ++part) {
+      const int32_t column = part * LANES<float>;
 #if CIRCLE_VECTOR_BYTES == 64 && defined(__AVX512F__)
       const __m512i places =
           _mm512_add_epi32(_mm512_set1_epi32(column),
                            _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
-      const auto mask = static_cast<__mmask16>(bits);
-      _mm512_storeu_ps(similarities + found, _mm512_maskz_compress_ps(mask, (__m512)values));
-      _mm512_storeu_si512(columns + found, _mm512_maskz_compress_epi32(mask, places));
-      found += __builtin_popcount(bits);
+      const auto mask = static_cast<__mmask16>(bits[part]);
+      _mm512_storeu_ps(packed_similarities_ + found,
+                       _mm512_maskz_compress_ps(mask, _mm512_loadu_ps(row + column)));
+      _mm512_storeu_si512(columns_ + found, _mm512_maskz_compress_epi32(mask, places));
+      found += __builtin_popcount(bits[part]);
 #else
-      for (; bits != 0; bits &= bits - 1) {
-        const int32_t place = column + __builtin_ctz(bits);
-        similarities[found] = row[place];
-        columns[found] = place;
+      for (uint32_t rest = bits[part]; rest != 0; rest &= rest - 1) {
+        const int32_t place = column + __builtin_ctz(rest);
+        packed_similarities_[found] = row[place];
+        columns_[found] = place;
         ++found;
       }
 #endif
     }
-    count = found;
   }
+
+  bool packed_;
+  float packed_similarities_[PANEL + LOOKED_UP];  // vectors are written and read beyond the last
+  int32_t columns_[PANEL + LOOKED_UP];
 };
 
 template <bool shared, class Count>
@@ -71,33 +100,28 @@ template <bool shared, int per_window>
 __attribute__((noinline)) void add_candidates(const Candidates& candidates,
                                               const RowThresholds& thresholds, int32_t row,
                                               uint32_t* counters, Doubtful& doubtful) {
-  constexpr int VECTORS = 2, STEP = VECTORS * LANES<float>;  // one waits while the other looks up
   const int64_t count = candidates.count;
-  for (int64_t begin = 0; begin < count; begin += STEP) {
-    int32_t last[STEP];
-    uint64_t certain = 0;
+  int32_t last[PANEL + LOOKED_UP];
+  for (int64_t begin = 0; begin < count; begin += LOOKED_UP) {
+    uint64_t decided = 0;
     CIRCLE_UNROLL
-    for (int vector = 0; vector < VECTORS; ++vector) {
-      const int lane = vector * LANES<float>;
+    for (int lane = 0; lane < LOOKED_UP; lane += LANES<float>) {
       const Found found = thresholds.find<per_window>(load(candidates.similarities + begin + lane));
-      store(last + lane, found.last);
-      certain |= uint64_t{found.certain} << lane;
+      store(last + begin + lane, found.last);
+      decided |= uint64_t{found.decided} << lane;
     }
     const int64_t rest = count - begin;
-    const int present = rest < STEP ? static_cast<int>(rest) : STEP;
-    const uint64_t all = (uint64_t{1} << present) - 1;
-    if ((certain & all) == all) {
-      for (int lane = 0; lane < present; ++lane) increase<shared>(counters + last[lane], 1u);
-      continue;
-    }
-    for (int lane = 0; lane < present; ++lane) {
-      if ((certain >> lane & 1) != 0) {
-        increase<shared>(counters + last[lane], 1u);
-      } else {
-        doubtful.pairs[doubtful.count++] = {row, candidates.columns[begin + lane], last[lane]};
-      }
+    const int present = rest < LOOKED_UP ? static_cast<int>(rest) : LOOKED_UP;
+    uint64_t undecided = ~decided & ((uint64_t{1} << present) - 1);
+    for (; undecided != 0; undecided &= undecided - 1) {
+      const int64_t place = begin + __builtin_ctzll(undecided);
+      doubtful.pairs[doubtful.count++] = {row, candidates.column(place), last[place]};
+      increase<shared>(counters + last[place], ~0u);  // all are counted below
     }
   }
+  for (int64_t place = 0; place < count; ++place) increase<shared>(counters + last[place], 1u);
+  // What does not reach the first threshold was counted as what does.
+  if (candidates.below > 0) increase<shared>(counters, -static_cast<uint32_t>(candidates.below));
 }
 
 // Adds a row's pairs to the counters of FEW thresholds or less, if float decides all of them.
