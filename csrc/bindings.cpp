@@ -4,10 +4,11 @@
 #include <pybind11/stl.h>
 
 #include <array>
-#include <chrono>
 #include <memory>
 #include <optional>
 
+#include "bindings/counting.h"
+#include "bindings/interruptible.h"
 #include "common/dispatch.h"
 #include "common/listed.h"
 #include "common/memory.h"
@@ -35,40 +36,6 @@ using Settings = std::tuple<bool, double, int64_t, int, int, bool>;
 
 // (address, row_stride) of ListedPair for every pair and (address, stride) of own columns, or zeros
 using Pairs = std::array<int64_t, 4>;
-
-// Python runs its signal handlers, Ctrl-C's among them, between its own instructions: a long pass
-// has to ask for it. As rarely as nobody notices, since the GIL may be somebody else's at the time.
-constexpr std::chrono::milliseconds BETWEEN_SIGNALS{50};
-thread_local std::chrono::steady_clock::time_point next_signals;
-
-// Problem::interrupted; with the Python exception set that a handler has raised.
-bool handler_has_raised() {
-  const auto now = std::chrono::steady_clock::now();
-  if (now < next_signals) return false;
-  next_signals = now + BETWEEN_SIGNALS;
-  py::gil_scoped_acquire acquire;
-  return PyErr_CheckSignals() != 0;
-}
-
-// Python's main thread, which alone runs handlers; found when the module is loaded.
-unsigned long main_thread = 0;
-
-// Problem::interrupted on this thread; to be called with the GIL or without.
-auto asks_python() {
-  return PyThread_get_thread_ident() == main_thread ? handler_has_raised : nullptr;
-}
-
-// Runs a pass without the GIL.
-template <class Pass>
-void run_interruptible(Pass pass) {
-  next_signals = std::chrono::steady_clock::now() + BETWEEN_SIGNALS;
-  try {
-    py::gil_scoped_release release;
-    pass();
-  } catch (const Interrupted&) {
-    throw py::error_already_set();
-  }
-}
 
 Problem make_problem(Scalar scalar, const Side& rows, const std::optional<Side>& columns,
                      const OwnedFormula& formula, const Settings& settings, const Pairs& pairs) {
@@ -146,37 +113,6 @@ void scale_gradients(Scalar scalar, const Side& rows, const std::optional<Side>&
          reinterpret_cast<const void*>(tensors[2]), reinterpret_cast<const void*>(tensors[3]),
          reinterpret_cast<const void*>(tensors[4])},
         reinterpret_cast<void*>(tensors[5]));
-  });
-}
-
-// (rows, columns, dim)
-using SideAddresses = std::array<int64_t, 3>;
-
-ExactSides make_sides(const SideAddresses& sides, int threads) {
-  return {reinterpret_cast<const double*>(sides[0]), reinterpret_cast<const double*>(sides[1]),
-          sides[2], threads, asks_python()};
-}
-
-// (row_indices, column_indices, count, similarities)
-void exact_similarities(const SideAddresses& sides, const std::array<int64_t, 4>& pairs,
-                        int threads) {
-  const Level& level = current_level();
-  run_interruptible([&] {
-    run_exact_similarities(
-        level, make_sides(sides, threads),
-        {reinterpret_cast<const int64_t*>(pairs[0]), reinterpret_cast<const int64_t*>(pairs[1]),
-         pairs[2], reinterpret_cast<double*>(pairs[3])});
-  });
-}
-
-// (rows, columns, thresholds, offsets, at_least, above)
-void count_above(const SideAddresses& sides, const std::array<int64_t, 6>& counts, int threads) {
-  const Level& level = current_level();
-  run_interruptible([&] {
-    run_count_above(level, make_sides(sides, threads),
-                    {counts[0], counts[1], reinterpret_cast<const double*>(counts[2]),
-                     reinterpret_cast<const int64_t*>(counts[3]),
-                     reinterpret_cast<int64_t*>(counts[4]), reinterpret_cast<int64_t*>(counts[5])});
   });
 }
 
@@ -269,8 +205,7 @@ PYBIND11_MODULE(_cpu, module) {
   py::dict operations;
   for (int32_t code = 0; code < OPERATIONS; ++code) operations[OPERATION_NAMES[code].name] = code;
   module.attr("OPERATIONS") = operations;
-  main_thread =
-      py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
+  find_main_thread();
   module.attr("PANEL") = PANEL;
   module.attr("has_openmp") = CIRCLE_OPENMP != 0;  // from CMakeLists.txt
   module.attr("SAVED_HEADER_BYTES") = SAVED_HEADER_BYTES;
@@ -308,10 +243,8 @@ PYBIND11_MODULE(_cpu, module) {
              py::arg("threads"));
   module.def("row_losses", &row_losses_at, py::arg("is_double"), py::arg("tensors"),
              py::arg("rows"), py::arg("reduction"));
-  module.def("exact_similarities", &exact_similarities, py::arg("sides"), py::arg("pairs"),
-             py::arg("threads"));
-  module.def("count_above", &count_above, py::arg("sides"), py::arg("counts"), py::arg("threads"));
   module.def("loss_and_gradients", &loss_and_gradients, py::arg("scalar"), py::arg("rows"),
              py::arg("columns"), py::arg("formula"), py::arg("settings"), py::arg("pairs"),
              py::arg("reduction"), py::arg("tensors"));
+  bind_counting(module);
 }

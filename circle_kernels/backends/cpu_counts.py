@@ -8,6 +8,8 @@ threads.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -43,8 +45,12 @@ def count_above(
     columns: Tensor,  # (M, D) float64; the same tensor as rows takes half of the time
     thresholds: Tensor,  # (T,) float64, ascending within each row's run
     offsets: Tensor,  # (R + 1,) int64: row i's run begins at offsets[i] and ends at offsets[i + 1]
+    advance: Callable[[int], object] | None = None,
 ) -> tuple[Tensor, Tensor]:  # (T,) int64 each
-    """How many columns are at least as similar, and more similar, than each threshold."""
+    """How many columns are at least as similar, and more similar, than each threshold.
+
+    ``advance`` is called by this thread now and then with the number of pairs done since.
+    """
     rows, columns = rows.contiguous(), columns.contiguous()
     thresholds, offsets = thresholds.contiguous(), offsets.contiguous()
     at_least, above = (
@@ -61,5 +67,6 @@ def count_above(
             above.data_ptr(),
         ),
         torch.get_num_threads(),
+        advance,
     )
     return at_least, above

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from circle_kernels.backends import cpu, cpu_counts
 from circle_kernels.evaluation.exact import exact_similarities, exact_tile
+from circle_kernels.evaluation.progress import Advance
 from circle_kernels.options import check_choice
 
 # Numbers in memory at a time: of a tile, and of the thresholds of its rows.
@@ -29,7 +30,12 @@ class Counter(Protocol):
         ...
 
     def count_above(
-        self, rows: Tensor, columns: Tensor, thresholds: Tensor, offsets: Tensor
+        self,
+        rows: Tensor,
+        columns: Tensor,
+        thresholds: Tensor,
+        offsets: Tensor,
+        advance: Advance | None = None,
     ) -> tuple[Tensor, Tensor]:
         """How many columns are at least as similar, and more similar, than each threshold.
 
@@ -39,6 +45,7 @@ class Counter(Protocol):
             thresholds: (T,) float64, ascending within each row's run.
             offsets: (R + 1,) int64: row i's thresholds are those from ``offsets[i]`` on, up to
                 ``offsets[i + 1]``.
+            advance: called now and then with the number of pairs done since; R M in all.
 
         Returns:
             Two (T,) int64.
@@ -53,15 +60,17 @@ class Tiled:
 
     @staticmethod
     def count_above(
-        rows: Tensor, columns: Tensor, thresholds: Tensor, offsets: Tensor
+        rows: Tensor,
+        columns: Tensor,
+        thresholds: Tensor,
+        offsets: Tensor,
+        advance: Advance | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As :meth:`Counter.count_above`."""
         at_least, above = (offsets.new_zeros(len(thresholds)) for _ in range(2))
         counts = offsets.diff()
         most = int(counts.max()) if len(counts) else 0
-        if most == 0 or len(columns) == 0:
-            return at_least, above
-        size = max(1, min(1024, _THRESHOLD_ENTRIES // most))
+        size = max(1, min(1024, _THRESHOLD_ENTRIES // max(most, 1)))
         places = torch.arange(most, device=rows.device)
         for first in range(0, len(rows), size):
             block = slice(first, first + size)
@@ -69,10 +78,12 @@ class Tiled:
             padded = thresholds.new_full(filled.shape, float("inf"))
             own = slice(int(offsets[first]), int(offsets[min(first + size, len(rows))]))
             padded[filled] = thresholds[own]
-            for found, right in ((at_least, True), (above, False)):
+            for found, right in ((at_least, True), (above, False)) if most else ():
                 reached = _reached(rows[block], columns, padded, right)
                 # Of a column that reaches b thresholds these are the b lowest.
                 found[own] = reached.flip(1).cumsum(1).flip(1)[:, 1:][filled]
+            if advance is not None:
+                advance(len(filled) * len(columns))
         return at_least, above
 
 

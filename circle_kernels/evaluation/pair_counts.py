@@ -7,7 +7,6 @@ triangle count pairs by the leading bits of their similarity, 16 bits more in ea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from circle_kernels.distributed.columns import Spread
-from circle_kernels.evaluation.progress import progress_bar
+from circle_kernels.evaluation.progress import Advance, progress_bar
 from circle_kernels.evaluation.similarities import Similarities
 
 _DIGIT_BITS = 16
@@ -70,7 +69,7 @@ class AllPairs:
         return [searches[rank].above for rank in ranks]
 
     def _counts(
-        self, prefixes: list[int], shift: int, advance: Callable[[int], object]
+        self, prefixes: list[int], shift: int, advance: Advance
     ) -> Tensor:  # (prefixes, 2, digits) int64
         """How many pairs of each kind, negative ones first, have which digit after each prefix."""
         kind = _integers(self.similarities.dtype)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
+Advance = Callable[[int], object]
+
 
 @contextlib.contextmanager
-def progress_bar(total: int, unit: str, shown: bool) -> Iterator[Callable[[int], object]]:
+def progress_bar(total: int, unit: str, shown: bool) -> Iterator[Advance]:
     """What to call with the number of units that are done, and a bar by tqdm if ``shown``.
 
     Raises:

@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from circle_kernels.evaluation.gallery import Gallery, RankOptions, gallery_of
-from circle_kernels.evaluation.progress import progress_bar
+from circle_kernels.evaluation.progress import Advance, progress_bar
 
 # Pairs of queries and references of their labels, with all that is known of each: about 100 bytes.
 _PAIRS_AT_ONCE = 2**22
@@ -95,15 +95,15 @@ def ranked_blocks(gallery: Gallery, options: RankOptions) -> Iterator[RankedBloc
     first = torch.searchsorted(ordered, gallery.labels)
     counts = torch.searchsorted(ordered, gallery.labels, right=True) - first
     ties = options.get("ties", "pessimistic")
-    with progress_bar(len(counts), "query", options.get("progress", False)) as progress:
+    pairs = len(counts) * len(order)
+    with progress_bar(pairs, "pair", options.get("progress", False)) as advance:
         for block in _blocks(counts):
             parts = []
             for count in counts[block].unique().tolist() or [0]:
                 queries = block.start + (counts[block] == count).nonzero()[:, 0]
                 places = first[queries, None] + torch.arange(count, device=order.device)
                 parts.append(_positives(gallery, queries, order[places]))
-            yield _ranks(gallery, block, _in_order(parts), ties)
-            progress(block.stop - block.start)
+            yield _ranks(gallery, block, _in_order(parts), ties, advance)
 
 
 def _blocks(counts: Tensor) -> Iterator[slice]:
@@ -159,11 +159,13 @@ def _in_order(parts: list[_Positives]) -> _Positives:
     return _Positives(queries[order], counts[order], *(each[places] for each in values))
 
 
-def _ranks(gallery: Gallery, block: slice, positives: _Positives, ties: str) -> RankedBlock:
+def _ranks(
+    gallery: Gallery, block: slice, positives: _Positives, ties: str, advance: Advance
+) -> RankedBlock:
     _, counts, thresholds, reach, exceed = positives
     ends = counts.cumsum(0)
     at_least, above = gallery.counter.count_above(
-        gallery.rows[block], gallery.columns, thresholds, F.pad(ends, (1, 0))
+        gallery.rows[block], gallery.columns, thresholds, F.pad(ends, (1, 0)), advance
     )
     # Less those of the query's label: they are positives, or not in the way.
     before = {"pessimistic": at_least - reach, "optimistic": above - exceed}

@@ -33,6 +33,7 @@ struct ThresholdCounts {
   const int64_t* offsets;    // (R + 1,) row i's run begins at offsets[i], the next one's after it
   int64_t* at_least;         // (T,) how many similarities are at least as large
   int64_t* above;            // (T,) how many are larger
+  int64_t* counted;          // how many pairs have been counted so far; null if nobody asks
 };
 
 }  // namespace circle_kernels

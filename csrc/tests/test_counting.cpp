@@ -121,9 +121,11 @@ Counts count_with(const Level& level, const ExactSides& sides, int64_t rows, int
                   const Runs& runs) {
   const std::vector<int64_t> never(runs.thresholds.size(), -12345);
   Counts counts{never, never};
+  int64_t counted = 0;
   run_count_above(level, sides,
                   {rows, columns, runs.thresholds.data(), runs.offsets.data(),
-                   counts.at_least.data(), counts.above.data()});
+                   counts.at_least.data(), counts.above.data(), &counted});
+  CHECK(counted == rows * columns);
   return counts;
 }
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import Tensor
 
-from circle_kernels.backends import cpu
+from circle_kernels.backends import cpu, cpu_counts
 from circle_kernels.backends.cpu_counts import count_above, exact_similarities
+from circle_kernels.evaluation.counting import Tiled
 
 pytestmark = [
     pytest.mark.sanitized,
@@ -184,3 +186,52 @@ def test_nothing_is_counted_of_nothing() -> None:
     assert all(counts.tolist() == [] for counts in count_above(nothing, rows, *no_runs))
     indices = torch.empty(0, dtype=torch.int64)
     assert exact_similarities(rows, rows, indices, indices).tolist() == []
+
+
+@pytest.mark.parametrize("columns", ["the rows", "others"])
+@pytest.mark.parametrize("count", [cpu_counts.count_above, Tiled.count_above])
+def test_progress_is_told_of_all_pairs(count: Callable[..., object], columns: str) -> None:
+    rows = _embeddings("random", 1500, 64)
+    others = rows if columns == "the rows" else rows.flip(0)[:1100]
+    told: list[int] = []
+    count(rows, others, rows[:, 0].contiguous(), torch.arange(1501), told.append)
+    assert min(told) >= 0
+    assert sum(told) == 1500 * len(others)
+    told.clear()
+    count(rows, others, rows[:0, 0], torch.zeros(1501, dtype=torch.int64), told.append)
+    assert sum(told) == 1500 * len(others)
+
+
+@pytest.mark.parametrize("count", [cpu_counts.count_above, Tiled.count_above])
+def test_what_progress_raises_ends_the_count(count: Callable[..., object]) -> None:
+    def stop(pairs: int) -> None:
+        raise RuntimeError("enough")
+
+    rows = _embeddings("random", 300, 64)
+    with pytest.raises(RuntimeError, match="enough"):
+        count(rows, rows, rows[:, 0].contiguous(), torch.arange(301), stop)
+
+
+def test_a_count_that_takes_long_is_told_of_while_it_goes_on() -> None:
+    """And can be ended by what is told, on a thread of one's own, too."""
+    rows = _embeddings("random", 20_000, 64)
+    told: list[int] = []
+
+    def stop(pairs: int) -> None:
+        told.append(pairs)
+        raise RuntimeError("enough")
+
+    def run() -> None:
+        with pytest.raises(RuntimeError, match="enough"):
+            count_above(rows, rows, rows[:, 0].contiguous(), torch.arange(20_001), stop)
+
+    for start in (run, lambda: _on_a_thread(run)):
+        told.clear()
+        start()
+        assert len(told) == 1
+        assert told[0] < 20_000**2
+
+
+def _on_a_thread(run: Callable[[], None]) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(run).result()

@@ -111,6 +111,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 MAY_INCLUDE: dict[str, tuple[str, ...]] = {
     "common": (),  # compiled once, without instruction sets
     "kernels": ("common",),  # compiled for each instruction set
+    "bindings": ("common",),  # what Python calls
 }
 
 PATHS = {

@@ -152,6 +152,9 @@ class CountPass {
     const int64_t first_row = row * PANEL, first_column = column * PANEL;
     const bool of_rows = row_counts_.any(first_row, rows.live(row));
     const bool of_columns = mirrored && row_counts_.any(first_column, columns.live(column));
+    if (counts_.counted != nullptr) {
+      increase<true>(counts_.counted, (mirrored ? 2 : 1) * rows.live(row) * columns.live(column));
+    }
     if (!of_rows && !of_columns) return;
     bounded_tile(rows.panel(row), columns.panel(column), sides_.dim, rows.live(row),
                  columns.live(column), scratch.tile);

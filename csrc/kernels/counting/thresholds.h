@@ -104,7 +104,7 @@ struct RowThresholds {
       }
     }
     if constexpr (size > 1) bisect<size, size / 2>(places, windows, go_on);
-    constexpr uint32_t ALL = (uint32_t{1} << LANES<float>) - 1;
+    constexpr uint32_t ALL = (uint32_t{1} << LANES<float>)-1;
     const uint32_t below = ALL & ~at_least_bits(similarities, splat(lower[0]));
     return {windows * per_window + places, at_least_bits(similarities - width, reached) | below};
   }
