@@ -1,5 +1,6 @@
-# The extension that csrc/bindings.cpp builds.
+# The extension of csrc/bindings.cpp and csrc/bindings/.
 
+from collections.abc import Callable
 from enum import Enum
 
 PANEL: int
@@ -124,4 +125,5 @@ def count_above(
     # their counts, thresholds, offsets, at_least, above
     counts: tuple[int, int, int, int, int, int],
     threads: int,
+    advance: Callable[[int], object] | None,
 ) -> None: ...
