@@ -1,29 +1,19 @@
 """``python -m bench losses``: losses of other papers beside pytorch-metric-learning's own.
 
-A run that was cut goes on where it was, while code, versions and machine stay the same. As a
-program (``python -m bench.losses.command VARIANT CASE``, as JSON) it gauges one loss' memory.
+A run that was cut goes on where it was, while code, versions and machine stay the same.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
-import json
-import sys
-import warnings
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from bench.losses.measure import MEMORY_LIMIT, gauge_case, time_case
 from bench.losses.tables import losses_tables
-from bench.losses.variants import LOSSES, VARIANTS, LossCase, LossWork
-from bench.measuring import memory
-from bench.measuring.errors import first_line
-from bench.measuring.sweep import rounded
-from bench.measuring.timing import CpuClock, Effort, time_interleaved, warm_up
+from bench.losses.variants import LOSSES, LossCase
+from bench.measuring.timing import Effort
 from bench.reporting.errors import UserError
 from bench.reporting.progress import progress_bar
 from bench.reporting.publish import Presentation
@@ -45,9 +35,9 @@ PRESENTATION = Presentation(losses_tables, shown=2)
 # With cells of which the library takes seconds for a step, what keeps a run below eight minutes.
 _EFFORT = Effort(seconds=1.2, min_rounds=3, max_rounds=30)
 _QUICK_EFFORT = Effort(seconds=0.2, min_rounds=3, max_rounds=3)
-_MEMORY_LIMIT = 5e9
 _COMPILED = (1024, 128)  # N and D at which the library is compiled, too
 _CLASSES = 1000
+_TIMED = ("core", "drop-in", "pml")
 _GAUGED = ("drop-in", "pml")
 
 
@@ -68,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
     whole = is_whole(arguments, add_arguments)
     where = destination("losses-cpu.json", arguments.out, whole=whole)
     effort = _QUICK_EFFORT if quick else _EFFORT
-    settings = {"effort": asdict(effort), "memory_limit_bytes": int(_MEMORY_LIMIT)}
+    settings = {"effort": asdict(effort), "memory_limit_bytes": int(MEMORY_LIMIT)}
     results = start_results("losses", "cpu", settings)
     _take_up(results, where)
     known = {(row["kind"], _case_of(row)) for row in results.rows}
@@ -78,8 +68,12 @@ def run(arguments: argparse.Namespace) -> None:
         for kind, case in parts:
             progress.set_description(f"{kind}: {case}")
             if (kind, case) not in known:
-                measured = _times(case, effort, quick) if kind == "time" else _peaks(case)
-                results.rows += [{"kind": kind, **case.as_dict(), **row} for row in measured]
+                if kind == "time":
+                    compiled = not quick and (case.rows, case.dim) == _COMPILED
+                    names = (*_TIMED, "pml-compile") if compiled else _TIMED
+                    results.rows += time_case(case, effort, names)
+                else:
+                    results.rows += gauge_case(case, _GAUGED)
                 save(results, where.path)
             progress.update()
     path = where.finish()
@@ -125,65 +119,3 @@ def _classes(name: str, quick: bool) -> int:
     if not LOSSES[name].has_weights:
         return 0
     return 50 if quick else _CLASSES
-
-
-def _times(case: LossCase, effort: Effort, quick: bool) -> Iterator[dict[str, Any]]:
-    clock = CpuClock()
-    works: dict[str, LossWork] = {}
-    seconds: dict[str, float] = {}
-    status: dict[str, str] = {}
-    for name, variant in VARIANTS.items():
-        reason = variant.unusable(case, _MEMORY_LIMIT)
-        if variant.compiles and (quick or (case.rows, case.dim) != _COMPILED):
-            reason = f"skipped: compiled at N={_COMPILED[0]}, D={_COMPILED[1]} only"
-        if reason is None:
-            try:
-                torch.compiler.reset()
-                work = LossWork(variant, case)
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # of compilers, about graphs that they break
-                    seconds[name] = warm_up(work, clock)
-                works[name] = work
-            # A peer that fails is a result, whatever its exception.
-            except Exception as error:
-                reason = f"failed: {first_line(error)}"
-        status[name] = reason or "ok"
-    samples = time_interleaved(works, seconds, effort, clock)
-    del works
-    gc.collect()
-    for name, state in status.items():
-        row = rounded(asdict(samples[name])) if name in samples else {}
-        yield {"variant": name, "status": state, **row}
-
-
-def _peaks(case: LossCase) -> Iterator[dict[str, Any]]:
-    for name in _GAUGED:
-        status = VARIANTS[name].unusable(case, _MEMORY_LIMIT)
-        row: dict[str, Any] = {"variant": name}
-        if status is None:
-            try:
-                arguments = (name, json.dumps(case.as_dict()))
-                peak = memory.peak_of_child("bench.losses.command", *arguments)
-                row |= {"peak_bytes": peak.bytes, "method": peak.method}
-            except RuntimeError as error:
-                status = f"failed: {error}"
-        yield {**row, "status": status or "ok"}
-
-
-def main(arguments: list[str]) -> None:
-    """Gauge one loss in this process and print the result as one line of JSON.
-
-    What is printed is above the inputs, the weights and all gradients.
-    """
-    name, text = arguments
-    case = LossCase(**json.loads(text))
-    tiny = replace(case, rows=min(case.rows, 128), classes=min(case.classes, 100))
-    LossWork(VARIANTS[name], tiny).step()  # libraries and threads start
-    work = LossWork(VARIANTS[name], case)
-    peak = memory.peak_above_baseline(work.step)
-    bytes_above = max(peak.bytes - work.gradient_bytes, 0)
-    print(json.dumps({"bytes": bytes_above, "method": peak.method}))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -59,12 +59,14 @@ LOSSES: dict[str, Loss] = {
 
 @dataclass(frozen=True)
 class LossCase:
-    """One input of a loss in float32 on the CPU; every field can be written to JSON."""
+    """One input of a loss; every field can be written to JSON."""
 
     loss: str
     rows: int
     dim: int
     classes: int = 0  # of losses with a vector for each
+    dtype: str = "float32"  # of the embeddings
+    device: str = "cpu"
 
     def __str__(self) -> str:
         of_classes = f" C={self.classes}" if self.classes else ""
@@ -77,18 +79,19 @@ class LossCase:
         """Standard normal embeddings (N, D) that require gradients, and labels (N,)."""
         generator = torch.Generator().manual_seed(0)
         embeddings = torch.randn(self.rows, self.dim, generator=generator)
+        embeddings = embeddings.to(self.device, getattr(torch, self.dtype))
         if self.classes:
             labels = torch.randint(self.classes, (self.rows,), generator=generator)
         else:
             labels = torch.arange(self.rows) // LOSSES[self.loss].per_class
-        return embeddings.requires_grad_(), labels
+        return embeddings.requires_grad_(), labels.to(self.device)
 
     def make(self, module: Any) -> nn.Module:
         """The loss of the library, of its drop-ins or of this package, with the same numbers."""
         torch.manual_seed(0)
         size = (self.classes, self.dim) if self.classes else ()
         loss: nn.Module = getattr(module, self.loss)(*size)
-        return loss
+        return loss.to(self.device)
 
 
 class _Core:

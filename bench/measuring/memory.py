@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -40,6 +40,16 @@ class Peak:
     method: str
 
 
+class Steps(Protocol):
+    """What can be gauged on a device."""
+
+    def step(self) -> None:
+        """One training step."""
+
+    def reset(self) -> None:
+        """Drop the last gradient."""
+
+
 def default_limit(device: str) -> float:
     """How many bytes a benchmark may take where nobody says; more is skipped."""
     if torch.device(device).type == "cuda":
@@ -58,7 +68,9 @@ def measure(variant: str, case: Case) -> Peak:
         RuntimeError: the step failed; the message is the last line of its error.
     """
     if torch.device(case.device).type == "cuda":
-        return _cuda_peak(variant, case)
+        # This process has compiled other shapes, and compilers limit how many they take.
+        torch.compiler.reset()
+        return cuda_peak(VARIANTS[variant].work(case), case.device)
     return peak_of_child("bench.measuring.memory", variant, json.dumps(case.as_dict()))
 
 
@@ -110,21 +122,18 @@ def _cpu_peak(variant_name: str, case: Case) -> Peak:
     return peak_above_baseline(work.step)
 
 
-def _cuda_peak(variant_name: str, case: Case) -> Peak:
-    # This process has compiled other shapes, and compilers limit how many they take.
-    torch.compiler.reset()
-    work = VARIANTS[variant_name].work(case)
+def cuda_peak(work: Steps, device: str) -> Peak:
+    """Peak of a step on a CUDA device above what is allocated once another one has run."""
     work.step()
     work.reset()
     gc.collect()
-    torch.cuda.synchronize(case.device)
+    torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(case.device)
-    baseline = torch.cuda.memory_allocated(case.device)
+    torch.cuda.reset_peak_memory_stats(device)
+    baseline = torch.cuda.memory_allocated(device)
     work.step()
-    torch.cuda.synchronize(case.device)
-    peak = torch.cuda.max_memory_allocated(case.device) - baseline
-    return Peak(peak, "max_memory_allocated")
+    torch.cuda.synchronize(device)
+    return Peak(torch.cuda.max_memory_allocated(device) - baseline, "max_memory_allocated")
 
 
 def _trim_heap() -> None:

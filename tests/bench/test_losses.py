@@ -92,13 +92,14 @@ def test_run_that_was_cut_goes_on(
     monkeypatch.setattr(command, "_EFFORT", command._QUICK_EFFORT)
     measured = []
 
-    def times(case, effort, quick):
+    def times(case, effort, names):
         if len(measured) == 2:
             raise KeyboardInterrupt
         measured.append(case)
-        yield {"variant": "pml", "status": "failed: for a test"}
+        status = {"variant": "pml", "status": "failed: for a test"}
+        return [{"kind": "time", **case.as_dict(), **status}]
 
-    monkeypatch.setattr(command, "_times", times)
+    monkeypatch.setattr(command, "time_case", times)
     with pytest.raises(KeyboardInterrupt):
         cli.main(["losses"])
     assert not (tmp_path / "losses-cpu.json").exists()
