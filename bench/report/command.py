@@ -13,6 +13,7 @@ from bench.kernels import command as kernels
 from bench.launches import command as launches
 from bench.loss import command as loss
 from bench.losses import command as losses
+from bench.quick import command as quick
 from bench.reporting.errors import UserError
 from bench.reporting.publish import Presentation
 from bench.reporting.results import Results, load
@@ -23,6 +24,7 @@ HELP = (
 
 # By the command that wrote the results: this one shows what all of them write.
 PRESENTATIONS = {
+    "quick": quick.PRESENTATION,
     "loss": loss.PRESENTATION,
     "evaluate": evaluate.PRESENTATION,
     "losses": losses.PRESENTATION,

@@ -19,7 +19,6 @@ from bench import __main__ as cli
         (["loss", "--dtypes", "int8"], "dtypes must be among"),
         (["loss", "--variants", "keras"], "variants must be among"),
         (["lossy"], "invalid choice: 'lossy'"),
-        ([], "COMMAND"),
     ],
 )
 def test_wrong_arguments_are_named(
@@ -35,6 +34,7 @@ def test_wrong_arguments_are_named(
     [
         (["loss", "--device", "tpu"], "--device must be cpu or cuda, got 'tpu'"),
         (["loss", "--rounds", "0"], "--rounds must be greater than 0, got 0"),
+        (["quick", "--rows", "31"], "--rows must be at least 32, got 31"),
         (["report", "no-such-file.json"], "cannot read no-such-file.json"),
     ],
 )
@@ -48,8 +48,7 @@ def test_what_cannot_work_is_refused_in_one_line(
 def test_help_lists_every_command_with_what_it_does_and_how_long_it_takes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        cli.main(["--help"])
+    assert cli.main([]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     for name, command in cli.COMMANDS.items():
         assert f"{name} {command.HELP}" in shown

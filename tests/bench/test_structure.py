@@ -12,7 +12,8 @@ from tests.support.places import ROOT
 BENCH = ROOT / "bench"
 FOLDERS = sorted(path.parent.name for path in BENCH.glob("*/__init__.py"))
 SHARED = {"measuring", "reporting", "offline"}
-# A command shows what all others write, and one has another as its last stage.
+# A command shows what all others write, one has another as its last stage, and one is a cut of
+# another.
 ALLOWED = {
     "report": {
         *(
@@ -24,10 +25,12 @@ ALLOWED = {
             "evaluate",
             "kernels",
             "launches",
+            "quick",
         ),
         "gpu",
     },
     "gpu": {*SHARED, "tune"},
+    "quick": {*SHARED, "losses"},
 }
 
 
