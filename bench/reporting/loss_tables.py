@@ -120,7 +120,7 @@ def _entries(rows: dict[str, dict[str, Any]], never: dict[str, str]) -> Iterator
 
 
 def loss_tables(results: Results) -> list[Table]:
-    """The full table, that of small steps, then the two short ones for the README."""
+    """The full table, that of small steps, then the two short ones."""
     data = read_loss(results)
     device = results.device
     return [_full(data, device), _small(results), _times(data, device), _memory(data, device)]
