@@ -7,7 +7,8 @@ KERNEL_SOURCES := CMakeLists.txt $(shell find csrc -type f -not -path 'csrc/test
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help demo demo-classes test test-main test-cpp test-cpp-plain test-cpp-sanitized \
-	test-cpp-module test-compile test-interpreter lint format wheels bench clean
+	test-cpp-module test-compile test-interpreter lint format wheels all-wheels check-release \
+	bench clean
 
 help:
 	@echo "make demo    train an embedding on glyphs and show what it retrieves (about a minute)"
@@ -130,6 +131,16 @@ wheels:
 	build/clean/bin/pip install --quiet --constraint constraints.txt torch
 	build/clean/bin/pip install --quiet $(WHEELS)/*.whl
 	cd build/clean && bin/python ../../tools/smoke_wheel.py
+
+# In containers, for every Python: what the workflow runs, and what needs Docker elsewhere.
+all-wheels:
+	$(PYTHON) -m venv build/release
+	$(RELEASE_BIN)/pip install --quiet cibuildwheel
+	$(RELEASE_BIN)/cibuildwheel --output-dir $(WHEELS)
+
+# Before anything is uploaded: what docs/releasing.md asks for is there.
+check-release:
+	$(PYTHON) tools/check_release.py $(TAG)
 
 bench: $(VENV)/installed
 	$(BIN)/python -m bench loss
