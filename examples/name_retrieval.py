@@ -92,6 +92,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         parser.error(f"argument --out: {parsed.out} is not a folder")
     if parsed.all_names and not parsed.all_names.parent.is_dir():
         parser.error(f"argument --all-names: {parsed.all_names.parent} is not a folder")
+    if parsed.all_names and parsed.all_names.is_dir():
+        parser.error(f"argument --all-names: {parsed.all_names} is a folder")
     return parsed
 
 

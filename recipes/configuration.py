@@ -9,9 +9,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -96,9 +96,9 @@ class Evaluation(_Section):
 
     batch: int = Field(default=256, ge=1)
     mirrored: bool = False  # add the embedding of the mirrored picture
-    recall_at: list[int] = [1, 2, 4, 8]
-    rank_at: list[int] = [1, 5, 10]
-    fars: list[float] = [1e-3, 1e-4, 1e-5]
+    recall_at: list[PositiveInt] = [1, 2, 4, 8]
+    rank_at: list[PositiveInt] = [1, 5, 10]
+    fars: list[Annotated[float, Field(ge=0, le=1)]] = [1e-3, 1e-4, 1e-5]
 
 
 class Run(_Section):

@@ -13,6 +13,8 @@ from typing_extensions import Unpack
 
 from circle_kernels.arguments import describe
 from circle_kernels.distributed.collectives import gather_rows
+from circle_kernels.distributed.groups import check_group
+from circle_kernels.distributed.headers import CALL, check_together, exchange_headers
 from circle_kernels.evaluation.gallery import RankOptions, SearchOptions, check_known, gallery_of
 from circle_kernels.evaluation.ranks import RankedBlock, ranked_blocks
 from circle_kernels.options import check_flag, check_integer, real_number
@@ -26,6 +28,7 @@ _REID_NAMES = {
     "ref_emb": "gallery",
     "ref_labels": "gallery_ids",
     "ref_cameras": "gallery_cams",
+    "recall_at": "rank_at",
     "retrieval_metrics": "reid_metrics",
 }
 
@@ -70,20 +73,29 @@ def retrieval_metrics(
         >>> retrieval_metrics(x, labels, recall_at=(1,))["recall@1"]
         0.5
     """
-    tops = _checked_tops("recall_at", recall_at)
-    check_flag("per_query", per_query)
-    gallery = gallery_of("retrieval_metrics", embeddings, labels, (ref_emb, ref_labels), options)
+    call, group = "retrieval_metrics", options.get("group")
+    check_group(group)
+
+    def check() -> tuple[int, ...]:
+        check_flag("per_query", per_query)
+        return _checked_tops("recall_at", recall_at)
+
+    tops = check() if group is None else check_together(check, call, group, False)
+    gallery = gallery_of(call, embeddings, labels, (ref_emb, ref_labels), options)
+    spread = gallery.spread
+    if spread is not None:
+        alike = {CALL: call, "recall_at": tops, "per_query": bool(per_query)}
+        exchange_headers((), alike, spread.group)
     blocks = [_of_queries(block, tops) for block in ranked_blocks(gallery, options)]
     values = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
     if per_query:
         return values
-    spread = gallery.spread
     if spread is not None:
         stacked = torch.stack(list(values.values()), dim=1)
         gathered = gather_rows(stacked, spread.sizes, spread.group)
         # Laid out as in one process, so that means are added up alike.
         values = dict(zip(values, gathered.T.contiguous(), strict=True))
-    return _means(values)
+    return _means(values, self_mode=gallery.own is not None)
 
 
 def reid_metrics(
@@ -115,15 +127,18 @@ def reid_metrics(
     Raises:
         As :func:`retrieval_metrics`.
     """
-    tops = _checked_tops("rank_at", rank_at)
     check_known(options, SearchOptions.__optional_keys__)
     ranked: RankOptions = {"ignore_label": -1, "cameras": query_cams, "ref_cameras": gallery_cams}
     ranked.update(options)
     with _called(_REID_NAMES):
         found = retrieval_metrics(
-            query, query_ids, gallery, gallery_ids, recall_at=tops, per_query=per_query, **ranked
+            query, query_ids, gallery, gallery_ids, recall_at=rank_at, per_query=per_query, **ranked
         )
-    ranks = {f"rank@{top}": found[f"recall@{top}"] for top in tops}
+    ranks = {
+        name.replace("recall@", "rank@"): value
+        for name, value in found.items()
+        if name.startswith("recall@")
+    }
     return {**ranks, "map": found["map"], "minp": found["minp"]}
 
 
@@ -132,7 +147,7 @@ def bootstrap_intervals(
     *,
     confidence: float = 0.95,
     resamples: SupportsIndex = 1000,
-    seed: int = 0,
+    seed: SupportsIndex = 0,
 ) -> dict[str, tuple[float, float]]:
     """Between which means each metric would lie, had other queries been drawn.
 
@@ -149,13 +164,20 @@ def bootstrap_intervals(
         The lower and the upper end of each.
 
     Raises:
-        TypeError, ValueError: another confidence or number, or a metric without queries.
+        TypeError, ValueError: another type, confidence or number, or a metric without queries.
     """
+    if not isinstance(per_query, Mapping):
+        raise TypeError(
+            f"per_query must be a dictionary, as per_query=True returns, got {describe(per_query)}"
+        )
     share = real_number("confidence", confidence)
     if not 0 < share < 1:
         raise ValueError(f"confidence must be greater than 0 and less than 1, got {confidence!r}")
     count = check_integer("resamples", resamples, smallest=1)
-    ends = torch.tensor([(1 - share) / 2, (1 + share) / 2], dtype=torch.float64)
+    seed = check_integer("seed", seed)
+    # Named, for users may have set another default device.
+    cpu = torch.device("cpu")
+    ends = torch.tensor([(1 - share) / 2, (1 + share) / 2], dtype=torch.float64, device=cpu)
     intervals = {}
     for name, values in per_query.items():
         if not isinstance(values, Tensor) or values.dim() != 1:
@@ -166,12 +188,13 @@ def bootstrap_intervals(
         values = values[~values.isnan()].double().cpu()
         if len(values) == 0:
             raise ValueError(f"per_query[{name!r}] must have a query with a positive, got none")
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(cpu).manual_seed(seed)
         size = max(1, _RESAMPLED_AT_ONCE // len(values))
-        means = [
-            values[torch.randint(len(values), (each, len(values)), generator=generator)].mean(1)
-            for each in [size] * (count // size) + [count % size] * (count % size > 0)
-        ]
+        means = []
+        for each in [size] * (count // size) + [count % size] * (count % size > 0):
+            shape = (each, len(values))
+            drawn = torch.randint(len(values), shape, generator=generator, device=cpu)
+            means.append(values[drawn].mean(1))
         low, high = torch.cat(means).quantile(ends).tolist()
         intervals[name] = (low, high)
     return intervals
@@ -226,10 +249,11 @@ def _of_queries(block: RankedBlock, tops: Sequence[int]) -> dict[str, Tensor]:
     }
 
 
-def _means(values: Mapping[str, Tensor]) -> dict[str, float]:
+def _means(values: Mapping[str, Tensor], *, self_mode: bool) -> dict[str, float]:
     if all(each.isnan().all() for each in values.values()):
+        wanted = "labels must have one twice" if self_mode else "ref_labels must have one of labels"
         raise ValueError(
-            "no query has a positive: labels must have a label twice, or ref_labels one of labels "
-            "(with cameras on another camera)"
+            f"no query has a positive: {wanted} (with cameras on another camera), "
+            "ignore_label aside"
         )
     return {name: float(each.nanmean()) for name, each in values.items()}

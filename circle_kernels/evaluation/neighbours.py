@@ -49,7 +49,7 @@ def nearest(
         ref_emb: (M, D) what is searched, on the same device; of two dtypes the wider one counts.
             Without them the embeddings are, each without its own copy.
         k: how many, at most M, or N - 1 without references.
-        normalize: compare by cosine; else by inner product.
+        normalize: compare by cosine (norms below 1e-12 count as 1e-12); else by inner product.
         progress: show a progress bar, by tqdm.
 
     Returns:

@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 from circle_kernels.evaluation.gallery import Gallery, RankOptions, gallery_of
 from circle_kernels.evaluation.progress import Advance, progress_bar
 
-# Pairs of queries and references of their labels, with all that is known of each: about 100 bytes.
+# Pairs of queries and references of their labels, with all that is known of each: about 180 bytes.
 _PAIRS_AT_ONCE = 2**22
 
 
@@ -50,8 +50,10 @@ def positive_ranks(
     ties go against the network, so that one that maps everything to one point finds nothing. Every
     retrieval metric follows (:func:`retrieval_metrics`).
 
-    Similarities are computed exactly but for one rounding (float64), in which rows are rounded to
-    about ``2^-48``: ranks are the same integers on every device, for any number of threads.
+    Similarities are computed exactly but for one rounding (float64), of rows that are rounded to
+    about ``2^-48``: ranks are the same integers on every device, for any number of threads. Without
+    ``normalize`` references are rounded to ``2^-48`` of the largest of their norms: much shorter
+    ones may tie.
 
     Args:
         embeddings: (N, D) queries, float16, bfloat16, float32 or float64, finite.
@@ -61,7 +63,7 @@ def positive_ranks(
         cameras, ref_cameras: (N,) and (M,) integers: a reference of a query's label on its camera
             is neither a positive nor in the way, as in person re-identification.
         ignore_label: queries and references with this label take part in nothing.
-        normalize: compare by cosine; else by inner product.
+        normalize: compare by cosine (norms below 1e-12 count as 1e-12); else by inner product.
         ties: ``"pessimistic"``; ``"optimistic"``: only more similar non-positives stand before;
             ``"mean"``: half of both.
         backend: ``"cpu"``, the C++ kernel, ``"tiled"``, PyTorch on any device, or ``"auto"``.

@@ -150,7 +150,7 @@ def all_pairs_tar_at_far(
         labels: (N,) integers of any dtype; pairs of one label are positive.
         fars: rates in [0, 1].
         ignore_label: embeddings with this label take part in nothing.
-        normalize: compare by cosine; else by inner product.
+        normalize: compare by cosine (norms below 1e-12 count as 1e-12); else by inner product.
         group: processes that have some of the embeddings each; all get the result for all of these.
             Each holds all embeddings and walks over its part of the tiles. As for
             :func:`circle_kernels.circle_loss`.

@@ -133,8 +133,12 @@ def test_wrong_arguments_are_named() -> None:
         retrieval_metrics(x, labels, recall_at=(1, 0))
     with pytest.raises(TypeError, match="recall_at must be a sequence of integers, got int"):
         retrieval_metrics(x, labels, recall_at=1)
-    with pytest.raises(ValueError, match="no query has a positive"):
+    with pytest.raises(ValueError, match="no query has a positive: labels must have one twice"):
         retrieval_metrics(x, torch.arange(4))
+    with pytest.raises(ValueError, match="positive: gallery_ids must have one of query_ids"):
+        reid_metrics(x, labels, labels, x, labels, labels)
+    with pytest.raises(ValueError, match=r"rank_at\[0\] must be at least 1, got 0"):
+        reid_metrics(x, labels, labels, x, labels, labels + 1, rank_at=(0,))
     with pytest.raises(ValueError, match="no query has a positive"):
         retrieval_metrics(x[:0], labels[:0])
     with pytest.raises(TypeError, match="unexpected keyword argument 'k'"):
@@ -151,6 +155,17 @@ def test_wrong_arguments_are_named() -> None:
         bootstrap_intervals({"map": torch.full((3,), math.nan)})
     with pytest.raises(TypeError, match=r"per_query\['map'\] must be a tensor"):
         bootstrap_intervals({"map": 0.5})
+    with pytest.raises(TypeError, match="per_query must be a dictionary"):
+        bootstrap_intervals(torch.ones(3))
+    with pytest.raises(TypeError, match="seed must be an integer, got float"):
+        bootstrap_intervals({"map": torch.ones(3)}, seed=0.5)
+
+
+def test_bootstrap_takes_another_default_device() -> None:
+    values = {"map": torch.arange(7.0)}
+    expected = bootstrap_intervals(values)
+    with torch.device("meta"):
+        assert bootstrap_intervals(values) == expected
 
 
 def _parts(rank: int, rows: int) -> slice:
@@ -194,6 +209,14 @@ def _differ(rank: int) -> None:
     )
     with pytest.raises(kind, match=message):
         positive_ranks(x, labels if rank else labels[:, None].float(), group="world")
+    with pytest.raises(ValueError, match=r"^recall_at must be the same in all processes"):
+        retrieval_metrics(x, labels, recall_at=(1,) * (rank + 1), group="world")
+    with pytest.raises(ValueError, match=r"^per_query must be the same in all processes"):
+        retrieval_metrics(x, labels, per_query=bool(rank), group="world")
+    words = ("reid_metrics raised in another process", r"rank_at\[0\] must be at least 1")
+    sides = (x, labels, labels, x, labels, labels + 1)
+    with pytest.raises(ValueError, match=words[rank]):
+        reid_metrics(*sides, rank_at=(1 - rank,), group="world")
 
 
 def test_processes_that_differ_are_told() -> None:

@@ -39,6 +39,7 @@ BAD_OF_ONE = [
     (name_retrieval, ["--split", "halves"], "invalid choice: 'halves'"),
     (name_retrieval, ["--out", __file__], "is not a folder"),
     (name_retrieval, ["--all-names", f"{__file__}/file"], "is not a folder"),
+    (name_retrieval, ["--all-names", "."], "is a folder"),
 ]
 
 
