@@ -127,7 +127,18 @@ def reid_metrics(
     Raises:
         As :func:`retrieval_metrics`.
     """
-    check_known(options, SearchOptions.__optional_keys__)
+    group = options.get("group")
+    check_group(group)
+    given = {"query_cams": query_cams, "gallery": gallery, "gallery_ids": gallery_ids}
+    given["gallery_cams"] = gallery_cams
+
+    def check() -> None:
+        check_known(options, SearchOptions.__optional_keys__)
+        for name, value in given.items():
+            if not isinstance(value, Tensor):
+                raise TypeError(f"{name} must be a tensor, got {describe(value)}")
+
+    check() if group is None else check_together(check, "reid_metrics", group, False)
     ranked: RankOptions = {"ignore_label": -1, "cameras": query_cams, "ref_cameras": gallery_cams}
     ranked.update(options)
     with _called(_REID_NAMES):

@@ -137,6 +137,11 @@ def test_wrong_arguments_are_named() -> None:
         retrieval_metrics(x, torch.arange(4))
     with pytest.raises(ValueError, match="positive: gallery_ids must have one of query_ids"):
         reid_metrics(x, labels, labels, x, labels, labels)
+    for place, name in enumerate(("query_cams", "gallery", "gallery_ids", "gallery_cams"), 2):
+        sides = [x, labels, labels, x, labels, labels + 1]
+        sides[place] = None
+        with pytest.raises(TypeError, match=f"{name} must be a tensor, got NoneType"):
+            reid_metrics(*sides)
     with pytest.raises(ValueError, match=r"rank_at\[0\] must be at least 1, got 0"):
         reid_metrics(x, labels, labels, x, labels, labels + 1, rank_at=(0,))
     with pytest.raises(ValueError, match="no query has a positive"):
