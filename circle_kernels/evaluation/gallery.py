@@ -23,6 +23,7 @@ from circle_kernels.distributed.groups import Group, check_group, resolve_group
 from circle_kernels.distributed.headers import CALL, check_together, exchange_headers
 from circle_kernels.evaluation.counting import BACKENDS, Counter, counter
 from circle_kernels.evaluation.exact import on_grid
+from circle_kernels.evaluation.progress import check_progress
 from circle_kernels.options import check_choice, check_flag, check_integer
 
 TIES = ("pessimistic", "optimistic", "mean")
@@ -94,11 +95,12 @@ def gallery_of(
     group = options.get("group")
     check_group(group)
 
-    def check() -> tuple[Side, Side | None]:
+    def check() -> tuple[Side, Side | None, Counter]:
         _check_options(options)
-        return _checked_sides(embeddings, labels, *references, options)
+        sides = _checked_sides(embeddings, labels, *references, options)
+        return *sides, counter(options.get("backend", "auto"), sides[0].labels.device)
 
-    queries, given = check() if group is None else check_together(check, call, group, False)
+    queries, given, counts = check() if group is None else check_together(check, call, group, False)
     rows, columns, own, spread = queries, given or queries, None, None
     if given is None:
         own = torch.arange(len(rows.labels), device=rows.labels.device)
@@ -125,7 +127,7 @@ def gallery_of(
         columns=on_columns,
         column_labels=columns.labels,
         column_cameras=columns.cameras,
-        counter=counter(options.get("backend", "auto"), rows.labels.device),
+        counter=counts,
         spread=spread,
     )
 
@@ -146,7 +148,7 @@ def _check_options(options: RankOptions) -> None:
     check_choice("ties", options.get("ties", "pessimistic"), TIES)
     check_choice("backend", options.get("backend", "auto"), BACKENDS)
     check_flag("normalize", options.get("normalize", True))
-    check_flag("progress", options.get("progress", False))
+    check_progress(options.get("progress", False))
     ignored = options.get("ignore_label")
     if ignored is not None:
         check_integer("ignore_label", ignored)

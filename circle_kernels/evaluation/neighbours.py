@@ -12,7 +12,7 @@ from torch import Tensor
 from circle_kernels.arguments import check_embeddings, check_kinds, check_references, one_dtype
 from circle_kernels.evaluation.exact import on_grid
 from circle_kernels.evaluation.gallery import check_finite
-from circle_kernels.evaluation.progress import progress_bar
+from circle_kernels.evaluation.progress import check_progress, progress_bar
 from circle_kernels.evaluation.similarities import Similarities
 from circle_kernels.options import check_flag, check_integer
 from circle_kernels.top_k import streamed_top
@@ -72,7 +72,8 @@ def nearest(
         check_references("ref_emb", ref_emb, embeddings)
         check_finite("ref_emb", ref_emb)
         embeddings, references = one_dtype(embeddings, ref_emb)
-    normalize, progress = check_flag("normalize", normalize), check_flag("progress", progress)
+    normalize = check_flag("normalize", normalize)
+    check_progress(progress)
     count = _checked_count(k, len(references), without_own=ref_emb is None)
 
     columns = _Operand.of(references, normalize)

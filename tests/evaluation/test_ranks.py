@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from circle_kernels.backends import cpu
-from circle_kernels.evaluation import positive_ranks, ranks
+from circle_kernels.evaluation import nearest, positive_ranks, ranks
 from circle_kernels.evaluation.exact import exact_similarities, exact_tile, on_grid
 from tests.evaluation.brute_force import Problem
 
@@ -227,3 +227,13 @@ def test_without_the_extension_pytorch_counts(monkeypatch: pytest.MonkeyPatch) -
 def test_progress_is_shown_on_request(capfd: pytest.CaptureFixture[str]) -> None:
     positive_ranks(X, Y, progress=True)
     assert "16.0/16.0" in capfd.readouterr().err
+
+
+def test_progress_without_tqdm_is_refused_before_anything_is_computed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for call in (lambda **on: positive_ranks(X, Y, **on), lambda **on: nearest(X, k=1, **on)):
+        call()
+        with pytest.raises(ImportError, match="progress=True needs tqdm"):
+            call(progress=True)
