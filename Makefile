@@ -7,8 +7,8 @@ KERNEL_SOURCES := CMakeLists.txt $(shell find csrc -type f -not -path 'csrc/test
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help demo demo-classes test test-main test-cpp test-cpp-plain test-cpp-sanitized \
-	test-cpp-module test-compile test-interpreter lint format wheels all-wheels check-release \
-	bench clean
+	test-cpp-module test-compile test-interpreter lint format docs wheels all-wheels \
+	check-release bench clean
 
 help:
 	@echo "make demo    train an embedding on glyphs and show what it retrieves (about a minute)"
@@ -18,6 +18,7 @@ help:
 	@echo "make lint    ruff, clang-format, mypy, and counts of arguments, lines and files"
 	@echo "make format  let ruff and clang-format rewrite what they can"
 	@echo "make wheels  a source distribution and a wheel for this Python, checked and tried"
+	@echo "make docs    the documentation as a site, build/site/index.html; opens without a server"
 	@echo "make bench   time every backend beside mm, eager, torch.compile and"
 	@echo "             pytorch-metric-learning (about ten minutes; leave the machine alone)"
 
@@ -31,7 +32,7 @@ $(VENV)/torch: constraints.txt
 # Rebuilt when the requirements or the C++ kernel change.
 $(VENV)/installed: $(VENV)/torch pyproject.toml setup.py $(KERNEL_SOURCES)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
-		--editable '.[test,examples,bench,lint]'
+		--editable '.[test,examples,bench,lint,docs]'
 	@touch $@
 
 demo: $(VENV)/installed
@@ -110,6 +111,10 @@ format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP_FILES)
+
+# A broken link, a missing docstring of a public name: every warning is an error.
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # A source distribution and a wheel for this Python, checked, installed into a clean environment and
 # tried there. Wheels for every Python come from cibuildwheel, by what pyproject.toml says.

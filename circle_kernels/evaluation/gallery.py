@@ -41,7 +41,7 @@ class SearchOptions(TypedDict, total=False):
 
 
 class RankOptions(SearchOptions, total=False):
-    """The same, and cameras."""
+    """Those and cameras; :func:`circle_kernels.evaluation.positive_ranks` says what they are."""
 
     cameras: Tensor | None
     ref_cameras: Tensor | None

@@ -25,10 +25,15 @@ class RankedBlock(NamedTuple):
 
 
 class PositiveRanks(NamedTuple):
-    """The ranks of each query's positives, those of query i from ``offsets[i]`` on."""
+    """The ranks of each query's positives, those of query i from ``offsets[i]`` on.
 
-    ranks: Tensor  # (P,) int64, or float64 for ties="mean"; 1 is the first; ascending by query
-    offsets: Tensor  # (N + 1,) int64
+    Attributes:
+        ranks: (P,) int64, or float64 for ``ties="mean"``; 1 is the first; ascending in each query.
+        offsets: (N + 1,) int64.
+    """
+
+    ranks: Tensor
+    offsets: Tensor
 
     @property
     def counts(self) -> Tensor:  # (N,) int64

@@ -204,7 +204,7 @@ class MultipleNegativesSymmetricRankingLoss(MultipleNegativesRankingLoss):
 
     Args:
         model, scale, similarity_fct, gather_across_devices: as there.
-        options: ``mini_batch_size`` and ``backend``, as there.
+        mini_batch_size, backend: as there.
     """
 
     def __init__(
