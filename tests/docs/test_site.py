@@ -1,0 +1,136 @@
+"""The site has every page and every public name; `make docs` finds what is broken in them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.places import DOCS, ROOT
+from tools.site.pages import ELSEWHERE, public_modules
+
+griffe = pytest.importorskip("griffe")
+mkdocs_config = pytest.importorskip("mkdocs.config")
+pytest.importorskip("material")
+
+PACKAGE = ROOT / "circle_kernels"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from mkdocs.commands.build import build
+
+    folder = tmp_path_factory.mktemp("site")
+    config = mkdocs_config.load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder))
+    config.plugins.on_startup(command="build", dirty=False)
+    build(config)
+    return folder
+
+
+def pages_of(nav: Any) -> Iterator[str]:
+    """The leaves of the nav."""
+    if isinstance(nav, str):
+        yield nav
+    for each in nav.values() if isinstance(nav, dict) else nav if isinstance(nav, list) else ():
+        yield from pages_of(each)
+
+
+def test_nav_names_every_page_and_every_public_module() -> None:
+    nav = [*pages_of(mkdocs_config.load_config(str(ROOT / "mkdocs.yml")).nav)]
+    assert len(nav) == len({*nav})
+    written = {each.name for each in DOCS.glob("*.md")}
+    elsewhere = {place for place in ELSEWHERE if place.endswith(".md")}
+    reference = {f"reference/{module}.md" for module in public_modules()}
+    assert {*nav} == written | elsewhere | reference
+
+
+def test_public_modules_are_those_that_users_import_from() -> None:
+    """Rooms with a list of their names; those of the kernels are for the rest of the package."""
+    lists = {
+        ".".join(file.parent.relative_to(ROOT).parts)
+        for file in PACKAGE.rglob("__init__.py")
+        if "__all__" in file.read_text("utf-8")
+    }
+    assert {each for each in lists if not each.startswith("circle_kernels.backends")} == {
+        *public_modules()
+    }
+
+
+@pytest.mark.parametrize(("module", "names"), public_modules().items())
+def test_every_public_name_is_in_the_reference(site: Path, module: str, names: list[str]) -> None:
+    page = (site / "reference" / f"{module}.html").read_text("utf-8")
+    assert names
+    assert [each for each in names if f'id="{module}.{each}"' not in page] == []
+
+
+def test_nothing_is_fetched(site: Path) -> None:
+    """Scripts, styles, fonts and pictures of every page lie beside it."""
+    pages = [*site.rglob("*.html")]
+    assert len(pages) > 30
+    for page in pages:
+        loaded = re.findall(
+            r"<(?:script|img|iframe)[^>]* src=\"?([^\s\">]+)|<link[^>]* href=\"?([^\s\">]+)",
+            page.read_text("utf-8"),
+        )
+        for each in map("".join, loaded):
+            assert "//" not in each, (page.name, each)
+            assert page.name == "404.html" or (page.parent / each.partition("?")[0]).exists()
+
+
+def test_pages_lead_to_where_the_site_has_what_they_name(site: Path) -> None:
+    text = (site / "index.html").read_text("utf-8")
+    assert 'href="choosing.html"' in text
+    assert 'href="contributing.html"' in text
+    assert 'src="name_retrieval.png"' in text
+    assert "docs/choosing.html" not in text
+    assert 'href="../' not in (site / "experiments.html").read_text("utf-8")
+
+
+def docstring(text: str) -> str:
+    from tools.site.docstrings import rewritten
+
+    return rewritten(text, ["circle_kernels.circle_loss", "circle_kernels.losses.clip_loss"])
+
+
+def test_arguments_described_together_have_entries_of_their_own() -> None:
+    text = "Sum\nof two.\n\nArgs:\n    a, *b: one\n        of two.\n    c: a, b: no.\n\na, b: text"
+    assert docstring(text) == (
+        "Sum of two.\n\nArgs:\n    a: one\n        of two.\n    *b: one\n        of two.\n"
+        "    c: a, b: no.\n\na, b: text"
+    )
+
+
+def test_roles_lead_to_what_is_public() -> None:
+    assert docstring("See :func:`clip_loss`.") == (
+        "See [`clip_loss`][circle_kernels.losses.clip_loss]."
+    )
+    assert docstring(":func:`circle_kernels.circle_loss`, :meth:`row_losses`") == (
+        "[`circle_loss`][circle_kernels.circle_loss], `row_losses`"
+    )
+
+
+def test_errors_are_a_list() -> None:
+    text = "Sum.\n\nRaises:\n    TypeError, ValueError: a\n        of b.\n    RuntimeError: c."
+    assert docstring(text) == (
+        "Sum.\n\n**Raises:**\n\n- TypeError, ValueError: a\n    of b.\n- RuntimeError: c."
+    )
+    assert docstring("Sum.\n\nRaises:\n    As the loss.") == "Sum.\n\n**Raises:**\n\n- As the loss."
+
+
+def test_public_name_without_a_docstring_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from tools.site.docstrings import Docstrings
+
+    room = tmp_path / "drawn"
+    room.mkdir()
+    (room / "__init__.py").write_text('__all__ = ["told", "silent"]\nfrom drawn.a import *\n')
+    (room / "a.py").write_text('def told():\n    """Says what."""\n\n\ndef silent(): ...\n')
+    extensions = griffe.load_extensions(Docstrings)
+    griffe.load("drawn", search_paths=[tmp_path], extensions=extensions)
+    assert [each.getMessage() for each in caplog.records if each.name.startswith("mkdocs")] == [
+        "drawn.silent is public and has no docstring"
+    ]
