@@ -114,7 +114,7 @@ format: $(VENV)/installed
 
 # A broken link, a missing docstring of a public name: every warning is an error.
 docs: $(VENV)/installed
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # A source distribution and a wheel for this Python, checked, installed into a clean environment and
 # tried there. Wheels for every Python come from cibuildwheel, by what pyproject.toml says.

@@ -85,7 +85,9 @@ def test_pages_lead_to_where_the_site_has_what_they_name(site: Path) -> None:
     assert 'href="choosing.html"' in text
     assert 'href="contributing.html"' in text
     assert 'src="name_retrieval.png"' in text
-    assert "docs/choosing.html" not in text
+    assert "docs/choosing" not in text
+    title = (DOCS / "choosing.md").read_text("utf-8").split("\n")[0].removeprefix("# ")
+    assert f'<a href="choosing.html">{title}</a>' in text
     assert 'href="../' not in (site / "experiments.html").read_text("utf-8")
 
 
@@ -118,6 +120,22 @@ def test_errors_are_a_list() -> None:
         "Sum.\n\n**Raises:**\n\n- TypeError, ValueError: a\n    of b.\n- RuntimeError: c."
     )
     assert docstring("Sum.\n\nRaises:\n    As the loss.") == "Sum.\n\n**Raises:**\n\n- As the loss."
+
+
+def test_formulas_are_set_or_told(caplog: pytest.LogCaptureFixture) -> None:
+    from latex2mathml.exceptions import MissingEndError
+
+    from tools.site.formulas import formula
+
+    for page in DOCS.glob("*.md"):
+        for source in re.findall(r"```math\n(.*?)```", page.read_text("utf-8"), re.DOTALL):
+            assert "</math>" in formula(source)
+    assert not caplog.records
+    assert "<mfrac>" in formula(r"\frac{a}{b}")
+    formula(r"\nosuchcommand")
+    with pytest.raises(MissingEndError):
+        formula("\\begin{split}\n[a")
+    assert [each.name for each in caplog.records] == ["mkdocs.hooks.formulas"] * 2
 
 
 def test_public_name_without_a_docstring_is_told(

@@ -85,5 +85,12 @@ def link(found: re.Match[str], source: PurePosixPath, place: str) -> str:
     goal = places.get(named, inside)
     if goal is None:
         return text
+    if text == path and path.endswith(".md"):
+        text = title(ROOT / named)
     relative = os.path.relpath(goal, PurePosixPath(place).parent)
     return f"{mark}[{text}]({relative}{'#' if anchor else ''}{anchor})"
+
+
+def title(page: Path) -> str:
+    """The first heading of a page."""
+    return page.read_text("utf-8").partition("# ")[2].partition("\n")[0]
