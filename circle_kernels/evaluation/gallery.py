@@ -41,7 +41,7 @@ class SearchOptions(TypedDict, total=False):
 
 
 class RankOptions(SearchOptions, total=False):
-    """Those and cameras; :func:`circle_kernels.evaluation.positive_ranks` says what they are."""
+    """The same, and cameras."""
 
     cameras: Tensor | None
     ref_cameras: Tensor | None

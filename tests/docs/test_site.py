@@ -103,6 +103,59 @@ def test_arguments_described_together_have_entries_of_their_own() -> None:
         "Sum of two.\n\nArgs:\n    a: one\n        of two.\n    *b: one\n        of two.\n"
         "    c: a, b: no.\n\na, b: text"
     )
+    assert docstring("Sum.\n\nArgs:\n    a, b,\n        c: one.") == (
+        "Sum.\n\nArgs:\n    a: one.\n    b: one.\n    c: one."
+    )
+
+
+def drawn(folder: Path, code: str) -> Any:
+    """A module of a package that exports two names, as the site reads it."""
+    from tools.site.docstrings import Docstrings
+
+    room = folder / "drawn"
+    room.mkdir()
+    (room / "__init__.py").write_text('__all__ = ["told", "silent"]\nfrom drawn.a import *\n')
+    (room / "a.py").write_text(code)
+    extensions = griffe.load_extensions(Docstrings)
+    options = {"search_paths": [folder], "docstring_parser": "google"}
+    return griffe.load("drawn", extensions=extensions, **options)["a"]
+
+
+OPTIONS = '''
+from typing import TypedDict
+from typing_extensions import Unpack
+
+class Few(TypedDict, total=False):
+    b: int
+
+class More(Few, total=False):
+    c: int
+
+def told(a: int, **options: Unpack[More]) -> None:
+    """Does.
+
+    Args:
+        a: one.
+        **options: two.
+    """
+
+class silent:
+    """Is."""
+    def __init__(self, **options: Unpack[Few]) -> None: ...
+'''
+
+
+def test_options_are_arguments_and_described_as_they_were(tmp_path: Path) -> None:
+    module = drawn(tmp_path, OPTIONS)
+    assert {each.name for each in module["told"].parameters} == {"a", "b", "c"}
+    arguments = module["told"].docstring.parsed[1].value
+    assert [(each.name, each.description) for each in arguments] == [
+        ("a", "one."),
+        ("**options", "two."),
+    ]
+    init = module["silent"]["__init__"]
+    assert [each.name for each in init.parameters] == ["self", "b"]
+    assert init.docstring is None
 
 
 def test_roles_lead_to_what_is_public() -> None:
@@ -141,14 +194,7 @@ def test_formulas_are_set_or_told(caplog: pytest.LogCaptureFixture) -> None:
 def test_public_name_without_a_docstring_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from tools.site.docstrings import Docstrings
-
-    room = tmp_path / "drawn"
-    room.mkdir()
-    (room / "__init__.py").write_text('__all__ = ["told", "silent"]\nfrom drawn.a import *\n')
-    (room / "a.py").write_text('def told():\n    """Says what."""\n\n\ndef silent(): ...\n')
-    extensions = griffe.load_extensions(Docstrings)
-    griffe.load("drawn", search_paths=[tmp_path], extensions=extensions)
+    drawn(tmp_path, 'def told():\n    """Says what."""\n\n\ndef silent(): ...\n')
     assert [each.getMessage() for each in caplog.records if each.name.startswith("mkdocs")] == [
         "drawn.silent is public and has no docstring"
     ]

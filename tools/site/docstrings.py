@@ -16,7 +16,7 @@ logger = logging.getLogger("mkdocs.hooks.docstrings")
 SECTION = r"^(?:{}):\n((?:(?: {{4}}.*)?(?:\n|\Z))+)"
 ARGUMENTS = re.compile(SECTION.format("Args|Attributes"), re.MULTILINE)
 RAISES = re.compile(SECTION.format("Raises"), re.MULTILINE)
-NAMES = re.compile(r"^ {4}(\*{0,2}\w+(?:, \*{0,2}\w+)+)(:.*(?:\n {5,}.*)*)", re.MULTILINE)
+NAMES = re.compile(r"^ {4}(\*{0,2}\w+(?:,\s+\*{0,2}\w+)+)(:.*(?:\n {5,}.*)*)", re.MULTILINE)
 ERROR = re.compile(r"\A|^(?=\w+(?:, \w+)*: )", re.MULTILINE)
 ROLE = re.compile(r":(?:func|class|meth|mod|attr|data):`~?([\w.]+)`")
 
@@ -34,8 +34,11 @@ class Docstrings(griffe.UnpackTypedDictExtension):
             if not each.has_docstring:
                 logger.warning("%s is public and has no docstring", path)
         for each in objects(pkg):
-            if each.is_class and any(str(base) == "TypedDict" for base in each.bases):
-                document_options(each)
+            if is_options(each):
+                # Inherited ones, too, which the base class may have taken out of theirs by then.
+                for name, option in each.attributes.items():
+                    own = griffe.Attribute(name, annotation=option.annotation)
+                    each.set_member(name, own)
         for each in objects(pkg):
             if each.docstring is not None:
                 each.docstring.value = rewritten(each.docstring.value, public)
@@ -45,18 +48,30 @@ class Docstrings(griffe.UnpackTypedDictExtension):
                 }
 
     def on_function(self, *, func: griffe.Function, **rest: Any) -> None:
-        """Options as arguments; where the docstring describes one, its words count."""
-        names = [each.name for each in func.parameters]
-        super().on_function(func=func, **rest)
-        if names == [each.name for each in func.parameters] or func.docstring is None:
+        """Options as arguments of the signature; the docstring describes them as it did."""
+        last = [*func.parameters][-1:]
+        if not last or not str(last[0].annotation).startswith("Unpack["):
             return
-        for section in func.docstring.parsed:
-            if section.kind is griffe.DocstringSectionKind.parameters:
-                described: dict[str, griffe.DocstringParameter] = {}
-                for each in section.value:
-                    known = described.setdefault(each.name, each)
-                    known.annotation, known.value = each.annotation, each.value
-                section.value = list(described.values())
+        docstring = func.docstring
+        described = [each for each in docstring.parsed if is_arguments(each)] if docstring else []
+        kept = [list(each.value) for each in described]
+        super().on_function(func=func, **rest)
+        func.docstring = docstring
+        for each, value in zip(described, kept, strict=True):
+            each.value[:] = value
+
+
+def is_arguments(section: griffe.DocstringSection) -> bool:
+    """Whether a part of a docstring is its arguments."""
+    return section.kind is griffe.DocstringSectionKind.parameters
+
+
+def is_options(each: griffe.Object) -> bool:
+    """Whether this is a TypedDict, or inherits from one."""
+    return each.is_class and (
+        any(str(base) == "TypedDict" for base in each.bases)
+        or any(is_options(base) for base in each.resolved_bases)
+    )
 
 
 def exported(module: griffe.Module) -> Iterator[tuple[str, griffe.Object | griffe.Alias]]:
@@ -76,13 +91,6 @@ def objects(parent: griffe.Object) -> Iterator[griffe.Object]:
             yield from objects(each)
 
 
-def document_options(options: griffe.Class) -> None:
-    """Lead from each option, of which griffe makes an argument, to where they are all described."""
-    (described,) = ROLE.findall(options.docstring.value)
-    for each in options.attributes.values():
-        each.docstring = griffe.Docstring(f"as for :func:`{described}`.", parent=each)
-
-
 def is_closed(documented: griffe.Object) -> bool:
     """Whether the signature has the names of all arguments: not those of a library's class."""
     parameters = list(getattr(documented, "parameters", ()))
@@ -100,7 +108,7 @@ def rewritten(text: str, public: Iterable[str]) -> str:
 
 def one_by_one(found: re.Match[str]) -> str:
     """``a, b: text`` as two entries: griffe knows one name for each."""
-    return "\n".join(f"    {name}{found[2]}" for name in found[1].split(", "))
+    return "\n".join(f"    {name}{found[2]}" for name in re.split(r",\s+", found[1]))
 
 
 def errors(section: re.Match[str]) -> str:
