@@ -150,19 +150,19 @@ def test_defaults_are_those_of_the_table() -> None:
     }
 
 
-# debugging.md
+# nan-and-zero.md
 
 
 def test_rows_without_pairs_and_rows_of_nan_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     names = [f"{row}.png" for row in range(24)]
     with torch.no_grad():
         alone = torch.randn(24, 64)
-        pasted("debugging.md", embeddings=alone, labels=torch.arange(24), names=names)
+        pasted("nan-and-zero.md", embeddings=alone, labels=torch.arange(24), names=names)
         assert capsys.readouterr().out.startswith("0 of 24 rows count, 0 have a loss\nmean simil")
         alone[3, 5] = math.nan
-        pasted("debugging.md", embeddings=alone, names=names)
+        pasted("nan-and-zero.md", embeddings=alone, names=names)
         assert "rows [3], of the images ['3.png']" in capsys.readouterr().out
-        pasted("debugging.md", embeddings=torch.ones(24, 64), names=names)
+        pasted("nan-and-zero.md", embeddings=torch.ones(24, 64), names=names)
         assert capsys.readouterr().out.endswith("collapsed\n")
 
 
