@@ -91,10 +91,18 @@ def test_pages_lead_to_where_the_site_has_what_they_name(site: Path) -> None:
     assert 'href="../' not in (site / "experiments.html").read_text("utf-8")
 
 
-def docstring(text: str) -> str:
+PUBLIC = [
+    "circle_kernels.CircleLoss",
+    "circle_kernels.circle_loss",
+    "circle_kernels.integrations.CircleLoss",
+    "circle_kernels.losses.clip_loss",
+]
+
+
+def docstring(text: str, owner: str = "circle_kernels.losses") -> str:
     from tools.site.docstrings import rewritten
 
-    return rewritten(text, ["circle_kernels.circle_loss", "circle_kernels.losses.clip_loss"])
+    return rewritten(text, owner, PUBLIC)
 
 
 def test_arguments_described_together_have_entries_of_their_own() -> None:
@@ -165,6 +173,17 @@ def test_roles_lead_to_what_is_public() -> None:
     assert docstring(":func:`circle_kernels.circle_loss`, :meth:`row_losses`") == (
         "[`circle_loss`][circle_kernels.circle_loss], `row_losses`"
     )
+
+
+def test_the_nearest_of_one_name_is_meant() -> None:
+    for owner, place in (
+        ("losses", "CircleLoss"),
+        ("integrations.fused", "integrations.CircleLoss"),
+    ):
+        found = docstring("As :class:`CircleLoss`.", f"circle_kernels.{owner}")
+        assert found == f"As [`CircleLoss`][circle_kernels.{place}]."
+    whole = docstring(":class:`circle_kernels.CircleLoss`", "circle_kernels.integrations.fused")
+    assert whole == "[`CircleLoss`][circle_kernels.CircleLoss]"
 
 
 def test_errors_are_a_list() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import textwrap
@@ -41,7 +42,7 @@ class Docstrings(griffe.UnpackTypedDictExtension):
                     each.set_member(name, own)
         for each in objects(pkg):
             if each.docstring is not None:
-                each.docstring.value = rewritten(each.docstring.value, public)
+                each.docstring.value = rewritten(each.docstring.value, each.path, public)
                 each.docstring.parser_options = {
                     **each.docstring.parser_options,
                     "warn_unknown_params": is_closed(each),
@@ -97,13 +98,13 @@ def is_closed(documented: griffe.Object) -> bool:
     return bool(parameters) and parameters[-1].kind is not griffe.ParameterKind.var_keyword
 
 
-def rewritten(text: str, public: Iterable[str]) -> str:
+def rewritten(text: str, owner: str, public: Iterable[str]) -> str:
     """The docstring: a summary of one line, one entry for each argument, Markdown's links."""
     summary, blank, rest = text.partition("\n\n")
     text = " ".join(summary.split()) + blank + rest
     text = ARGUMENTS.sub(lambda section: NAMES.sub(one_by_one, section[0]), text)
     text = RAISES.sub(errors, text)
-    return ROLE.sub(lambda role: reference(role[1], public), text)
+    return ROLE.sub(lambda role: reference(role[1], owner, public), text)
 
 
 def one_by_one(found: re.Match[str]) -> str:
@@ -116,9 +117,20 @@ def errors(section: re.Match[str]) -> str:
     return f"**Raises:**\n\n{ERROR.sub('- ', textwrap.dedent(section[1]))}"
 
 
-def reference(target: str, public: Iterable[str]) -> str:
-    """A link to what is public, by its full name or by the last part; code for all else."""
-    matches = [path for path in public if path == target or path.endswith(f".{target}")]
-    place = min(matches, key=len, default=None)
+def reference(target: str, owner: str, public: Iterable[str]) -> str:
+    """A link to what is public, by its full name or by the last part; code for all else.
+
+    Several have the same last part: the one meant is the nearest to who names it.
+    """
+    matches = [path for path in public if path == target] or [
+        path for path in public if path.endswith(f".{target}")
+    ]
+    place = max(matches, key=lambda path: rooms_shared(path, owner), default=None)
     name = target.rpartition(".")[2]
     return f"[`{name}`][{place}]" if place else f"`{name}`"
+
+
+def rooms_shared(path: str, owner: str) -> int:
+    """With how many equal parts two dotted names begin."""
+    pairs = zip(path.split("."), owner.split("."), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda both: both[0] == both[1], pairs))
