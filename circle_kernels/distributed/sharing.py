@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 from circle_kernels.distributed.groups import Group, check_group
-from circle_kernels.options import check_choice, check_flag
+from circle_kernels.options import (
+    EXCHANGES,
+    GRAD_REDUCTIONS,
+    Exchange,
+    GradReduction,
+    check_choice,
+    check_flag,
+)
 
-EXCHANGES = ("gather", "ring")
-GRAD_REDUCTIONS = ("mean", "sum")
+
+class SharingOptions(TypedDict, total=False):
+    """Arguments as for :func:`circle_kernels.circle_loss`."""
+
+    group: Group | None
+    exchange: Exchange
+    same_sizes: bool
+    grad_reduction: GradReduction
+
+
+OF_SHARING = tuple(SharingOptions.__annotations__)
 
 
 @dataclass(frozen=True)
@@ -21,9 +38,9 @@ class Sharing:
     """
 
     group: Group | None = None
-    exchange: str = "gather"
+    exchange: Exchange = "gather"
     same_sizes: bool = False
-    grad_reduction: str = "mean"
+    grad_reduction: GradReduction = "mean"
 
     def __post_init__(self) -> None:
         check_group(self.group)

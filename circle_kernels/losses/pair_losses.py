@@ -18,9 +18,16 @@ from circle_kernels.formula import UnifiedFormula
 from circle_kernels.logsumexp import present_logsumexp
 from circle_kernels.losses.pairs import PairOptions, pair_rows
 from circle_kernels.operation.batch import Batch, Operation, check_batch
-from circle_kernels.operation.reductions import REDUCTIONS, softplus
+from circle_kernels.operation.reductions import softplus
 from circle_kernels.operation.row_losses import reduced_row_losses
-from circle_kernels.options import check_choice, finite_number, positive_number
+from circle_kernels.options import (
+    REDUCTIONS,
+    BackendName,
+    Reduction,
+    check_choice,
+    finite_number,
+    positive_number,
+)
 
 
 def multi_similarity_loss(
@@ -32,7 +39,7 @@ def multi_similarity_loss(
     alpha: float = 2.0,
     beta: float = 50.0,
     base: float = 0.5,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     **options: Unpack[PairOptions],
 ) -> Tensor:
     """Multi-similarity loss (Wang et al., CVPR 2019, arXiv 1904.06627, Eq. 15), without its miner.
@@ -74,7 +81,7 @@ def supcon_loss(
     ref_labels: Tensor | None = None,  # (M,)
     *,
     temperature: float = 0.1,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     **options: Unpack[PairOptions],
 ) -> Tensor:
     """Supervised contrastive loss (Khosla et al., NeurIPS 2020, arXiv 2004.11362, Eq. 2).
@@ -122,7 +129,7 @@ def ntxent_loss(
     ref_labels: Tensor | None = None,  # (M,)
     *,
     temperature: float = 0.07,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     **options: Unpack[PairOptions],
 ) -> Tensor:
     """NT-Xent or InfoNCE (Sohn 2016; van den Oord et al. 2018; Chen et al., ICML 2020, Eq. 1).
@@ -165,9 +172,9 @@ def n_pairs_loss(
     labels: Tensor,  # (N,)
     *,
     normalize: bool = True,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     skip_below: float = 0.0,
-    backend: str = "auto",
+    backend: BackendName = "auto",
 ) -> Tensor:
     """N-pairs loss (Sohn, NIPS 2016, Eq. 6): of each class one pair, its first two rows.
 
