@@ -1,6 +1,7 @@
 """Circle loss for PyTorch without the similarity matrix: fused forward and backward kernels."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 # First, since it says what to do where torch is missing.
 from circle_kernels import _requirements as _requirements
@@ -49,7 +50,7 @@ __all__ = [
 ]
 
 # Few need these.
-__getattr__ = load_later(
+__getattr__: Callable[[str], Any] = load_later(
     __name__,
     {
         "classes.sharded": ("ShardedClassCircleLoss", "ShardedClassUnifiedLoss"),

@@ -79,16 +79,16 @@ class ClassHead(nn.Module):
         sampling = Sampling(sample_rate, sample_correction, sparse_grad)
         self.num_classes = check_integer("num_classes", num_classes, smallest=1)
         self.embedding_dim = check_integer("embedding_dim", embedding_dim, smallest=1)
-        self.m = m
-        self.gamma = gamma
-        self.reduction = reduction
+        self.m: float = m
+        self.gamma: float | Tensor = gamma
+        self.reduction: Reduction = reduction
         self.ignore_index = ClassRows(reduction, ignore_index).ignore_index
         self.normalize = operation.normalize
         self.skip_below = operation.skip_below
         self.sample_rate = sampling.rate
         self.sample_correction = sampling.correction
         self.sparse_grad = sampling.sparse_grad
-        self.backend = backend
+        self.backend: BackendName = backend
 
     def get_logits(
         self,
@@ -198,7 +198,7 @@ class UnifiedHead(ClassHead):
     def _smooth(self, label_smoothing: float) -> None:
         """Set what a constructor was given, after all else."""
         sampling = Sampling(self.sample_rate, self.sample_correction, self.sparse_grad)
-        self.label_smoothing = check_label_smoothing(label_smoothing, sampling)
+        self.label_smoothing: float = check_label_smoothing(label_smoothing, sampling)
 
     def _formula(self) -> UnifiedFormula:
         return UnifiedFormula(m=self.m, gamma=self._scale())

@@ -30,7 +30,7 @@ class _ClassLoss(ClassHead):
         **options: Any,
     ) -> None:
         super().__init__(num_classes, embedding_dim, m, gamma, **options)
-        self.weight = nn.Parameter(
+        self.weight: nn.Parameter = nn.Parameter(
             torch.empty(self.num_classes, self.embedding_dim, device=device, dtype=dtype)
         )
         self.reset_parameters()
@@ -104,7 +104,7 @@ class ClassCircleLoss(CircleHead, _ClassLoss):
         **options: Unpack[HeadOptions],
     ) -> None:
         super().__init__(num_classes, embedding_dim, m, gamma, **options)
-        self.detach_weights = check_flag("detach_weights", detach_weights)
+        self.detach_weights: bool = check_flag("detach_weights", detach_weights)
 
     def forward(
         self,

@@ -42,8 +42,6 @@ _DRAWN_AT_ONCE = 1024
 class _ShardedClassLoss(ClassHead):
     """What both class losses share whose weight is spread over processes."""
 
-    grad_reduction: GradReduction
-
     def __init__(
         self,
         num_classes: int,
@@ -62,9 +60,11 @@ class _ShardedClassLoss(ClassHead):
             real_number("gamma", gamma)  # one that is learned would silently be held constant
             super().__init__(num_classes, embedding_dim, m, gamma, **options)
             check_choice("grad_reduction", grad_reduction, GRAD_REDUCTIONS)
-            self.grad_reduction = grad_reduction
+            self.grad_reduction: GradReduction = grad_reduction
             shape = self.num_classes, self.embedding_dim
-            self.weight = nn.Parameter(empty_shards(shape, mesh, device=place, dtype=dtype))
+            self.weight: nn.Parameter = nn.Parameter(
+                empty_shards(shape, mesh, device=place, dtype=dtype)
+            )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -274,7 +274,7 @@ class ShardedClassCircleLoss(CircleHead, _ShardedClassLoss):
         **options: Unpack[ShardOptions],
     ) -> None:
         super().__init__(num_classes, embedding_dim, m, gamma, **options)
-        self.detach_weights = check_flag("detach_weights", detach_weights)
+        self.detach_weights: bool = check_flag("detach_weights", detach_weights)
 
 
 class ShardedClassUnifiedLoss(UnifiedHead, _ShardedClassLoss):

@@ -4,7 +4,8 @@ No (N, M) matrix, no sorted gallery: every metric follows from the ranks of the 
 counts of pairs.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from circle_kernels._later import load_later
 
@@ -37,7 +38,7 @@ __all__ = [
     "verification_accuracy",
 ]
 
-__getattr__ = load_later(
+__getattr__: Callable[[str], Any] = load_later(
     __name__,
     {
         "metrics": ("bootstrap_intervals", "reid_metrics", "retrieval_metrics"),

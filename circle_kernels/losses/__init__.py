@@ -6,7 +6,8 @@ Names and numbers are those of pytorch-metric-learning; :func:`circle_kernels.ci
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from circle_kernels._later import load_later
 
@@ -56,7 +57,7 @@ __all__ = [
 
 
 # Who computes circle loss needs none of them.
-__getattr__ = load_later(
+__getattr__: Callable[[str], Any] = load_later(
     __name__,
     {
         "class_modules": ("ArcFaceLoss", "CosFaceLoss", "ProxyNCALoss"),

@@ -69,6 +69,10 @@ class ProxyAnchorLoss(FunctionLoss):
         )
         self.reset_parameters()
 
+    def extra_repr(self) -> str:
+        """The sizes, and what all losses show."""
+        return f"{self.num_classes}, {self.embedding_dim}, {super().extra_repr()}"
+
     def reset_parameters(self) -> None:
         """Draw the proxies anew, as the paper's code does."""
         nn.init.kaiming_normal_(self.proxies, mode="fan_out")
@@ -145,6 +149,12 @@ class CLIPLoss(FunctionLoss):
 
     def _try(self, **settings: Any) -> None:
         self._call(torch.empty(0, 1), torch.empty(0, 1), 1.0, **settings)
+
+    def extra_repr(self) -> str:
+        """The scale as it is now, and what all losses show."""
+        learned = " (learned)" if isinstance(self.log_scale, nn.Parameter) else ""
+        scale = self.logit_scale.detach()
+        return f"logit_scale={scale!r}{learned}, largest={self.largest}, {super().extra_repr()}"
 
     @property
     def logit_scale(self) -> Tensor:

@@ -128,21 +128,21 @@ class CircleLoss(SharingModule):
         )
         RowReduction(scope, reduction)
         sharing = Sharing(group, exchange, same_sizes, grad_reduction)
-        self.m = m
-        self.gamma = gamma
-        self.scope = scope
-        self.reduction = reduction
+        self.m: float = m
+        self.gamma: float | Tensor = gamma
+        self.scope: Scope = scope
+        self.reduction: Reduction = reduction
         self.detach_weights: bool = operation.formula.detach_weights
         self.normalize: bool = operation.normalize
         self.skip_below: float = operation.skip_below
         if ignore_label is not None:
             check_integer("ignore_label", ignore_label)
-        self.ignore_label = ignore_label
+        self.ignore_label: int | None = ignore_label
         self.group: Group | None = group
         self.exchange: Exchange = exchange
         self.same_sizes: bool = sharing.same_sizes
         self.grad_reduction: GradReduction = grad_reduction
-        self.backend = backend
+        self.backend: BackendName = backend
 
     @explain_other_names
     def forward(

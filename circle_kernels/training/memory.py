@@ -89,7 +89,7 @@ class EmbeddingMemory(nn.Module):
                 f"dtype must be float16, bfloat16, float32 or float64, got {describe(dtype)}"
             )
         check_group(group)
-        self.group = group
+        self.group: Group | None = group
         # What the host knows of `enqueued`: the tensor, its version, and the number in it.
         self._known: tuple[Tensor, int, int] | None = None
         self.register_buffer("embeddings", torch.zeros(size, dim, dtype=dtype, device=device))

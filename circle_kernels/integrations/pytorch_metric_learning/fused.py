@@ -14,7 +14,10 @@ from circle_kernels.arguments import FLOATING_DTYPES, check_kinds
 from circle_kernels.backends.addressable import all_addressable
 from circle_kernels.formula import PairFormula
 
-COSINE = (distances.CosineSimilarity, distances.DotProductSimilarity)
+COSINE: tuple[type[torch.nn.Module], ...] = (
+    distances.CosineSimilarity,
+    distances.DotProductSimilarity,
+)
 
 Obstacle = tuple[str, str]  # why a call cannot be fused, as a kind and in words
 LossDict = dict[str, dict[str, Any]]  # what the library's losses hand to reducers

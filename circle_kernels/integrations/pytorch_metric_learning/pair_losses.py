@@ -227,7 +227,7 @@ class NPairsLoss(FusedLoss, losses.NPairsLoss):
             first, second = first_two_of_classes(labels)
         else:
             first, second = lmu.convert_to_pos_pairs_with_unique_labels(indices_tuple, labels)
-        self.num_pairs = len(first)
+        self.num_pairs: int = len(first)
         if self.num_pairs == 0:
             return self.zero_losses()
         anchors, positives = embeddings[first], embeddings[second]

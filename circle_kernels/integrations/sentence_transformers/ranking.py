@@ -97,7 +97,7 @@ class MultipleNegativesRankingLoss(SentenceLoss):
                 f"no matrix is stored; got {describe(similarity_fct)}; others need the library's "
                 f"own {type(self).__name__}"
             )
-        self.scale = scale
+        self.scale: float = scale
         self.similarity_fct = similarity_fct
         self.gather_across_devices: bool = check_flag(
             "gather_across_devices", gather_across_devices
@@ -109,12 +109,12 @@ class MultipleNegativesRankingLoss(SentenceLoss):
                 "partition_mode='per_direction' must have directions in which the positive is, "
                 f"'query_to_doc' and 'doc_to_query'; got {self.directions}; use 'joint'"
             )
-        self.partition_mode = partition_mode
+        self.partition_mode: PartitionMode = partition_mode
         if hardness_mode is not None:
             check_choice("hardness_mode", hardness_mode, HARDNESS_MODES)
-        self.hardness_mode = hardness_mode
-        self.hardness_strength = hardness_strength
-        self.backend = backend
+        self.hardness_mode: HardnessMode | None = hardness_mode
+        self.hardness_strength: float = hardness_strength
+        self.backend: BackendName = backend
         self._formula()  # checks the numbers, so that a typo fails before training starts
         checked_options(type(self).__name__, UnifiedFormula, "mean", PairOptions(backend=backend))
 
