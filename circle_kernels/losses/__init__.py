@@ -6,8 +6,7 @@ Names and numbers are those of pytorch-metric-learning; :func:`circle_kernels.ci
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from circle_kernels._later import load_later
 
@@ -33,6 +32,19 @@ if TYPE_CHECKING:
         proxy_anchor_loss,
         proxy_nca_loss,
     )
+else:
+    # Who computes circle loss needs none of them.
+    __getattr__ = load_later(
+        __name__,
+        {
+            "class_modules": ("ArcFaceLoss", "CosFaceLoss", "ProxyNCALoss"),
+            "clip": ("clip_loss",),
+            "pair_losses": ("multi_similarity_loss", "n_pairs_loss", "ntxent_loss", "supcon_loss"),
+            "learned_modules": ("CLIPLoss", "ProxyAnchorLoss"),
+            "pair_modules": ("MultiSimilarityLoss", "NPairsLoss", "NTXentLoss", "SupConLoss"),
+            "proxy_losses": ("arcface_loss", "cosface_loss", "proxy_anchor_loss", "proxy_nca_loss"),
+        },
+    )
 
 __all__ = [
     "ArcFaceLoss",
@@ -56,19 +68,5 @@ __all__ = [
 ]
 
 
-# Who computes circle loss needs none of them.
-__getattr__: Callable[[str], Any] = load_later(
-    __name__,
-    {
-        "class_modules": ("ArcFaceLoss", "CosFaceLoss", "ProxyNCALoss"),
-        "clip": ("clip_loss",),
-        "pair_losses": ("multi_similarity_loss", "n_pairs_loss", "ntxent_loss", "supcon_loss"),
-        "learned_modules": ("CLIPLoss", "ProxyAnchorLoss"),
-        "pair_modules": ("MultiSimilarityLoss", "NPairsLoss", "NTXentLoss", "SupConLoss"),
-        "proxy_losses": ("arcface_loss", "cosface_loss", "proxy_anchor_loss", "proxy_nca_loss"),
-    },
-)
-
-
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

@@ -111,6 +111,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "backends.choice",
         "operation",
         "losses",
+        "evaluation",
         "classes",
         "distributed",
         "training",
