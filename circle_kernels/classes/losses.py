@@ -136,10 +136,19 @@ def class_unified_loss(
 ) -> Tensor:
     """The unified loss (same paper, Eq. 1 and 2) with class labels: AM-Softmax; ``m=0``: NormFace.
 
-    It equals the cross-entropy of ``gamma * s`` with ``gamma * (s - m)`` at the target. Arguments,
-    result and errors as for :func:`class_circle_loss`, and:
+    It equals the cross-entropy of ``gamma * s`` with ``gamma * (s - m)`` at the target. Result and
+    errors are those of :func:`class_circle_loss`.
 
     Args:
+        embeddings: (N, D), float16, bfloat16, float32 or float64; need not be normalised.
+        labels: (N,) integers of any dtype in [0, C), or ``ignore_index``.
+        weight: (C, D) one row per class, same device; need not be normalised.
+        m: margin, any finite number.
+        gamma: scale of the logits, greater than 0; a tensor with one number gets its gradient.
+        reduction: ``"mean"`` over rows that are not ignored, ``"mean_all"``, ``"sum"`` or
+            ``"none"``.
+        ignore_index, normalize, skip_below, sample_rate, sample_correction, sparse_grad, generator,
+            backend: as for :func:`class_circle_loss`.
         label_smoothing: share of the target that is spread evenly over all classes, the own one
             too, in [0, 1], as for ``torch.nn.functional.cross_entropy`` of these logits (Szegedy et
             al., CVPR 2016, arXiv 1512.00567). Exact, and still without them, since their mean is

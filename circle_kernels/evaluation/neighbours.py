@@ -23,10 +23,15 @@ _ROWS_AT_ONCE = 1024
 
 
 class Nearest(NamedTuple):
-    """The nearest neighbours of each row, the most similar first."""
+    """The nearest neighbours of each row, the most similar first.
 
-    similarities: Tensor  # (N, k) float32, or float64 for float64
-    indices: Tensor  # (N, k) int64
+    Attributes:
+        similarities: (N, k), float32, or float64 for float64.
+        indices: (N, k) int64, of references.
+    """
+
+    similarities: Tensor
+    indices: Tensor
 
 
 @torch.no_grad()

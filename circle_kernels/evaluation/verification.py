@@ -26,12 +26,20 @@ from circle_kernels.options import check_integer, real_number
 
 
 class VerificationAccuracy(NamedTuple):
-    """The accuracy on each fold, with the best threshold of all other folds."""
+    """The accuracy on each fold, with the best threshold of all other folds.
 
-    mean: float  # over folds
-    std: float  # of folds (divided by their number); the mean's standard error: std / sqrt(folds-1)
-    per_fold: Tensor  # (folds,) float64
-    thresholds: Tensor  # (folds,) float64; pairs at least as similar are accepted
+    Attributes:
+        mean: over folds.
+        std: of folds, divided by their number; the mean's standard error is
+            ``std / sqrt(folds - 1)``.
+        per_fold: (folds,) float64.
+        thresholds: (folds,) float64; pairs at least as similar are accepted.
+    """
+
+    mean: float
+    std: float
+    per_fold: Tensor
+    thresholds: Tensor
 
 
 @torch.no_grad()

@@ -39,7 +39,8 @@ def clip_loss(
             one, which gets its gradient and which the host does not wait for. With a tensor half
             types are computed in float32.
         reduction: ``"mean"`` over all rows, ``"sum"`` or ``"none"``.
-        **options: as for :func:`circle_kernels.circle_loss`, but nothing that chooses pairs.
+        **options: ``normalize``, ``skip_below``, ``group``, ``exchange``, ``same_sizes``,
+            ``grad_reduction`` and ``backend``, as for :func:`circle_kernels.circle_loss`.
 
     Returns:
         A scalar, or (N,) with ``reduction="none"``.

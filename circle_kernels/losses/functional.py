@@ -195,8 +195,19 @@ def unified_loss(
     """The paper's unified loss (Eq. 1): ``log(1 + sum sum exp(gamma (s_n - s_p + m)))`` per row.
 
     With one positive per row and class weights as references it is AM-Softmax, with ``m=0``
-    NormFace. ``m`` may be any finite number; other arguments, result and errors as for
-    :func:`circle_loss`.
+    NormFace. Result and errors are those of :func:`circle_loss`.
+
+    Args:
+        embeddings: (N, D), float16, bfloat16, float32 or float64; need not be normalised.
+        labels: (N,) integers of any dtype; ``None`` with ``pair_mask``.
+        ref_emb, ref_labels: (M, D) and (M,) references; without them the batch is compared with
+            itself.
+        m: margin, any finite number.
+        gamma: scale of the logits, greater than 0; a tensor with one number gets its gradient.
+        scope: ``"anchor"``, one loss per row, or ``"batch"``, one over all pairs.
+        reduction: ``"mean"`` over valid rows, ``"mean_all"``, ``"sum"`` or ``"none"``.
+        normalize, skip_below, ignore_label, pair_mask, self_index, group, exchange, same_sizes,
+            grad_reduction, backend: as for :func:`circle_loss`.
     """
     return loss_of(
         UnifiedFormula,

@@ -48,11 +48,16 @@ def multi_similarity_loss(
     + softplus(log sum_n exp(beta (s_in - base))) / beta``
 
     Args:
-        embeddings, labels, ref_emb, ref_labels: as for :func:`circle_kernels.circle_loss`.
+        embeddings: (N, D), float16, bfloat16, float32 or float64; need not be normalised.
+        labels: (N,) integers of any dtype; ``None`` with ``pair_mask``.
+        ref_emb, ref_labels: (M, D) and (M,) references; without them the batch is compared with
+            itself.
         alpha, beta: scales of positives and of negatives, greater than 0.
         base: the similarity that positives should be above and negatives below.
         reduction: ``"mean"`` over all rows, ``"sum"`` or ``"none"``.
-        **options: as for :func:`circle_kernels.circle_loss`.
+        **options: ``normalize``, ``skip_below``, ``ignore_label``, ``pair_mask``, ``self_index``,
+            ``group``, ``exchange``, ``same_sizes``, ``grad_reduction`` and ``backend``, as for
+            :func:`circle_kernels.circle_loss`.
 
     Returns:
         A scalar, or (N,) with ``reduction="none"``; a set of pairs that is empty adds 0.
@@ -90,11 +95,16 @@ def supcon_loss(
     positives p.
 
     Args:
-        embeddings, labels, ref_emb, ref_labels: as for :func:`circle_kernels.circle_loss`.
+        embeddings: (N, D), float16, bfloat16, float32 or float64; need not be normalised.
+        labels: (N,) integers of any dtype; ``None`` with ``pair_mask``.
+        ref_emb, ref_labels: (M, D) and (M,) references; without them the batch is compared with
+            itself.
         temperature: ``t``, greater than 0.
         reduction: ``"mean"`` over rows with a positive and another pair, ``"mean_all"``, ``"sum"``
             or ``"none"``.
-        **options: as for :func:`circle_kernels.circle_loss`.
+        **options: ``normalize``, ``skip_below``, ``ignore_label``, ``pair_mask``, ``self_index``,
+            ``group``, ``exchange``, ``same_sizes``, ``grad_reduction`` and ``backend``, as for
+            :func:`circle_kernels.circle_loss`.
 
     Returns:
         A scalar, or (N,) with ``reduction="none"``; rows without positives have loss 0, and where
@@ -138,11 +148,16 @@ def ntxent_loss(
     of row i, each beside all of its negatives n.
 
     Args:
-        embeddings, labels, ref_emb, ref_labels: as for :func:`circle_kernels.circle_loss`.
+        embeddings: (N, D), float16, bfloat16, float32 or float64; need not be normalised.
+        labels: (N,) integers of any dtype; ``None`` with ``pair_mask``.
+        ref_emb, ref_labels: (M, D) and (M,) references; without them the batch is compared with
+            itself.
         temperature: ``t``, greater than 0.
         reduction: ``"mean"`` over all positive pairs, ``"mean_all"`` over all rows, ``"sum"`` or
             ``"none"``.
-        **options: as for :func:`circle_kernels.circle_loss`.
+        **options: ``normalize``, ``skip_below``, ``ignore_label``, ``pair_mask``, ``self_index``,
+            ``group``, ``exchange``, ``same_sizes``, ``grad_reduction`` and ``backend``, as for
+            :func:`circle_kernels.circle_loss`.
 
     Returns:
         A scalar, or (N,) with ``reduction="none"``, of which each is the sum over the row's

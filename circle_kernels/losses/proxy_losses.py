@@ -68,12 +68,16 @@ def arcface_loss(
     ``scale (s_iy - margin sin margin)``, so that it keeps rising with the similarity.
 
     Args:
-        embeddings, labels, weight: as for :func:`circle_kernels.class_circle_loss`.
+        embeddings: (N, D), float16, bfloat16, float32 or float64; need not be normalised.
+        labels: (N,) integers of any dtype in [0, C), or ``ignore_index``.
+        weight: (C, D) one row per class, same device; need not be normalised.
         margin: radians in [0, pi]; or a function of the similarities (N,) of rows with their own
             classes that returns what stands for them (N,), written in torch, as MagFace's and
             AdaFace's margins are. It may use what it knows of each row.
         scale: scale of the logits, greater than 0.
-        **options: as for :func:`circle_kernels.class_circle_loss`.
+        **options: ``reduction``, ``ignore_index``, ``skip_below``, ``sample_rate``,
+            ``sample_correction``, ``sparse_grad``, ``generator`` and ``backend``, as for
+            :func:`circle_kernels.class_circle_loss`.
 
     Returns:
         A scalar, or (N,) with ``reduction="none"``.
@@ -110,10 +114,14 @@ def cosface_loss(
     own class y.
 
     Args:
-        embeddings, labels, weight: as for :func:`circle_kernels.class_circle_loss`.
+        embeddings: (N, D), float16, bfloat16, float32 or float64; need not be normalised.
+        labels: (N,) integers of any dtype in [0, C), or ``ignore_index``.
+        weight: (C, D) one row per class, same device; need not be normalised.
         margin: between the similarity with the own class and others, any finite number.
         scale: scale of the logits, greater than 0.
-        **options: as for :func:`circle_kernels.class_circle_loss`.
+        **options: ``reduction``, ``ignore_index``, ``skip_below``, ``sample_rate``,
+            ``sample_correction``, ``sparse_grad``, ``generator`` and ``backend``, as for
+            :func:`circle_kernels.class_circle_loss`.
 
     Returns:
         A scalar, or (N,) with ``reduction="none"``.
@@ -146,7 +154,9 @@ def proxy_nca_loss(
         labels: (N,) integers of any dtype in [0, C), or ``ignore_index``.
         proxies: (C, D) one row per class, same device; need not be normalised.
         scale: scale of the squared distances, greater than 0.
-        **options: as for :func:`circle_kernels.class_circle_loss`.
+        **options: ``reduction``, ``ignore_index``, ``skip_below``, ``sample_rate``,
+            ``sample_correction``, ``sparse_grad``, ``generator`` and ``backend``, as for
+            :func:`circle_kernels.class_circle_loss`.
 
     Returns:
         A scalar, or (N,) with ``reduction="none"``.
@@ -183,8 +193,10 @@ def proxy_anchor_loss(
         alpha: scale, greater than 0.
         reduction: ``"mean"`` as above; ``"sum"`` without both divisors; ``"none"`` for the two
             terms of each proxy, added, (C,).
-        **options: as for :func:`circle_kernels.circle_loss`; with ``group``, each process has all
-            proxies and its own embeddings. Neither ``pair_mask`` nor ``self_index``.
+        **options: ``normalize``, ``skip_below``, ``ignore_label``, ``group``, ``exchange``,
+            ``same_sizes``, ``grad_reduction`` and ``backend``, as for
+            :func:`circle_kernels.circle_loss`; with ``group``, each process has all proxies and its
+            own embeddings.
 
     Returns:
         A scalar, or (C,) with ``reduction="none"``.

@@ -118,6 +118,10 @@ class EmbeddingMemory(nn.Module):
     ) -> dict[str, Tensor]:
         """Take in a batch, in training mode, and return the arguments of losses.
 
+        Args:
+            embeddings: (N, D) of any floating dtype, on the memory's device.
+            labels: (N,) integers of any dtype but uint64.
+
         Returns:
             ``ref_emb`` and ``ref_labels`` of :meth:`references`, and ``self_index``: that of
             :meth:`enqueue`, or -1 for all rows in evaluation mode.
