@@ -6,12 +6,12 @@ import contextlib
 import math
 from typing import Any
 
-from pytorch_metric_learning import losses
 from pytorch_metric_learning.reducers import AvgNonZeroReducer
 from torch import Tensor
 
 from circle_kernels.formula import CircleFormula
 from circle_kernels.integrations.library_inputs import is_plain_batch
+from circle_kernels.integrations.pytorch_metric_learning import library as losses
 from circle_kernels.integrations.pytorch_metric_learning.fused import COSINE, LossDict
 from circle_kernels.integrations.pytorch_metric_learning.pairs import FusedPairLoss, Pairs, of_rows
 from circle_kernels.operation.batch import Batch, Operation, check_scale, number_of, remembered

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
-from pytorch_metric_learning import losses
 from pytorch_metric_learning.reducers import MeanReducer, MultipleReducers
 from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import Tensor
 
 from circle_kernels.formula import UnifiedFormula
+from circle_kernels.integrations.pytorch_metric_learning import library as losses
 from circle_kernels.integrations.pytorch_metric_learning.fused import (
     FusedLoss,
     LossDict,
