@@ -1,9 +1,9 @@
-"""What class losses are given beside their own numbers: as types, and checked."""
+"""What class losses are given, checked: rows, weights, and labels that may be out of range."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -15,60 +15,18 @@ from circle_kernels.arguments import (
     check_labels,
     check_not_swapped,
     check_references,
+    label_numbers,
 )
-from circle_kernels.backends.addressable import all_addressable, materialized
-from circle_kernels.classes.labels import resolve_labels
-from circle_kernels.distributed.groups import Group
+from circle_kernels.backends.addressable import all_addressable, host_may_look, materialized
 from circle_kernels.options import (
     REDUCTIONS,
-    BackendName,
-    GradReduction,
     Reduction,
     check_choice,
     check_integer,
 )
 
 IGNORE_INDEX = -100  # as torch.nn.functional.cross_entropy
-
-
-class RowOptions(TypedDict, total=False):
-    """What all losses of classes take beside their own numbers; see
-    :func:`circle_kernels.class_circle_loss`.
-    """
-
-    reduction: Reduction
-    ignore_index: int
-    skip_below: float
-    sample_rate: float
-    sample_correction: bool
-    sparse_grad: bool
-    backend: BackendName
-
-
-class PlacedOptions(RowOptions, total=False):
-    """The same of a module, and where its weight is."""
-
-    device: torch.device | str | None
-    dtype: torch.dtype | None
-
-
-class HeadOptions(PlacedOptions, total=False):
-    """The same of a module that need not compare by cosine."""
-
-    normalize: bool
-
-
-class UnifiedOptions(HeadOptions, total=False):
-    """The same of :class:`circle_kernels.ClassUnifiedLoss`."""
-
-    label_smoothing: float
-
-
-class ShardOptions(HeadOptions, total=False):
-    """The same of a module whose weight is spread over processes."""
-
-    group: Group
-    grad_reduction: GradReduction
+NO_CLASS = -1  # the label of a row that has no positive
 
 
 @dataclass(frozen=True)
@@ -130,3 +88,39 @@ def checked_labels(
         labels = materialized(labels)
     labels = beside("labels", labels, embeddings)
     return resolve_labels(labels, num_classes, ignore_index, ignore_name)
+
+
+def resolve_labels(
+    labels: Tensor,  # (N,) integers of any dtype
+    num_classes: int,
+    ignore_index: int | None,  # None for none
+    ignore_name: str = "ignore_index",  # what users call it
+) -> tuple[Tensor, Tensor | None]:  # (N,) in [0, num_classes) or NO_CLASS, (N,)
+    """Labels as int64 without those to ignore, and what to multiply losses with: None, or NaN where
+    a label is out of range.
+
+    The host must not wait for a device, nor for what is only traced, so a wrong label cannot raise
+    there.
+
+    Raises:
+        ValueError: a label on the CPU that is neither in range nor ``ignore_index``.
+    """
+    (numbers,) = label_numbers(labels)
+    if ignore_index is None:
+        ignored = torch.zeros_like(numbers, dtype=torch.bool)
+    else:
+        ignored = numbers == ignore_index
+    if labels.dtype == torch.uint64:
+        ignored &= numbers >= 0  # others are too large for int64
+    wrong = ((numbers < 0) | (numbers >= num_classes)) & ~ignored
+    if host_may_look(labels):
+        if wrong.any():
+            row = int(wrong.nonzero()[0])
+            ignoring = "" if ignore_index is None else f" or {ignore_name}={ignore_index}"
+            raise ValueError(
+                f"labels must be in [0, {num_classes}){ignoring}, "
+                f"got {labels[row].item()} in row {row}"
+            )
+        return numbers.masked_fill(ignored, NO_CLASS), None
+    factors = torch.ones_like(numbers, dtype=torch.float32).masked_fill(wrong, math.nan)
+    return numbers.masked_fill(ignored | wrong, NO_CLASS), factors

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from circle_kernels.classes.arguments import HeadOptions
 from circle_kernels.classes.heads import INITIAL_STD, CircleHead, ClassHead, UnifiedHead
 from circle_kernels.classes.losses import class_circle_loss, class_unified_loss
 from circle_kernels.distributed.gradients import refuse_ddp
 from circle_kernels.options import check_flag, explain_other_names
+
+if TYPE_CHECKING:
+    from circle_kernels.classes.options import HeadOptions
 
 
 class _ClassLoss(ClassHead):

@@ -18,8 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from circle_kernels.classes.arguments import ClassRows, checked_labels, checked_sides
-from circle_kernels.classes.labels import NO_CLASS
+from circle_kernels.classes.arguments import NO_CLASS, ClassRows, checked_labels, checked_sides
 from circle_kernels.classes.sampling import Sampling, positions_among, sample_classes, sample_size
 from circle_kernels.classes.sampling import gather_rows as rows_of
 from circle_kernels.classes.smoothing import similarity_sums, smoothing_terms

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from circle_kernels.classes.arguments import ClassRows, ShardOptions
+from circle_kernels.classes.arguments import ClassRows
 from circle_kernels.classes.heads import INITIAL_STD, CircleHead, ClassHead, UnifiedHead
 from circle_kernels.classes.prediction import TopClasses
 from circle_kernels.classes.sampling import Sampling
@@ -34,6 +34,8 @@ from circle_kernels.options import (
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
+
+    from circle_kernels.classes.options import ShardOptions
 
 # Classes that are drawn from one seed, wherever they are.
 _DRAWN_AT_ONCE = 1024
@@ -161,7 +163,7 @@ class _ShardedClassLoss(ClassHead):
         return ShardedPrediction(f"{type(self).__name__}.{method}", self.weight, self.normalize)
 
     def extra_repr(self) -> str:
-        """The settings that are not the defaults, and over how many processes the weight is."""
+        """The settings that are not the defaults, and the number of shards."""
         mesh = getattr(self.weight, "device_mesh", None)
         changed = changed_settings(self, _ShardedClassLoss.__init__)
         shards = [] if mesh is None else [f"shards={mesh.size()}"]
@@ -242,8 +244,7 @@ class ShardedClassCircleLoss(CircleHead, _ShardedClassLoss):
         sample_correction: make up for the classes that are left out of each shard.
         sparse_grad: sets a sparse ``weight.grad`` in the backward pass, beside autograd, for
             :class:`circle_kernels.SparseSGD`.
-        device: where the shard stays; by default a device of the group.
-        dtype: of the weight.
+        device, dtype: of the shard; by default a device of the group.
 
     ``weight``, the parameter, is a ``torch.distributed.tensor.DTensor`` with the placement
     ``Shard(0)``, which ``torch.distributed.checkpoint`` saves and loads with any number of
@@ -288,8 +289,7 @@ class ShardedClassUnifiedLoss(UnifiedHead, _ShardedClassLoss):
         group: the processes that hold the shards, all with ``"world"``.
         grad_reduction: what is done to the processes' gradients of the network afterwards.
         reduction, ignore_index, normalize, skip_below, backend, sample_rate, sample_correction,
-            sparse_grad, device, dtype: as for :class:`ShardedClassCircleLoss`, which it is in all
-            else.
+            sparse_grad, device, dtype: as for :class:`ShardedClassCircleLoss`.
     """
 
     @explain_other_names

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypedDict
 
 from circle_kernels.distributed.groups import Group, check_group
 from circle_kernels.options import (
@@ -15,17 +14,7 @@ from circle_kernels.options import (
     check_flag,
 )
 
-
-class SharingOptions(TypedDict, total=False):
-    """Arguments as for :func:`circle_kernels.circle_loss`."""
-
-    group: Group | None
-    exchange: Exchange
-    same_sizes: bool
-    grad_reduction: GradReduction
-
-
-OF_SHARING = tuple(SharingOptions.__annotations__)
+OF_SHARING = ("group", "exchange", "same_sizes", "grad_reduction")  # the fields of the class below
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from circle_kernels.classes.arguments import PlacedOptions, UnifiedOptions, checked_labels
+from circle_kernels.classes.arguments import checked_labels
 from circle_kernels.classes.modules import ClassUnifiedLoss
+from circle_kernels.classes.options import PlacedOptions, UnifiedOptions
 from circle_kernels.losses.proxy_losses import Margin, arcface_loss, margin_function
 from circle_kernels.options import real_number
 

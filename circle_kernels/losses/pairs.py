@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor
 
 from circle_kernels.distributed.groups import Group, rank_in
 from circle_kernels.distributed.headers import CALL, check_together
-from circle_kernels.distributed.sharing import OF_SHARING, Sharing, SharingOptions
+from circle_kernels.distributed.sharing import OF_SHARING, Sharing
 from circle_kernels.formula import PairFormula
 from circle_kernels.operation.batch import (
     Batch,
@@ -26,6 +26,8 @@ from circle_kernels.operation.reductions import reduce_losses
 from circle_kernels.options import (
     REDUCTIONS,
     BackendName,
+    Exchange,
+    GradReduction,
     Reduction,
     Scope,
     check_choice,
@@ -35,6 +37,15 @@ from circle_kernels.options import (
 if TYPE_CHECKING:
     from circle_kernels.operation.pair_masks import PairMask
     from circle_kernels.operation.positives import Positives
+
+
+class SharingOptions(TypedDict, total=False):
+    """How processes share a batch; see :func:`circle_kernels.circle_loss`."""
+
+    group: Group | None
+    exchange: Exchange
+    same_sizes: bool
+    grad_reduction: GradReduction
 
 
 class SharedOptions(SharingOptions, total=False):

@@ -19,13 +19,13 @@ from typing_extensions import Unpack
 from circle_kernels.arguments import describe
 from circle_kernels.classes.arguments import (
     IGNORE_INDEX,
+    NO_CLASS,
     ClassRows,
-    RowOptions,
     checked_labels,
     checked_sides,
 )
-from circle_kernels.classes.labels import NO_CLASS
 from circle_kernels.classes.losses import class_loss
+from circle_kernels.classes.options import RowOptions
 from circle_kernels.classes.sampling import Sampling
 from circle_kernels.distributed.headers import check_together
 from circle_kernels.formula import UnifiedFormula

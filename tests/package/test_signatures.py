@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from torch import nn
 
+from circle_kernels.classes import options
 from circle_kernels.classes.prediction import TopClasses
 
 PACKAGES = (
@@ -58,7 +59,8 @@ def names_of(function: Callable[..., Any]) -> Iterator[str]:
         if each.kind is each.VAR_KEYWORD:
             unpacked = re.fullmatch(r"Unpack\[(\w+)\]", str(each.annotation))
             assert unpacked is not None, f"{each} says no names"
-            yield from code.__globals__[unpacked[1]].__annotations__
+            known = {**vars(options), **code.__globals__}  # there only for checkers
+            yield from known[unpacked[1]].__annotations__
         elif each.name != "self":
             yield each.name
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from circle_kernels.arguments import describe, label_numbers
-from circle_kernels.distributed.sharing import SharingOptions
 from circle_kernels.integrations.sentence_transformers.embedding import SentenceLoss
 from circle_kernels.integrations.sentence_transformers.library import SentenceTransformer
 from circle_kernels.losses import modules
+from circle_kernels.losses.pairs import SharingOptions
 from circle_kernels.options import (
     SCALAR_REDUCTIONS,
     BackendName,
