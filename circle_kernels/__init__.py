@@ -17,10 +17,25 @@ from circle_kernels.losses.functional import circle_loss, circle_loss_from_simil
 from circle_kernels.losses.modules import CircleLoss
 from circle_kernels.operation.eager import pair_logsumexp
 
+_SUBPACKAGES = ("evaluation", "integrations", "losses")
+
 if TYPE_CHECKING:
+    from circle_kernels import evaluation as evaluation
+    from circle_kernels import losses as losses
     from circle_kernels.classes.sharded import ShardedClassCircleLoss, ShardedClassUnifiedLoss
     from circle_kernels.training.chunks import in_chunks
     from circle_kernels.training.memory import EmbeddingMemory
+else:
+    # Few need these.
+    __getattr__ = load_later(
+        __name__,
+        {
+            "classes.sharded": ("ShardedClassCircleLoss", "ShardedClassUnifiedLoss"),
+            "training.chunks": ("in_chunks",),
+            "training.memory": ("EmbeddingMemory",),
+        },
+        _SUBPACKAGES,
+    )
 
 __all__ = [
     "CircleFormula",
@@ -48,16 +63,6 @@ __all__ = [
     "valid_rows",
 ]
 
-# Few need these.
-__getattr__ = load_later(
-    __name__,
-    {
-        "classes.sharded": ("ShardedClassCircleLoss", "ShardedClassUnifiedLoss"),
-        "training.chunks": ("in_chunks",),
-        "training.memory": ("EmbeddingMemory",),
-    },
-)
-
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, *_SUBPACKAGES])

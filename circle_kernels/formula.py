@@ -7,7 +7,7 @@ lines in their own language and a test compares the two. Derivations: docs/deriv
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import torch
@@ -19,7 +19,7 @@ _CONSTANTS = ("optimum_pos", "optimum_neg", "margin_pos", "margin_neg")
 _MARGINS = ("margin_pos", "margin_neg")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CircleFormula(PairFormula):
     """Circle loss' pair logits (Sun et al., CVPR 2020, arXiv 2002.10857, Eq. 5 and 6).
 
@@ -53,6 +53,9 @@ class CircleFormula(PairFormula):
     gamma_pos: float | None = None
     gamma_neg: float | None = None
     detach_weights: bool = True
+
+    def __repr__(self) -> str:
+        return _numbers_given(self)
 
     def __post_init__(self) -> None:
         given = self._given(*_CONSTANTS)
@@ -114,7 +117,7 @@ class CircleFormula(PairFormula):
         return max(self.gammas) * weight
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class UnifiedFormula(PairFormula):
     """The unified loss' pair logits (same paper, Eq. 1).
 
@@ -149,6 +152,9 @@ class UnifiedFormula(PairFormula):
     gamma_pos: float | None = None
     gamma_neg: float | None = None
     detach_weights: bool = True
+
+    def __repr__(self) -> str:
+        return _numbers_given(self)
 
     def __post_init__(self) -> None:
         self._check("m", *self._given(*_MARGINS, *GAMMAS))
@@ -185,6 +191,16 @@ class UnifiedFormula(PairFormula):
 
     def max_slope(self, max_similarity: float = 1.0) -> float:
         return max(map(abs, self.gammas))
+
+
+def _numbers_given(formula: CircleFormula | UnifiedFormula) -> str:
+    """What is shown: margin and scale, and what is not as it is by default."""
+    shown = [
+        f"{each.name}={getattr(formula, each.name)!r}"
+        for each in fields(formula)
+        if each.name in ("m", "gamma") or getattr(formula, each.name) != each.default
+    ]
+    return f"{type(formula).__name__}({', '.join(shown)})"
 
 
 def _gammas(formula: CircleFormula | UnifiedFormula) -> tuple[float, float]:

@@ -7,9 +7,9 @@ import functools
 import inspect
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from numbers import Real
-from typing import ParamSpec, SupportsFloat, SupportsIndex, TypeVar
+from typing import Literal, ParamSpec, SupportsFloat, SupportsIndex, TypeAlias, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -22,6 +22,26 @@ from circle_kernels.arguments import (
     UNSIGNED_DTYPES,
     describe,
 )
+
+# Every choice that users have, once: what type checkers know, and what is checked at run time.
+Reduction: TypeAlias = Literal["mean", "mean_all", "sum", "none"]
+ScalarReduction: TypeAlias = Literal["mean", "mean_all", "sum"]
+ProxyReduction: TypeAlias = Literal["mean", "sum", "none"]
+Scope: TypeAlias = Literal["anchor", "batch"]
+Exchange: TypeAlias = Literal["gather", "ring"]
+GradReduction: TypeAlias = Literal["mean", "sum"]
+BackendName: TypeAlias = Literal["auto", "triton", "cpu", "tiled", "reference"]
+CountingBackend: TypeAlias = Literal["auto", "cpu", "tiled"]
+Ties: TypeAlias = Literal["pessimistic", "optimistic", "mean"]
+
+REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
+SCALAR_REDUCTIONS: tuple[ScalarReduction, ...] = get_args(ScalarReduction)
+PROXY_REDUCTIONS: tuple[ProxyReduction, ...] = get_args(ProxyReduction)
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+EXCHANGES: tuple[Exchange, ...] = get_args(Exchange)
+GRAD_REDUCTIONS: tuple[GradReduction, ...] = get_args(GradReduction)
+COUNTING_BACKENDS: tuple[CountingBackend, ...] = get_args(CountingBackend)
+TIES: tuple[Ties, ...] = get_args(Ties)
 
 NO_SMOOTHING = (
     "it takes the mean of all logits, which is that of the similarities for class_unified_loss "
@@ -120,6 +140,29 @@ def check_flag(name: str, value: bool) -> bool:
     if kind.__module__ != "numpy" or kind.__name__ not in ("bool", "bool_"):
         raise TypeError(f"{name} must be True or False, got {describe(value)}")
     return bool(value)
+
+
+def describe_scale(scale: float | Tensor) -> str:
+    """What the repr of a module shows of its gamma."""
+    if not isinstance(scale, Tensor):
+        return str(scale)
+    learned = " (learned)" if scale.requires_grad else ""
+    return f"{scale.detach()!r}{learned}".replace("Parameter containing:\n", "")
+
+
+def changed_settings(
+    module: object, constructor: Callable[..., None], *, but: Container[str] = ()
+) -> list[str]:
+    """``name=value`` of each keyword of a constructor, ``but`` some, which the module has as an
+    attribute of another value than the default."""
+    parameters = inspect.signature(constructor).parameters.values()
+    keywords = {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
+    values = {name: getattr(module, name, default) for name, default in keywords.items()}
+    return [
+        f"{name}={value!r}"
+        for name, value in values.items()
+        if name not in but and value != keywords[name]
+    ]
 
 
 _Arguments = ParamSpec("_Arguments")

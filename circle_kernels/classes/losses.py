@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from circle_kernels.arguments import (
-    beside,
-    check_embeddings,
-    check_kinds,
-    check_labels,
-    check_not_swapped,
-    check_references,
-    one_dtype,
-)
-from circle_kernels.backends.addressable import all_addressable, materialized
+from circle_kernels.arguments import one_dtype
 from circle_kernels.backends.choice import without_autocast
 from circle_kernels.backends.problem import result_dtype
-from circle_kernels.classes.labels import resolve_labels
+from circle_kernels.classes.arguments import (
+    IGNORE_INDEX,
+    ClassRows,
+    checked_labels,
+    checked_sides,
+)
 from circle_kernels.classes.sampling import (
     Sampling,
     gather_rows,
@@ -37,29 +32,16 @@ from circle_kernels.classes.smoothing import (
 from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
 from circle_kernels.operation.batch import Batch, Operation, operation_of
 from circle_kernels.operation.eager import logsumexps
-from circle_kernels.operation.reductions import REDUCTIONS, reduce_losses, rows_counted, softplus
+from circle_kernels.operation.reductions import reduce_losses, rows_counted, softplus
 from circle_kernels.operation.row_losses import reduced_row_losses
-from circle_kernels.options import check_choice, check_flag, check_integer, explain_other_names
+from circle_kernels.options import (
+    BackendName,
+    Reduction,
+    check_flag,
+    check_integer,
+    explain_other_names,
+)
 from circle_kernels.reference import similarity_matrix
-
-IGNORE_INDEX = -100  # as torch.nn.functional.cross_entropy
-
-
-@dataclass(frozen=True)
-class ClassRows:
-    """What becomes of the rows' losses; arguments as for :func:`class_unified_loss`.
-
-    Raises:
-        TypeError, ValueError: one of the wrong type or range.
-    """
-
-    reduction: str
-    ignore_index: int
-    label_smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_choice("reduction", self.reduction, REDUCTIONS)
-        object.__setattr__(self, "ignore_index", check_integer("ignore_index", self.ignore_index))
 
 
 @explain_other_names
@@ -70,7 +52,7 @@ def class_circle_loss(
     *,
     m: float = 0.25,
     gamma: float | Tensor = 256.0,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     ignore_index: int = IGNORE_INDEX,
     detach_weights: bool = True,
     normalize: bool = True,
@@ -79,7 +61,7 @@ def class_circle_loss(
     sample_correction: bool = False,
     sparse_grad: bool = False,
     generator: torch.Generator | None = None,
-    backend: str = "auto",
+    backend: BackendName = "auto",
 ) -> Tensor:
     """Circle loss with class labels (Sun et al., CVPR 2020, arXiv 2002.10857, Eq. 6 with K = 1).
 
@@ -141,7 +123,7 @@ def class_unified_loss(
     *,
     m: float,
     gamma: float | Tensor,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     ignore_index: int = IGNORE_INDEX,
     label_smoothing: float = 0.0,
     normalize: bool = True,
@@ -150,14 +132,23 @@ def class_unified_loss(
     sample_correction: bool = False,
     sparse_grad: bool = False,
     generator: torch.Generator | None = None,
-    backend: str = "auto",
+    backend: BackendName = "auto",
 ) -> Tensor:
     """The unified loss (same paper, Eq. 1 and 2) with class labels: AM-Softmax; ``m=0``: NormFace.
 
-    It equals the cross-entropy of ``gamma * s`` with ``gamma * (s - m)`` at the target. Arguments,
-    result and errors as for :func:`class_circle_loss`, and:
+    It equals the cross-entropy of ``gamma * s`` with ``gamma * (s - m)`` at the target. Result and
+    errors are those of :func:`class_circle_loss`.
 
     Args:
+        embeddings: (N, D), float16, bfloat16, float32 or float64; need not be normalised.
+        labels: (N,) integers of any dtype in [0, C), or ``ignore_index``.
+        weight: (C, D) one row per class, same device; need not be normalised.
+        m: margin, any finite number.
+        gamma: scale of the logits, greater than 0; a tensor with one number gets its gradient.
+        reduction: ``"mean"`` over rows that are not ignored, ``"mean_all"``, ``"sum"`` or
+            ``"none"``.
+        ignore_index, normalize, skip_below, sample_rate, sample_correction, sparse_grad, generator,
+            backend: as for :func:`class_circle_loss`.
         label_smoothing: share of the target that is spread evenly over all classes, the own one
             too, in [0, 1], as for ``torch.nn.functional.cross_entropy`` of these logits (Szegedy et
             al., CVPR 2016, arXiv 1512.00567). Exact, and still without them, since their mean is
@@ -258,47 +249,3 @@ def class_loss(
     if factors is None:
         return loss
     return loss * (factors if rows.reduction == "none" else factors.prod())
-
-
-def checked_sides(
-    embeddings: Tensor, labels: Tensor | None, weight: Tensor, *, name: str = "weight"
-) -> tuple[Tensor, Tensor]:
-    """Both matrices of a class loss as kernels take them; ``name`` is what users call the second.
-
-    Raises:
-        TypeError, ValueError: one of the wrong type, shape, dtype or device; or labels are swapped
-            with one of them.
-    """
-    readable = torch.compiler.is_compiling() or all_addressable(embeddings, labels, weight)
-    if not readable:
-        check_kinds(embeddings=embeddings, labels=labels, **{name: weight})
-    check_not_swapped("embeddings", embeddings, "labels", labels)
-    check_not_swapped(name, weight, "labels", labels)
-    check_embeddings("embeddings", embeddings)
-    check_embeddings(name, weight)
-    if embeddings.shape[1] != weight.shape[1]:
-        swapped = embeddings.shape[1] == weight.shape[0]
-        raise ValueError(
-            f"{name} must have as many columns as embeddings (a module's embedding_dim): "
-            f"wanted {embeddings.shape[1]}, got {weight.shape[1]}"
-            f"{'; are num_classes and embedding_dim swapped?' if swapped else ''}"
-        )
-    check_references(name, weight, embeddings)
-    if readable:
-        return embeddings, weight
-    return materialized(embeddings), materialized(weight)
-
-
-def checked_labels(
-    labels: Tensor,
-    embeddings: Tensor,
-    num_classes: int,
-    ignore_index: int | None,
-    ignore_name: str = "ignore_index",
-) -> tuple[Tensor, Tensor | None]:
-    """:func:`resolve_labels` of labels that nobody has checked, on the device of the embeddings."""
-    check_labels("labels", labels, embeddings.shape[0], of="embeddings")
-    if not torch.compiler.is_compiling():
-        labels = materialized(labels)
-    labels = beside("labels", labels, embeddings)
-    return resolve_labels(labels, num_classes, ignore_index, ignore_name)

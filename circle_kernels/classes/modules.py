@@ -1,220 +1,20 @@
-"""The class losses as modules: the class weights and the hyper-parameters."""
+"""The class losses as modules whose weight is in each process."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from circle_kernels.classes.losses import (
-    IGNORE_INDEX,
-    ClassRows,
-    checked_labels,
-    checked_sides,
-    class_circle_loss,
-    class_logits,
-    class_unified_loss,
-)
-from circle_kernels.classes.prediction import (
-    TopClasses,
-    check_class_count,
-    count_hits,
-    own_and_best_other,
-    top_classes,
-)
-from circle_kernels.classes.sampling import Sampling
-from circle_kernels.classes.smoothing import check_label_smoothing
+from circle_kernels.classes.heads import INITIAL_STD, CircleHead, ClassHead, UnifiedHead
+from circle_kernels.classes.losses import class_circle_loss, class_unified_loss
 from circle_kernels.distributed.gradients import refuse_ddp
-from circle_kernels.formula import CircleFormula, PairFormula, UnifiedFormula
-from circle_kernels.operation.batch import operation_of
-from circle_kernels.options import check_flag, check_integer, explain_other_names
+from circle_kernels.options import check_flag, explain_other_names
 
-INITIAL_STD = 0.01  # usual for face recognition: short weights turn quickly at first
-
-
-class ClassHead(nn.Module):
-    """What all class losses share: the options that are not the formula's."""
-
-    _formula_type: ClassVar[type[CircleFormula] | type[UnifiedFormula]]
-    weight: nn.Parameter  # (C, D)
-    label_smoothing: float = 0.0  # of those that take none
-
-    def __init__(
-        self,
-        num_classes: int,
-        embedding_dim: int,
-        m: float,
-        gamma: float | Tensor,
-        *,
-        reduction: str = "mean",
-        ignore_index: int = IGNORE_INDEX,
-        normalize: bool = True,
-        skip_below: float = 0.0,
-        sample_rate: float = 1.0,
-        sample_correction: bool = False,
-        sparse_grad: bool = False,
-        backend: str = "auto",
-    ) -> None:
-        super().__init__()
-        # Checked here as well as at the call, so that a typo fails before training starts.
-        operation = operation_of(
-            self._formula_type,
-            m=m,
-            gamma=gamma,
-            normalize=normalize,
-            skip_below=skip_below,
-            backend=backend,
-        )
-        sampling = Sampling(sample_rate, sample_correction, sparse_grad)
-        self.num_classes = check_integer("num_classes", num_classes, smallest=1)
-        self.embedding_dim = check_integer("embedding_dim", embedding_dim, smallest=1)
-        self.m = m
-        self.gamma = gamma
-        self.reduction = reduction
-        self.ignore_index = ClassRows(reduction, ignore_index).ignore_index
-        self.normalize = operation.normalize
-        self.skip_below = operation.skip_below
-        self.sample_rate = sampling.rate
-        self.sample_correction = sampling.correction
-        self.sparse_grad = sampling.sparse_grad
-        self.backend = backend
-
-    def get_logits(
-        self,
-        embeddings: Tensor,  # (N, D)
-        labels: Tensor | None = None,  # (N,)
-    ) -> Tensor:  # (N, C)
-        """The whole matrix of logits, for inference, evaluation or label smoothing.
-
-        With labels, those whose cross-entropy is the loss: ``z_n``, and ``-z_p`` at the label.
-        Without, ``gamma`` times the cosines.
-        """
-        return class_logits(
-            embeddings,
-            labels,
-            self._whole_weight(),
-            formula=self._formula(),
-            ignore_index=self.ignore_index,
-            normalize=self.normalize,
-        )
-
-    def predict(
-        self,
-        embeddings: Tensor,  # (N, D)
-        k: int = 1,
-    ) -> TopClasses:
-        """The ``k`` most similar classes of each row, without the (N, C) similarities and autograd.
-
-        Returns:
-            ``(similarities, classes)``, (N, k) each, the most similar first, and of equally similar
-            ones the lower number. Similarities are cosines (inner products with
-            ``normalize=False``), float32, or float64 if one side is; times ``gamma`` they are the
-            logits of :meth:`get_logits` without labels. NaN counts as the largest: a row that holds
-            NaN or infinity has no others.
-
-        Raises:
-            TypeError, ValueError: embeddings of the wrong type, shape, dtype or device, or a ``k``
-                that is no integer from 1 to the number of classes.
-        """
-        k = check_class_count("k", k, self.num_classes)
-        embeddings, weight = checked_sides(embeddings, None, self.weight)
-        return top_classes(embeddings, weight, k, normalize=self.normalize)
-
-    def accuracy(
-        self,
-        embeddings: Tensor,  # (N, D)
-        labels: Tensor,  # (N,)
-    ) -> Tensor:
-        """The share of rows that are more similar to their own class than to any other.
-
-        A row that is as similar to another one counts as a miss, and so does NaN. Rows to ignore
-        are left out; without others it is NaN, as it is with a label out of range on other devices
-        than the CPU. Margins do not count. Neither the (N, C) similarities nor autograd take part.
-
-        Returns:
-            A float32 scalar.
-
-        Raises:
-            TypeError, ValueError: as the loss.
-        """
-        embeddings, weight = checked_sides(embeddings, labels, self.weight)
-        labels, factors = checked_labels(labels, embeddings, len(weight), self.ignore_index)
-        both = own_and_best_other(embeddings, labels, weight, normalize=self.normalize)
-        hits, counted = count_hits(both, labels)
-        accuracy = hits / counted
-        return accuracy if factors is None else accuracy * factors.prod()
-
-    def extra_repr(self) -> str:
-        return (
-            f"{self.num_classes}, {self.embedding_dim}, m={self.m}, gamma={self.gamma}, "
-            f"reduction={self.reduction!r}, ignore_index={self.ignore_index}, "
-            f"normalize={self.normalize}, skip_below={self.skip_below}, "
-            f"sample_rate={self.sample_rate}, sample_correction={self.sample_correction}, "
-            f"sparse_grad={self.sparse_grad}, backend={self.backend!r}"
-        )
-
-    def _formula(self) -> PairFormula:
-        raise NotImplementedError
-
-    def _scale(self) -> float:
-        return self.gamma.item() if isinstance(self.gamma, Tensor) else self.gamma
-
-    def _whole_weight(self) -> Tensor:  # (C, D)
-        return self.weight
-
-
-class CircleHead(ClassHead):
-    """What is circle loss's own, wherever the weight is."""
-
-    _formula_type = CircleFormula
-
-    @explain_other_names
-    def __init__(
-        self,
-        num_classes: int,
-        embedding_dim: int,
-        m: float = 0.25,
-        gamma: float | Tensor = 256.0,
-        *,
-        detach_weights: bool = True,
-        **options: Any,
-    ) -> None:
-        super().__init__(num_classes, embedding_dim, m, gamma, **options)
-        self.detach_weights = check_flag("detach_weights", detach_weights)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, detach_weights={self.detach_weights}"
-
-    def _formula(self) -> CircleFormula:
-        return CircleFormula(m=self.m, gamma=self._scale(), detach_weights=self.detach_weights)
-
-
-class UnifiedHead(ClassHead):
-    """What is the unified loss's own, wherever the weight is."""
-
-    _formula_type = UnifiedFormula
-
-    @explain_other_names
-    def __init__(
-        self,
-        num_classes: int,
-        embedding_dim: int,
-        m: float = 0.35,
-        gamma: float | Tensor = 64.0,
-        *,
-        label_smoothing: float = 0.0,
-        **options: Any,
-    ) -> None:
-        super().__init__(num_classes, embedding_dim, m, gamma, **options)
-        sampling = Sampling(self.sample_rate, self.sample_correction, self.sparse_grad)
-        self.label_smoothing = check_label_smoothing(label_smoothing, sampling)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, label_smoothing={self.label_smoothing}"
-
-    def _formula(self) -> UnifiedFormula:
-        return UnifiedFormula(m=self.m, gamma=self._scale())
+if TYPE_CHECKING:
+    from circle_kernels.classes.options import HeadOptions
 
 
 class _ClassLoss(ClassHead):
@@ -232,7 +32,7 @@ class _ClassLoss(ClassHead):
         **options: Any,
     ) -> None:
         super().__init__(num_classes, embedding_dim, m, gamma, **options)
-        self.weight = nn.Parameter(
+        self.weight: nn.Parameter = nn.Parameter(
             torch.empty(self.num_classes, self.embedding_dim, device=device, dtype=dtype)
         )
         self.reset_parameters()
@@ -266,26 +66,65 @@ class ClassCircleLoss(CircleHead, _ClassLoss):
     Args:
         num_classes: C.
         embedding_dim: D.
-        m, gamma: margin and scale; by default the paper's for face recognition.
+        m: relaxation margin, greater than -1 and less than 1.
+        gamma: scale of the logits, greater than 0; a tensor with one number, as an
+            ``nn.Parameter``, gets its gradient. Both are by default the paper's for face
+            recognition.
         detach_weights: treat the weights ``[.]_+`` as constants in the gradient.
-        options: those of :func:`circle_kernels.class_circle_loss`, and ``device`` and ``dtype`` of
-            ``weight``, the (C, D) parameter. In evaluation mode nothing is sampled.
+        reduction: ``"mean"``, ``"mean_all"``, ``"sum"`` or ``"none"``.
+        ignore_index: rows with this label have loss 0; by default -100.
+        normalize: ``False`` takes inner products instead of cosines.
+        skip_below: share of a row's weight that its gradient may leave out; 0 is exact.
+        sample_rate: share of the classes to compare with. In evaluation mode nothing is sampled.
+        sample_correction: make up for the classes that are left out.
+        sparse_grad: whether the gradient of ``weight`` is sparse.
+        backend: see :func:`circle_kernels.available_backends`.
+        device, dtype: of ``weight``, the (C, D) parameter.
 
     Over several processes: inside of DistributedDataParallel it synchronises the weight; a head
     beside a wrapped network, and one with ``sparse_grad=True``, needs
     :func:`circle_kernels.average_gradients`. :class:`circle_kernels.ShardedClassCircleLoss` spreads
     the classes over processes.
 
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or range, also at the call.
+
     Example:
         >>> head = ClassCircleLoss(num_classes=85_000, embedding_dim=512)
         >>> head(embeddings, labels).backward()
     """
+
+    @explain_other_names
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_dim: int,
+        m: float = 0.25,
+        gamma: float | Tensor = 256.0,
+        *,
+        detach_weights: bool = True,
+        **options: Unpack[HeadOptions],
+    ) -> None:
+        super().__init__(num_classes, embedding_dim, m, gamma, **options)
+        self.detach_weights: bool = check_flag("detach_weights", detach_weights)
 
     def forward(
         self,
         embeddings: Tensor,  # (N, D)
         labels: Tensor,  # (N,)
     ) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            embeddings: (N, D), float16, bfloat16, float32 or float64; need not be normalised.
+            labels: (N,) integers of any dtype in [0, C), or ``ignore_index``.
+
+        Returns:
+            A scalar, or (N,) with ``reduction="none"``; float32, or float64 for float64 input.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as :func:`circle_kernels.class_circle_loss`.
+        """
         return class_circle_loss(
             embeddings,
             labels,
@@ -301,16 +140,56 @@ class ClassUnifiedLoss(UnifiedHead, _ClassLoss):
     Args:
         num_classes: C.
         embedding_dim: D.
-        m, gamma: margin and scale; by default those of AM-Softmax in the paper.
-        label_smoothing: see :func:`circle_kernels.class_unified_loss`.
-        options: as for :class:`ClassCircleLoss`.
+        m: margin, any finite number.
+        gamma: scale of the logits, greater than 0; a tensor with one number, as an
+            ``nn.Parameter``, gets its gradient. Both are by default those of AM-Softmax in the
+            paper.
+        label_smoothing: share of the target that is spread over all classes, in [0, 1].
+        reduction: ``"mean"``, ``"mean_all"``, ``"sum"`` or ``"none"``.
+        ignore_index: rows with this label have loss 0; by default -100.
+        normalize: ``False`` takes inner products instead of cosines.
+        skip_below: share of a row's weight that its gradient may leave out; 0 is exact.
+        sample_rate: share of the classes to compare with. In evaluation mode nothing is sampled.
+        sample_correction: make up for the classes that are left out.
+        sparse_grad: whether the gradient of ``weight`` is sparse.
+        backend: see :func:`circle_kernels.available_backends`.
+        device, dtype: of ``weight``, the (C, D) parameter.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or range, also at the call.
     """
+
+    @explain_other_names
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_dim: int,
+        m: float = 0.35,
+        gamma: float | Tensor = 64.0,
+        *,
+        label_smoothing: float = 0.0,
+        **options: Unpack[HeadOptions],
+    ) -> None:
+        super().__init__(num_classes, embedding_dim, m, gamma, **options)
+        self._smooth(label_smoothing)
 
     def forward(
         self,
         embeddings: Tensor,  # (N, D)
         labels: Tensor,  # (N,)
     ) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            embeddings: (N, D), float16, bfloat16, float32 or float64; need not be normalised.
+            labels: (N,) integers of any dtype in [0, C), or ``ignore_index``.
+
+        Returns:
+            A scalar, or (N,) with ``reduction="none"``; float32, or float64 for float64 input.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as :func:`circle_kernels.class_unified_loss`.
+        """
         return class_unified_loss(
             embeddings,
             labels,

@@ -25,10 +25,15 @@ _ROWS_AT_ONCE = 1024
 
 
 class TopClasses(NamedTuple):
-    """The most similar classes of each row, the most similar first."""
+    """The most similar classes of each row, the most similar first.
 
-    similarities: Tensor  # (N, k)
-    classes: Tensor  # (N, k) int64
+    Attributes:
+        similarities: (N, k), float32, or float64 for float64.
+        classes: (N, k) int64.
+    """
+
+    similarities: Tensor
+    classes: Tensor
 
 
 def check_class_count(name: str, value: SupportsIndex, num_classes: int) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from circle_kernels.backends.addressable import host_may_look, under_transforms
-from circle_kernels.classes.labels import NO_CLASS
+from circle_kernels.classes.arguments import NO_CLASS
 from circle_kernels.operation.registered import is_batch_of_gradients
 from circle_kernels.options import check_flag, check_sample_rate
 

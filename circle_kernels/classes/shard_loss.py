@@ -18,8 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from circle_kernels.classes.labels import NO_CLASS
-from circle_kernels.classes.losses import ClassRows, checked_labels, checked_sides
+from circle_kernels.classes.arguments import NO_CLASS, ClassRows, checked_labels, checked_sides
 from circle_kernels.classes.sampling import Sampling, positions_among, sample_classes, sample_size
 from circle_kernels.classes.sampling import gather_rows as rows_of
 from circle_kernels.classes.smoothing import similarity_sums, smoothing_terms
@@ -33,6 +32,7 @@ from circle_kernels.distributed.traced import refuse_to_be_traced
 from circle_kernels.operation.batch import Batch, Operation
 from circle_kernels.operation.eager import logsumexps
 from circle_kernels.operation.reductions import reduce_losses, rows_counted, softplus
+from circle_kernels.options import GradReduction
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -49,7 +49,7 @@ class ShardedCall:
     operation: Operation
     rows: ClassRows
     sampling: Sampling
-    grad_reduction: str  # what becomes of the backbone's gradients after the backward pass
+    grad_reduction: GradReduction  # of the backbone's gradients, after the backward pass
 
     def alike(self, embeddings: Tensor, weight: Tensor) -> dict[str, object]:
         """What has to be the same in all processes, with names for who reads of a difference."""

@@ -15,8 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from circle_kernels.classes.labels import NO_CLASS
-from circle_kernels.classes.losses import checked_labels, checked_sides
+from circle_kernels.classes.arguments import NO_CLASS, checked_labels, checked_sides
 from circle_kernels.classes.prediction import (
     TopClasses,
     check_class_count,

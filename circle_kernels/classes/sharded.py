@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from circle_kernels.classes.losses import ClassRows
-from circle_kernels.classes.modules import INITIAL_STD, CircleHead, ClassHead, UnifiedHead
+from circle_kernels.classes.arguments import ClassRows
+from circle_kernels.classes.heads import INITIAL_STD, CircleHead, ClassHead, UnifiedHead
 from circle_kernels.classes.prediction import TopClasses
 from circle_kernels.classes.sampling import Sampling
 from circle_kernels.classes.shard_loss import ShardedCall, sharded_class_loss
@@ -19,13 +20,22 @@ from circle_kernels.classes.shard_prediction import ShardedPrediction
 from circle_kernels.distributed.groups import Group
 from circle_kernels.distributed.headers import CALL, exchange_headers, failing_together
 from circle_kernels.distributed.shards import check_shards, empty_shards, mesh_of, own_part
-from circle_kernels.distributed.sharing import GRAD_REDUCTIONS
 from circle_kernels.operation.batch import Operation
-from circle_kernels.options import check_choice, real_number
+from circle_kernels.options import (
+    GRAD_REDUCTIONS,
+    GradReduction,
+    changed_settings,
+    check_choice,
+    check_flag,
+    explain_other_names,
+    real_number,
+)
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
+
+    from circle_kernels.classes.options import ShardOptions
 
 # Classes that are drawn from one seed, wherever they are.
 _DRAWN_AT_ONCE = 1024
@@ -42,7 +52,7 @@ class _ShardedClassLoss(ClassHead):
         gamma: float,
         *,
         group: Group = "world",
-        grad_reduction: str = "mean",
+        grad_reduction: GradReduction = "mean",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **options: Any,
@@ -52,9 +62,11 @@ class _ShardedClassLoss(ClassHead):
             real_number("gamma", gamma)  # one that is learned would silently be held constant
             super().__init__(num_classes, embedding_dim, m, gamma, **options)
             check_choice("grad_reduction", grad_reduction, GRAD_REDUCTIONS)
-            self.grad_reduction = grad_reduction
+            self.grad_reduction: GradReduction = grad_reduction
             shape = self.num_classes, self.embedding_dim
-            self.weight = nn.Parameter(empty_shards(shape, mesh, device=place, dtype=dtype))
+            self.weight: nn.Parameter = nn.Parameter(
+                empty_shards(shape, mesh, device=place, dtype=dtype)
+            )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -83,6 +95,18 @@ class _ShardedClassLoss(ClassHead):
         embeddings: Tensor,  # (n, D)
         labels: Tensor,  # (n,)
     ) -> Tensor:
+        """The loss of the rows of all processes, a collective call.
+
+        Args:
+            embeddings: (n, D) of this process's rows, float16, bfloat16, float32 or float64.
+            labels: (n,) integers of any dtype in [0, C), or ``ignore_index``.
+
+        Returns:
+            A scalar, or with ``reduction="none"`` the losses (n,) of this process's rows.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as the class.
+        """
         loss = sharded_class_loss
         # Also where a compiler looks at the frames that this one calls, though not at this one.
         if torch.compiler.is_compiling() or "torch._dynamo" in sys.modules:
@@ -139,11 +163,11 @@ class _ShardedClassLoss(ClassHead):
         return ShardedPrediction(f"{type(self).__name__}.{method}", self.weight, self.normalize)
 
     def extra_repr(self) -> str:
+        """The settings that are not the defaults, and the number of shards."""
         mesh = getattr(self.weight, "device_mesh", None)
-        return (
-            f"{super().extra_repr()}, grad_reduction={self.grad_reduction!r}"
-            f"{'' if mesh is None else f', shards={mesh.size()}'}"
-        )
+        changed = changed_settings(self, _ShardedClassLoss.__init__)
+        shards = [] if mesh is None else [f"shards={mesh.size()}"]
+        return ", ".join([super().extra_repr(), *changed, *shards])
 
     def __getstate__(self) -> dict[str, Any]:
         """What is saved; no process has the whole."""
@@ -213,12 +237,14 @@ class ShardedClassCircleLoss(CircleHead, _ShardedClassLoss):
         grad_reduction: ``"mean"`` where the gradients of the network before the loss are averaged
             over processes after the backward pass, as DDP and ``fully_shard`` do: those of the
             embeddings are multiplied by the number of processes. ``"sum"`` where they are added.
-        options: as for :class:`circle_kernels.ClassCircleLoss`. ``sample_rate`` is the share of
-            each shard: all of its classes that the rows of all processes have, and a random choice
-            of others; ``sample_correction`` is that of each shard. ``sparse_grad=True`` sets
-            ``weight.grad`` in the backward pass, beside autograd, for
-            :class:`circle_kernels.SparseSGD`. ``device`` is where the shard stays; by default a
-            device of the group.
+        reduction, ignore_index, normalize, skip_below, backend: as for
+            :class:`circle_kernels.ClassCircleLoss`.
+        sample_rate: share of each shard to compare with: all of its classes that the rows of all
+            processes have, and a random choice of others.
+        sample_correction: make up for the classes that are left out of each shard.
+        sparse_grad: sets a sparse ``weight.grad`` in the backward pass, beside autograd, for
+            :class:`circle_kernels.SparseSGD`.
+        device, dtype: of the shard; by default a device of the group.
 
     ``weight``, the parameter, is a ``torch.distributed.tensor.DTensor`` with the placement
     ``Shard(0)``, which ``torch.distributed.checkpoint`` saves and loads with any number of
@@ -237,6 +263,20 @@ class ShardedClassCircleLoss(CircleHead, _ShardedClassLoss):
         >>> head(embeddings, labels).backward()
     """
 
+    @explain_other_names
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_dim: int,
+        m: float = 0.25,
+        gamma: float = 256.0,
+        *,
+        detach_weights: bool = True,
+        **options: Unpack[ShardOptions],
+    ) -> None:
+        super().__init__(num_classes, embedding_dim, m, gamma, **options)
+        self.detach_weights: bool = check_flag("detach_weights", detach_weights)
+
 
 class ShardedClassUnifiedLoss(UnifiedHead, _ShardedClassLoss):
     """:class:`circle_kernels.ClassUnifiedLoss` of which each process holds some of the classes.
@@ -246,8 +286,25 @@ class ShardedClassUnifiedLoss(UnifiedHead, _ShardedClassLoss):
         embedding_dim: D.
         m, gamma: margin and scale; by default those of AM-Softmax in the paper.
         label_smoothing: see :func:`circle_kernels.class_unified_loss`.
-        options: as for :class:`ShardedClassCircleLoss`, which it is in all else.
+        group: the processes that hold the shards, all with ``"world"``.
+        grad_reduction: what is done to the processes' gradients of the network afterwards.
+        reduction, ignore_index, normalize, skip_below, backend, sample_rate, sample_correction,
+            sparse_grad, device, dtype: as for :class:`ShardedClassCircleLoss`.
     """
+
+    @explain_other_names
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_dim: int,
+        m: float = 0.35,
+        gamma: float = 64.0,
+        *,
+        label_smoothing: float = 0.0,
+        **options: Unpack[ShardOptions],
+    ) -> None:
+        super().__init__(num_classes, embedding_dim, m, gamma, **options)
+        self._smooth(label_smoothing)
 
 
 def _draw_rows(rows: Tensor, first: int, seed: int) -> None:

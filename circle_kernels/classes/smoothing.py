@@ -21,7 +21,7 @@ from torch import Tensor
 from circle_kernels.backends.choice import is_by_autograd, without_autocast
 from circle_kernels.backends.problem import result_dtype
 from circle_kernels.backends.rows import unit_rows
-from circle_kernels.classes.labels import NO_CLASS
+from circle_kernels.classes.arguments import NO_CLASS
 from circle_kernels.classes.sampling import Sampling
 from circle_kernels.formula import PairFormula
 from circle_kernels.operation.batch import Batch, Operation, owned

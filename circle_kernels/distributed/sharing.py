@@ -5,10 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from circle_kernels.distributed.groups import Group, check_group
-from circle_kernels.options import check_choice, check_flag
+from circle_kernels.options import (
+    EXCHANGES,
+    GRAD_REDUCTIONS,
+    Exchange,
+    GradReduction,
+    check_choice,
+    check_flag,
+)
 
-EXCHANGES = ("gather", "ring")
-GRAD_REDUCTIONS = ("mean", "sum")
+OF_SHARING = ("group", "exchange", "same_sizes", "grad_reduction")  # the fields of the class below
 
 
 @dataclass(frozen=True)
@@ -21,9 +27,9 @@ class Sharing:
     """
 
     group: Group | None = None
-    exchange: str = "gather"
+    exchange: Exchange = "gather"
     same_sizes: bool = False
-    grad_reduction: str = "mean"
+    grad_reduction: GradReduction = "mean"
 
     def __post_init__(self) -> None:
         check_group(self.group)

@@ -22,6 +22,21 @@ if TYPE_CHECKING:
         tar_at_far,
         verification_accuracy,
     )
+else:
+    __getattr__ = load_later(
+        __name__,
+        {
+            "metrics": ("bootstrap_intervals", "reid_metrics", "retrieval_metrics"),
+            "neighbours": ("Nearest", "nearest"),
+            "ranks": ("PositiveRanks", "positive_ranks"),
+            "verification": (
+                "VerificationAccuracy",
+                "all_pairs_tar_at_far",
+                "tar_at_far",
+                "verification_accuracy",
+            ),
+        },
+    )
 
 __all__ = [
     "Nearest",
@@ -37,21 +52,6 @@ __all__ = [
     "verification_accuracy",
 ]
 
-__getattr__ = load_later(
-    __name__,
-    {
-        "metrics": ("bootstrap_intervals", "reid_metrics", "retrieval_metrics"),
-        "neighbours": ("Nearest", "nearest"),
-        "ranks": ("PositiveRanks", "positive_ranks"),
-        "verification": (
-            "VerificationAccuracy",
-            "all_pairs_tar_at_far",
-            "tar_at_far",
-            "verification_accuracy",
-        ),
-    },
-)
-
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

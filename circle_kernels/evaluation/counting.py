@@ -11,13 +11,11 @@ from torch import Tensor
 from circle_kernels.backends import cpu, cpu_counts
 from circle_kernels.evaluation.exact import exact_similarities, exact_tile
 from circle_kernels.evaluation.progress import Advance
-from circle_kernels.options import check_choice
+from circle_kernels.options import COUNTING_BACKENDS, CountingBackend, check_choice
 
 # Numbers in memory at a time: of a tile, and of the thresholds of its rows.
 _TILE_ENTRIES = 2**20
 _THRESHOLD_ENTRIES = 2**20
-
-BACKENDS = ("auto", "cpu", "tiled")
 
 
 class Counter(Protocol):
@@ -87,14 +85,14 @@ class Tiled:
         return at_least, above
 
 
-def counter(backend: str, device: torch.device) -> Counter:
+def counter(backend: CountingBackend, device: torch.device) -> Counter:
     """What counts on a device.
 
     Raises:
         ValueError: another name, or the C++ kernel for tensors that are not on the CPU.
         RuntimeError: the C++ kernel is asked for by name and was not built.
     """
-    check_choice("backend", backend, BACKENDS)
+    check_choice("backend", backend, COUNTING_BACKENDS)
     if backend == "cpu" and device.type != "cpu":
         raise ValueError(f"backend='cpu' takes CPU tensors, got some on {device}")
     if backend == "tiled" or device.type != "cpu":

@@ -21,12 +21,18 @@ from circle_kernels.distributed.collectives import gather_rows
 from circle_kernels.distributed.columns import Spread
 from circle_kernels.distributed.groups import Group, check_group, resolve_group
 from circle_kernels.distributed.headers import CALL, check_together, exchange_headers
-from circle_kernels.evaluation.counting import BACKENDS, Counter, counter
+from circle_kernels.evaluation.counting import Counter, counter
 from circle_kernels.evaluation.exact import on_grid
 from circle_kernels.evaluation.progress import check_progress
-from circle_kernels.options import check_choice, check_flag, check_integer
-
-TIES = ("pessimistic", "optimistic", "mean")
+from circle_kernels.options import (
+    COUNTING_BACKENDS,
+    TIES,
+    CountingBackend,
+    Ties,
+    check_choice,
+    check_flag,
+    check_integer,
+)
 
 
 class SearchOptions(TypedDict, total=False):
@@ -34,8 +40,8 @@ class SearchOptions(TypedDict, total=False):
 
     ignore_label: int | None
     normalize: bool
-    ties: str
-    backend: str
+    ties: Ties
+    backend: CountingBackend
     group: Group | None
     progress: bool
 
@@ -146,7 +152,7 @@ def check_known(options: Mapping[str, object], known: Container[str]) -> None:
 def _check_options(options: RankOptions) -> None:
     check_known(options, RankOptions.__optional_keys__)
     check_choice("ties", options.get("ties", "pessimistic"), TIES)
-    check_choice("backend", options.get("backend", "auto"), BACKENDS)
+    check_choice("backend", options.get("backend", "auto"), COUNTING_BACKENDS)
     check_flag("normalize", options.get("normalize", True))
     check_progress(options.get("progress", False))
     ignored = options.get("ignore_label")

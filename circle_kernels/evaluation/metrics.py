@@ -57,9 +57,12 @@ def retrieval_metrics(
     * ``minp``: ``R / rank_R`` (Ye et al., "Deep Learning for Person Re-identification", 2021).
 
     Args:
-        embeddings, labels, ref_emb, ref_labels, **options: as for :func:`positive_ranks`.
+        embeddings, labels, ref_emb, ref_labels: (N, D), (N,), (M, D) and (M,), as for
+            :func:`positive_ranks`.
         recall_at: the K of recall@K.
         per_query: return what each query has, (N,) float64, NaN for those without a positive.
+        **options: ``cameras``, ``ref_cameras``, ``ignore_label``, ``normalize``, ``ties``,
+            ``backend``, ``group`` and ``progress``, as for :func:`positive_ranks`.
 
     Returns:
         Means over the queries that have a positive, as floats; with ``group=`` over those of all
@@ -122,7 +125,8 @@ def reid_metrics(
         gallery, gallery_ids, gallery_cams: (M, D), (M,) and (M,), what is searched.
         rank_at: the K of rank@K.
         per_query: as for :func:`retrieval_metrics`.
-        **options: as for :func:`positive_ranks`; ``ignore_label``, the identity of junk, is -1.
+        **options: ``normalize``, ``ties``, ``backend``, ``group`` and ``progress``, as for
+            :func:`positive_ranks`; ``ignore_label``, the identity of junk, is -1.
 
     Raises:
         As :func:`retrieval_metrics`.

@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 
 from circle_kernels.evaluation.gallery import Gallery, RankOptions, gallery_of
 from circle_kernels.evaluation.progress import Advance, progress_bar
+from circle_kernels.options import Ties
 
 # Pairs of queries and references of their labels, with all that is known of each: about 180 bytes.
 _PAIRS_AT_ONCE = 2**22
@@ -167,7 +168,7 @@ def _in_order(parts: list[_Positives]) -> _Positives:
 
 
 def _ranks(
-    gallery: Gallery, block: slice, positives: _Positives, ties: str, advance: Advance
+    gallery: Gallery, block: slice, positives: _Positives, ties: Ties, advance: Advance
 ) -> RankedBlock:
     _, counts, thresholds, reach, exceed = positives
     ends = counts.cumsum(0)

@@ -13,6 +13,7 @@ from circle_kernels._later import load_later
 if TYPE_CHECKING:
     from circle_kernels.losses.class_modules import ArcFaceLoss, CosFaceLoss, ProxyNCALoss
     from circle_kernels.losses.clip import clip_loss
+    from circle_kernels.losses.learned_modules import CLIPLoss, ProxyAnchorLoss
     from circle_kernels.losses.pair_losses import (
         multi_similarity_loss,
         n_pairs_loss,
@@ -20,11 +21,9 @@ if TYPE_CHECKING:
         supcon_loss,
     )
     from circle_kernels.losses.pair_modules import (
-        CLIPLoss,
         MultiSimilarityLoss,
         NPairsLoss,
         NTXentLoss,
-        ProxyAnchorLoss,
         SupConLoss,
     )
     from circle_kernels.losses.proxy_losses import (
@@ -32,6 +31,19 @@ if TYPE_CHECKING:
         cosface_loss,
         proxy_anchor_loss,
         proxy_nca_loss,
+    )
+else:
+    # Who computes circle loss needs none of them.
+    __getattr__ = load_later(
+        __name__,
+        {
+            "class_modules": ("ArcFaceLoss", "CosFaceLoss", "ProxyNCALoss"),
+            "clip": ("clip_loss",),
+            "pair_losses": ("multi_similarity_loss", "n_pairs_loss", "ntxent_loss", "supcon_loss"),
+            "learned_modules": ("CLIPLoss", "ProxyAnchorLoss"),
+            "pair_modules": ("MultiSimilarityLoss", "NPairsLoss", "NTXentLoss", "SupConLoss"),
+            "proxy_losses": ("arcface_loss", "cosface_loss", "proxy_anchor_loss", "proxy_nca_loss"),
+        },
     )
 
 __all__ = [
@@ -56,25 +68,5 @@ __all__ = [
 ]
 
 
-# Who computes circle loss needs none of them.
-__getattr__ = load_later(
-    __name__,
-    {
-        "class_modules": ("ArcFaceLoss", "CosFaceLoss", "ProxyNCALoss"),
-        "clip": ("clip_loss",),
-        "pair_losses": ("multi_similarity_loss", "n_pairs_loss", "ntxent_loss", "supcon_loss"),
-        "pair_modules": (
-            "CLIPLoss",
-            "MultiSimilarityLoss",
-            "NPairsLoss",
-            "NTXentLoss",
-            "ProxyAnchorLoss",
-            "SupConLoss",
-        ),
-        "proxy_losses": ("arcface_loss", "cosface_loss", "proxy_anchor_loss", "proxy_nca_loss"),
-    },
-)
-
-
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

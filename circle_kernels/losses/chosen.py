@@ -7,11 +7,13 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from circle_kernels.distributed.sharing import OF_SHARING
 from circle_kernels.formula import CircleFormula, UnifiedFormula
-from circle_kernels.losses.pairs import OF_SHARING, PairOptions, pair_rows
+from circle_kernels.losses.pairs import PairOptions, pair_rows
 from circle_kernels.operation.batch import check_scale, number_of
 from circle_kernels.operation.chosen_pairs import OF_PAIRS, Tensors
 from circle_kernels.operation.reductions import loss_of_sets, softplus
+from circle_kernels.options import Reduction, Scope
 
 _OF_FORMULA = ("m", "gamma", "detach_weights")
 
@@ -19,7 +21,7 @@ _OF_FORMULA = ("m", "gamma", "detach_weights")
 def loss_of_chosen(
     formula_type: type[CircleFormula] | type[UnifiedFormula],
     tensors: Tensors,
-    rows: tuple[str, str],
+    rows: tuple[Scope, Reduction],
     pairs: tuple[Any, ...],
     options: dict[str, Any],
 ) -> Tensor:

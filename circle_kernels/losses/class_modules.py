@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Container
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from circle_kernels.classes.losses import checked_labels
+from circle_kernels.classes.arguments import checked_labels
 from circle_kernels.classes.modules import ClassUnifiedLoss
+from circle_kernels.classes.options import PlacedOptions, UnifiedOptions
 from circle_kernels.losses.proxy_losses import Margin, arcface_loss, margin_function
 from circle_kernels.options import real_number
 
@@ -16,13 +18,22 @@ _MARGIN, _SCALE = "it is called margin here", "it is called scale here"
 
 
 class CosFaceLoss(ClassUnifiedLoss):
-    """See :func:`cosface_loss`: :class:`circle_kernels.ClassUnifiedLoss` by another name.
+    """CosFace (Wang et al., CVPR 2018): :class:`circle_kernels.ClassUnifiedLoss` by another name;
+    see :func:`circle_kernels.losses.cosface_loss`.
 
     Args:
         num_classes: C.
         embedding_dim: D.
-        margin, scale: its ``m`` and ``gamma``.
-        options: those of :class:`circle_kernels.ClassUnifiedLoss`.
+        margin: between the similarity with the own class and others, any finite number.
+        scale: of the logits, greater than 0.
+        label_smoothing: share of the target that is spread over all classes, in [0, 1].
+        reduction: ``"mean"``, ``"mean_all"``, ``"sum"`` or ``"none"``.
+        ignore_index: rows with this label have loss 0; by default -100.
+        normalize, skip_below, sample_rate, sample_correction, sparse_grad, backend, device,
+            dtype: as for :class:`circle_kernels.ClassUnifiedLoss`.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or range, also at the call.
     """
 
     def __init__(
@@ -31,24 +42,36 @@ class CosFaceLoss(ClassUnifiedLoss):
         embedding_dim: int,
         margin: float = 0.35,
         scale: float = 64.0,
-        **options: Any,
+        **options: Unpack[UnifiedOptions],
     ) -> None:
         _refuse(self, options, m=_MARGIN, gamma=_SCALE)
         super().__init__(num_classes, embedding_dim, margin, scale, **options)
 
 
 class ProxyNCALoss(ClassUnifiedLoss):
-    """See :func:`proxy_nca_loss`; ``weight`` are the proxies.
+    """ProxyNCA (Movshovitz-Attias et al., ICCV 2017), whose proxies are ``weight``; see
+    :func:`circle_kernels.losses.proxy_nca_loss`.
 
     Args:
         num_classes: C.
         embedding_dim: D.
-        scale: of squared distances, half of ``gamma``.
-        options: those of :class:`circle_kernels.ClassUnifiedLoss`.
+        scale: of squared distances, half of ``gamma``; greater than 0.
+        label_smoothing: share of the target that is spread over all classes, in [0, 1].
+        reduction: ``"mean"``, ``"mean_all"``, ``"sum"`` or ``"none"``.
+        ignore_index: rows with this label have loss 0; by default -100.
+        normalize, skip_below, sample_rate, sample_correction, sparse_grad, backend, device,
+            dtype: as for :class:`circle_kernels.ClassUnifiedLoss`.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or range, also at the call.
     """
 
     def __init__(
-        self, num_classes: int, embedding_dim: int, scale: float = 1.0, **options: Any
+        self,
+        num_classes: int,
+        embedding_dim: int,
+        scale: float = 1.0,
+        **options: Unpack[UnifiedOptions],
     ) -> None:
         no_margin = "it has no margin"
         half = "it is twice the scale of squared distances here"
@@ -58,15 +81,21 @@ class ProxyNCALoss(ClassUnifiedLoss):
 
 
 class ArcFaceLoss(ClassUnifiedLoss):
-    """See :func:`arcface_loss`; ``weight`` is its (C, D) parameter.
+    """ArcFace (Deng et al., CVPR 2019), whose (C, D) parameter is ``weight``; see
+    :func:`circle_kernels.losses.arcface_loss`.
 
     Args:
         num_classes: C.
         embedding_dim: D.
-        margin: radians, or a function of the similarities with the own classes.
-        scale: of the logits.
-        options: those of :class:`circle_kernels.ClassUnifiedLoss` but ``label_smoothing`` and
-            ``normalize``.
+        margin: radians in [0, pi], or a function of the similarities (N,) with the own classes.
+        scale: of the logits, greater than 0.
+        reduction: ``"mean"``, ``"mean_all"``, ``"sum"`` or ``"none"``.
+        ignore_index: rows with this label have loss 0; by default -100.
+        skip_below, sample_rate, sample_correction, sparse_grad, backend, device, dtype: as for
+            :class:`circle_kernels.ClassUnifiedLoss`.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or range, also at the call.
     """
 
     def __init__(
@@ -75,7 +104,7 @@ class ArcFaceLoss(ClassUnifiedLoss):
         embedding_dim: int,
         margin: Margin = 0.5,
         scale: float = 64.0,
-        **options: Any,
+        **options: Unpack[PlacedOptions],
     ) -> None:
         of_angles = "its margin is an angle's"
         _refuse(self, options, label_smoothing=of_angles, normalize=of_angles)
@@ -83,13 +112,25 @@ class ArcFaceLoss(ClassUnifiedLoss):
         margin_function(margin)
         gamma = real_number("scale", scale)
         super().__init__(num_classes, embedding_dim, 0.0, gamma, **options)
-        self.margin = margin
+        self.margin: Margin = margin
 
     def forward(
         self,
         embeddings: Tensor,  # (N, D)
         labels: Tensor,  # (N,)
     ) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            embeddings: (N, D), float16, bfloat16, float32 or float64; need not be normalised.
+            labels: (N,) integers of any dtype in [0, C), or ``ignore_index``.
+
+        Returns:
+            A scalar, or (N,) with ``reduction="none"``; float32, or float64 for float64 input.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as :func:`circle_kernels.losses.arcface_loss`.
+        """
         options = self._options()
         for name in ("m", "gamma", "normalize"):
             del options[name]
@@ -115,10 +156,11 @@ class ArcFaceLoss(ClassUnifiedLoss):
         return torch.where(is_own, with_margin[:, None], logits)
 
     def extra_repr(self) -> str:
+        """The settings that are not the defaults, and the margin."""
         return f"{super().extra_repr()}, margin={self.margin!r}"
 
 
-def _refuse(module: ClassUnifiedLoss, options: dict[str, Any], **instead: str) -> None:
+def _refuse(module: ClassUnifiedLoss, options: Container[str], **instead: str) -> None:
     """Name what the module takes in place of what it is made of."""
     for name, words in instead.items():
         if name in options:

@@ -11,11 +11,11 @@ from typing_extensions import Unpack
 from circle_kernels.arguments import check_embeddings, check_kinds, check_references, describe
 from circle_kernels.distributed.headers import check_together
 from circle_kernels.formula import UnifiedFormula
-from circle_kernels.losses.pairs import PairOptions, PairRows, numbers_of_rows, pair_rows
+from circle_kernels.losses.pairs import PairRows, SharedOptions, numbers_of_rows, pair_rows
 from circle_kernels.operation.chosen_pairs import OF_PAIRS
 from circle_kernels.operation.positives import unit_rows
 from circle_kernels.operation.reductions import softplus
-from circle_kernels.options import check_flag, positive_number
+from circle_kernels.options import Reduction, check_flag, positive_number
 
 
 def clip_loss(
@@ -23,8 +23,8 @@ def clip_loss(
     text_emb: Tensor,  # (N, D)
     logit_scale: float | Tensor,
     *,
-    reduction: str = "mean",
-    **options: Unpack[PairOptions],
+    reduction: Reduction = "mean",
+    **options: Unpack[SharedOptions],
 ) -> Tensor:
     """The loss of CLIP (Radford et al., ICML 2021, arXiv 2103.00020, Fig. 3), InfoNCE both ways.
 
@@ -39,7 +39,8 @@ def clip_loss(
             one, which gets its gradient and which the host does not wait for. With a tensor half
             types are computed in float32.
         reduction: ``"mean"`` over all rows, ``"sum"`` or ``"none"``.
-        **options: as for :func:`circle_kernels.circle_loss`, but nothing that chooses pairs.
+        **options: ``normalize``, ``skip_below``, ``group``, ``exchange``, ``same_sizes``,
+            ``grad_reduction`` and ``backend``, as for :func:`circle_kernels.circle_loss`.
 
     Returns:
         A scalar, or (N,) with ``reduction="none"``.
@@ -76,7 +77,7 @@ def clip_loss(
 
 
 def _scaled(
-    image_emb: Tensor, text_emb: Tensor, logit_scale: float | Tensor, options: PairOptions
+    image_emb: Tensor, text_emb: Tensor, logit_scale: float | Tensor, options: SharedOptions
 ) -> tuple[Tensor, Tensor, float]:
     """Both sides, and the scale of their similarities: 1 where a tensor of it is in one of them."""
     check_kinds(image_emb=image_emb, text_emb=text_emb)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,15 +27,23 @@ from circle_kernels.operation.batch import (
 )
 from circle_kernels.operation.differentiable import usual_loss
 from circle_kernels.operation.eager import logsumexps
-from circle_kernels.operation.reductions import REDUCTIONS, loss_of_sets, softplus
+from circle_kernels.operation.reductions import loss_of_sets, softplus
 from circle_kernels.operation.row_losses import reduced_row_losses
-from circle_kernels.options import check_choice, explain_other_names
+from circle_kernels.options import (
+    REDUCTIONS,
+    SCOPES,
+    BackendName,
+    Exchange,
+    GradReduction,
+    Reduction,
+    Scope,
+    check_choice,
+    explain_other_names,
+)
 
 if TYPE_CHECKING:
     from circle_kernels.operation.chosen_pairs import Tensors
     from circle_kernels.operation.pair_masks import PairMask
-
-SCOPES = ("anchor", "batch")
 
 
 @dataclass(frozen=True)
@@ -45,8 +54,8 @@ class RowReduction:
         TypeError, ValueError: one of the wrong type or range, or two that exclude each other.
     """
 
-    scope: str
-    reduction: str
+    scope: Scope
+    reduction: Reduction
 
     def __post_init__(self) -> None:
         check_choice("scope", self.scope, SCOPES)
@@ -62,8 +71,8 @@ def circle_loss(
     *,
     m: float = 0.4,
     gamma: float | Tensor = 80.0,
-    scope: str = "anchor",
-    reduction: str = "mean",
+    scope: Scope = "anchor",
+    reduction: Reduction = "mean",
     detach_weights: bool = True,
     normalize: bool = True,
     skip_below: float = 0.0,
@@ -71,10 +80,10 @@ def circle_loss(
     pair_mask: PairMask | None = None,
     self_index: Tensor | None = None,  # (N,)
     group: Group | None = None,
-    exchange: str = "gather",
+    exchange: Exchange = "gather",
     same_sizes: bool = False,
-    grad_reduction: str = "mean",
-    backend: str = "auto",
+    grad_reduction: GradReduction = "mean",
+    backend: BackendName = "auto",
 ) -> Tensor:
     """Circle loss with pair-wise labels (Sun et al., CVPR 2020, arXiv 2002.10857, Eq. 6).
 
@@ -170,24 +179,35 @@ def unified_loss(
     *,
     m: float,
     gamma: float | Tensor,
-    scope: str = "anchor",
-    reduction: str = "mean",
+    scope: Scope = "anchor",
+    reduction: Reduction = "mean",
     normalize: bool = True,
     skip_below: float = 0.0,
     ignore_label: int | None = None,
     pair_mask: PairMask | None = None,
     self_index: Tensor | None = None,  # (N,)
     group: Group | None = None,
-    exchange: str = "gather",
+    exchange: Exchange = "gather",
     same_sizes: bool = False,
-    grad_reduction: str = "mean",
-    backend: str = "auto",
+    grad_reduction: GradReduction = "mean",
+    backend: BackendName = "auto",
 ) -> Tensor:
     """The paper's unified loss (Eq. 1): ``log(1 + sum sum exp(gamma (s_n - s_p + m)))`` per row.
 
     With one positive per row and class weights as references it is AM-Softmax, with ``m=0``
-    NormFace. ``m`` may be any finite number; other arguments, result and errors as for
-    :func:`circle_loss`.
+    NormFace. Result and errors are those of :func:`circle_loss`.
+
+    Args:
+        embeddings: (N, D), float16, bfloat16, float32 or float64; need not be normalised.
+        labels: (N,) integers of any dtype; ``None`` with ``pair_mask``.
+        ref_emb, ref_labels: (M, D) and (M,) references; without them the batch is compared with
+            itself.
+        m: margin, any finite number.
+        gamma: scale of the logits, greater than 0; a tensor with one number gets its gradient.
+        scope: ``"anchor"``, one loss per row, or ``"batch"``, one over all pairs.
+        reduction: ``"mean"`` over valid rows, ``"mean_all"``, ``"sum"`` or ``"none"``.
+        normalize, skip_below, ignore_label, pair_mask, self_index, group, exchange, same_sizes,
+            grad_reduction, backend: as for :func:`circle_loss`.
     """
     return loss_of(
         UnifiedFormula,
@@ -237,9 +257,9 @@ def circle_loss_from_similarity(
 def loss_of(
     formula_type: type[CircleFormula] | type[UnifiedFormula],
     tensors: Tensors,
-    rows: tuple[str, str],
+    rows: tuple[Scope, Reduction],
     chosen: tuple[int | None, PairMask | None, Tensor | None],
-    shared: tuple[Group | None, str, bool, str],
+    shared: tuple[Group | None, Exchange, bool, GradReduction],
     **options: Any,
 ) -> Tensor:
     """The loss of what users give: arguments of :func:`check_batch`, :class:`RowReduction`, what
@@ -269,7 +289,7 @@ def loss_of(
     return pair_loss(*check_together(check, f"{formula_type.name}_loss", group, same_sizes))
 
 
-reduction_of = remembered(RowReduction)
+reduction_of: Callable[..., RowReduction] = remembered(RowReduction)
 
 
 def pair_loss(batch: Batch, operation: Operation, rows: RowReduction, sharing: Sharing) -> Tensor:

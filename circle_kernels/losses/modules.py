@@ -8,11 +8,21 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from circle_kernels.distributed.groups import Group, describe_group, is_saveable
-from circle_kernels.distributed.sharing import Sharing
+from circle_kernels.distributed.sharing import OF_SHARING, Sharing
 from circle_kernels.formula import CircleFormula
 from circle_kernels.losses.functional import RowReduction, loss_of
 from circle_kernels.operation.batch import operation_of
-from circle_kernels.options import check_integer, explain_other_names
+from circle_kernels.options import (
+    BackendName,
+    Exchange,
+    GradReduction,
+    Reduction,
+    Scope,
+    changed_settings,
+    check_integer,
+    describe_scale,
+    explain_other_names,
+)
 
 if TYPE_CHECKING:
     from circle_kernels.operation.pair_masks import PairMask
@@ -22,9 +32,9 @@ class SharingModule(nn.Module):
     """A loss that processes may share: how it is saved, copied and shown."""
 
     group: Group | None
-    exchange: str
+    exchange: Exchange
     same_sizes: bool
-    grad_reduction: str
+    grad_reduction: GradReduction
 
     def __getstate__(self) -> dict[str, Any]:
         """What is saved; a process group belongs to running processes."""
@@ -61,7 +71,26 @@ class SharingModule(nn.Module):
 class CircleLoss(SharingModule):
     """Circle loss with pair-wise labels; see :func:`circle_kernels.circle_loss`.
 
-    A ``gamma`` that is an ``nn.Parameter`` is one of the module's, and learned.
+    Args:
+        m: relaxation margin, greater than -1 and less than 1.
+        gamma: scale of the logits, greater than 0. One that is an ``nn.Parameter`` is one of the
+            module's, and learned.
+        scope: ``"anchor"``, one loss per row, or ``"batch"``, one over all pairs.
+        reduction: ``"mean"`` over valid rows, ``"mean_all"``, ``"sum"`` or ``"none"``.
+        detach_weights: treat the weights ``[.]_+`` as constants in the gradient.
+        normalize: ``False`` takes inner products instead of cosines.
+        skip_below: share of a row's weight that its gradient may leave out; 0 is exact.
+        ignore_label: rows and references with this label take part in nothing.
+        group: the processes that share one batch, all with ``"world"``; ``None`` for this process
+            alone.
+        exchange: ``"gather"`` all embeddings or pass them on in a ``"ring"``.
+        same_sizes: that all processes always have as many rows, so that none are counted.
+        grad_reduction: what is done to the processes' gradients afterwards, ``"mean"`` or
+            ``"sum"``.
+        backend: see :func:`circle_kernels.available_backends`.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or range, also at the call.
 
     Example:
         >>> loss = CircleLoss(m=0.25, gamma=128)
@@ -74,17 +103,17 @@ class CircleLoss(SharingModule):
         m: float = 0.4,
         gamma: float | Tensor = 80.0,
         *,
-        scope: str = "anchor",
-        reduction: str = "mean",
+        scope: Scope = "anchor",
+        reduction: Reduction = "mean",
         detach_weights: bool = True,
         normalize: bool = True,
         skip_below: float = 0.0,
         ignore_label: int | None = None,
         group: Group | None = None,
-        exchange: str = "gather",
+        exchange: Exchange = "gather",
         same_sizes: bool = False,
-        grad_reduction: str = "mean",
-        backend: str = "auto",
+        grad_reduction: GradReduction = "mean",
+        backend: BackendName = "auto",
     ) -> None:
         super().__init__()
         # Checked here as well as at the call, so that a typo fails before training starts.
@@ -99,21 +128,21 @@ class CircleLoss(SharingModule):
         )
         RowReduction(scope, reduction)
         sharing = Sharing(group, exchange, same_sizes, grad_reduction)
-        self.m = m
-        self.gamma = gamma
-        self.scope = scope
-        self.reduction = reduction
-        self.detach_weights = operation.formula.detach_weights
-        self.normalize = operation.normalize
-        self.skip_below = operation.skip_below
+        self.m: float = m
+        self.gamma: float | Tensor = gamma
+        self.scope: Scope = scope
+        self.reduction: Reduction = reduction
+        self.detach_weights: bool = operation.formula.detach_weights
+        self.normalize: bool = operation.normalize
+        self.skip_below: float = operation.skip_below
         if ignore_label is not None:
             check_integer("ignore_label", ignore_label)
-        self.ignore_label = ignore_label
-        self.group = group
-        self.exchange = exchange
-        self.same_sizes = sharing.same_sizes
-        self.grad_reduction = grad_reduction
-        self.backend = backend
+        self.ignore_label: int | None = ignore_label
+        self.group: Group | None = group
+        self.exchange: Exchange = exchange
+        self.same_sizes: bool = sharing.same_sizes
+        self.grad_reduction: GradReduction = grad_reduction
+        self.backend: BackendName = backend
 
     @explain_other_names
     def forward(
@@ -126,6 +155,22 @@ class CircleLoss(SharingModule):
         pair_mask: PairMask | None = None,
         self_index: Tensor | None = None,  # (N,)
     ) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            embeddings: (N, D), float16, bfloat16, float32 or float64; need not be normalised.
+            labels: (N,) integers of any dtype; ``None`` with ``pair_mask``.
+            ref_emb: (M, D) references; without them the batch is compared with itself.
+            ref_labels: (M,) integers.
+            pair_mask: which pairs are positive and which negative, in place of labels.
+            self_index: (N,) the place of each row's own copy among the references, -1 for none.
+
+        Returns:
+            A scalar, or (N,) with ``reduction="none"``; float32, or float64 for float64 input.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as :func:`circle_kernels.circle_loss`.
+        """
         return loss_of(
             CircleFormula,
             (embeddings, labels, ref_emb, ref_labels),
@@ -141,9 +186,7 @@ class CircleLoss(SharingModule):
         )
 
     def extra_repr(self) -> str:
-        return (
-            f"m={self.m}, gamma={self.gamma}, scope={self.scope!r}, reduction={self.reduction!r}, "
-            f"detach_weights={self.detach_weights}, normalize={self.normalize}, "
-            f"skip_below={self.skip_below}, ignore_label={self.ignore_label}, "
-            f"{self._describe_sharing()}, backend={self.backend!r}"
-        )
+        """The numbers, the settings that are not the defaults, and who shares the batch."""
+        changed = changed_settings(self, CircleLoss.__init__, but=OF_SHARING)
+        gamma = f"gamma={describe_scale(self.gamma)}"
+        return ", ".join([f"m={self.m}", gamma, *changed, self._describe_sharing()])

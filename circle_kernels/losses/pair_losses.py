@@ -18,9 +18,16 @@ from circle_kernels.formula import UnifiedFormula
 from circle_kernels.logsumexp import present_logsumexp
 from circle_kernels.losses.pairs import PairOptions, pair_rows
 from circle_kernels.operation.batch import Batch, Operation, check_batch
-from circle_kernels.operation.reductions import REDUCTIONS, softplus
+from circle_kernels.operation.reductions import softplus
 from circle_kernels.operation.row_losses import reduced_row_losses
-from circle_kernels.options import check_choice, finite_number, positive_number
+from circle_kernels.options import (
+    REDUCTIONS,
+    BackendName,
+    Reduction,
+    check_choice,
+    finite_number,
+    positive_number,
+)
 
 
 def multi_similarity_loss(
@@ -32,7 +39,7 @@ def multi_similarity_loss(
     alpha: float = 2.0,
     beta: float = 50.0,
     base: float = 0.5,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     **options: Unpack[PairOptions],
 ) -> Tensor:
     """Multi-similarity loss (Wang et al., CVPR 2019, arXiv 1904.06627, Eq. 15), without its miner.
@@ -41,11 +48,16 @@ def multi_similarity_loss(
     + softplus(log sum_n exp(beta (s_in - base))) / beta``
 
     Args:
-        embeddings, labels, ref_emb, ref_labels: as for :func:`circle_kernels.circle_loss`.
+        embeddings: (N, D), float16, bfloat16, float32 or float64; need not be normalised.
+        labels: (N,) integers of any dtype; ``None`` with ``pair_mask``.
+        ref_emb, ref_labels: (M, D) and (M,) references; without them the batch is compared with
+            itself.
         alpha, beta: scales of positives and of negatives, greater than 0.
         base: the similarity that positives should be above and negatives below.
         reduction: ``"mean"`` over all rows, ``"sum"`` or ``"none"``.
-        **options: as for :func:`circle_kernels.circle_loss`.
+        **options: ``normalize``, ``skip_below``, ``ignore_label``, ``pair_mask``, ``self_index``,
+            ``group``, ``exchange``, ``same_sizes``, ``grad_reduction`` and ``backend``, as for
+            :func:`circle_kernels.circle_loss`.
 
     Returns:
         A scalar, or (N,) with ``reduction="none"``; a set of pairs that is empty adds 0.
@@ -74,7 +86,7 @@ def supcon_loss(
     ref_labels: Tensor | None = None,  # (M,)
     *,
     temperature: float = 0.1,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     **options: Unpack[PairOptions],
 ) -> Tensor:
     """Supervised contrastive loss (Khosla et al., NeurIPS 2020, arXiv 2004.11362, Eq. 2).
@@ -83,11 +95,16 @@ def supcon_loss(
     positives p.
 
     Args:
-        embeddings, labels, ref_emb, ref_labels: as for :func:`circle_kernels.circle_loss`.
+        embeddings: (N, D), float16, bfloat16, float32 or float64; need not be normalised.
+        labels: (N,) integers of any dtype; ``None`` with ``pair_mask``.
+        ref_emb, ref_labels: (M, D) and (M,) references; without them the batch is compared with
+            itself.
         temperature: ``t``, greater than 0.
         reduction: ``"mean"`` over rows with a positive and another pair, ``"mean_all"``, ``"sum"``
             or ``"none"``.
-        **options: as for :func:`circle_kernels.circle_loss`.
+        **options: ``normalize``, ``skip_below``, ``ignore_label``, ``pair_mask``, ``self_index``,
+            ``group``, ``exchange``, ``same_sizes``, ``grad_reduction`` and ``backend``, as for
+            :func:`circle_kernels.circle_loss`.
 
     Returns:
         A scalar, or (N,) with ``reduction="none"``; rows without positives have loss 0, and where
@@ -122,7 +139,7 @@ def ntxent_loss(
     ref_labels: Tensor | None = None,  # (M,)
     *,
     temperature: float = 0.07,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     **options: Unpack[PairOptions],
 ) -> Tensor:
     """NT-Xent or InfoNCE (Sohn 2016; van den Oord et al. 2018; Chen et al., ICML 2020, Eq. 1).
@@ -131,11 +148,16 @@ def ntxent_loss(
     of row i, each beside all of its negatives n.
 
     Args:
-        embeddings, labels, ref_emb, ref_labels: as for :func:`circle_kernels.circle_loss`.
+        embeddings: (N, D), float16, bfloat16, float32 or float64; need not be normalised.
+        labels: (N,) integers of any dtype; ``None`` with ``pair_mask``.
+        ref_emb, ref_labels: (M, D) and (M,) references; without them the batch is compared with
+            itself.
         temperature: ``t``, greater than 0.
         reduction: ``"mean"`` over all positive pairs, ``"mean_all"`` over all rows, ``"sum"`` or
             ``"none"``.
-        **options: as for :func:`circle_kernels.circle_loss`.
+        **options: ``normalize``, ``skip_below``, ``ignore_label``, ``pair_mask``, ``self_index``,
+            ``group``, ``exchange``, ``same_sizes``, ``grad_reduction`` and ``backend``, as for
+            :func:`circle_kernels.circle_loss`.
 
     Returns:
         A scalar, or (N,) with ``reduction="none"``, of which each is the sum over the row's
@@ -165,9 +187,9 @@ def n_pairs_loss(
     labels: Tensor,  # (N,)
     *,
     normalize: bool = True,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     skip_below: float = 0.0,
-    backend: str = "auto",
+    backend: BackendName = "auto",
 ) -> Tensor:
     """N-pairs loss (Sohn, NIPS 2016, Eq. 6): of each class one pair, its first two rows.
 

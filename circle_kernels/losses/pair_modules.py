@@ -1,107 +1,48 @@
-"""The pair losses of other papers as modules: their numbers and options and, where they have any,
-their learned vectors."""
+"""The pair losses of other papers as modules: their numbers and options."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from typing import Any, ClassVar, cast
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import Unpack
 
-from circle_kernels.backends.choice import check_backend
-from circle_kernels.losses.clip import clip_loss
-from circle_kernels.losses.modules import SharingModule
+from circle_kernels.distributed.groups import Group
+from circle_kernels.losses.function_loss import FunctionLoss
 from circle_kernels.losses.pair_losses import (
     multi_similarity_loss,
     n_pairs_loss,
     ntxent_loss,
     supcon_loss,
 )
-from circle_kernels.losses.pairs import OF_SHARING, PairOptions
-from circle_kernels.losses.proxy_losses import proxy_anchor_loss
-from circle_kernels.operation.batch import sharing_of
-from circle_kernels.operation.chosen_pairs import OF_PAIRS
-from circle_kernels.operation.pair_masks import PairMask
-from circle_kernels.options import check_integer, positive_number
-
-_DEFAULTS: dict[str, Any] = {
-    "normalize": True,
-    "skip_below": 0.0,
-    "ignore_label": None,
-    "group": None,
-    "exchange": "gather",
-    "same_sizes": False,
-    "grad_reduction": "mean",
-    "backend": "auto",
-}
-_OF_CALLS = frozenset(("pair_mask", "self_index"))  # what belongs to a batch
-
-
-class FunctionLoss(SharingModule):
-    """A loss function with its numbers and options, which are attributes and may be changed.
-
-    They are checked here as well as at the call, so that a typo fails before training starts.
-    """
-
-    _function: ClassVar[Callable[..., Tensor]]
-
-    def __init__(self, numbers: dict[str, Any], reduction: str, options: PairOptions) -> None:
-        super().__init__()
-        for name in _OF_CALLS.intersection(options):
-            raise TypeError(f"{type(self).__name__}() takes no {name}: it goes with each batch")
-        given: dict[str, Any] = {**self._defaults(), **options}
-        self._names = (*numbers, "reduction", *given)
-        for name, value in {**numbers, "reduction": reduction, **given}.items():
-            setattr(self, name, value)
-        check_backend(given.get("backend"))
-        sharing_of(**{name: given.pop(name) for name in OF_SHARING if name in given})
-        self._try(**numbers, reduction=reduction, **{**given, "backend": "tiled"})
-
-    def _defaults(self) -> dict[str, Any]:
-        return _DEFAULTS
-
-    def _try(self, **settings: Any) -> None:
-        """Call the function with a batch of no rows."""
-        self._call(torch.empty(0, 1), torch.empty(0, dtype=torch.int64), **settings)
-
-    def _call(self, *tensors: Any, **settings: Any) -> Tensor:
-        return type(self)._function(*tensors, **settings)
-
-    def _settings(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self._names}
-
-    def forward(
-        self,
-        embeddings: Tensor,  # (N, D)
-        labels: Tensor | None,  # (N,)
-        ref_emb: Tensor | None = None,  # (M, D)
-        ref_labels: Tensor | None = None,  # (M,)
-        *,
-        pair_mask: PairMask | None = None,
-        self_index: Tensor | None = None,  # (N,)
-    ) -> Tensor:
-        return self._call(
-            embeddings,
-            labels,
-            ref_emb,
-            ref_labels,
-            pair_mask=pair_mask,
-            self_index=self_index,
-            **self._settings(),
-        )
-
-    def extra_repr(self) -> str:
-        names = [name for name in self._names if name not in OF_SHARING]
-        numbers = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
-        return f"{numbers}, {self._describe_sharing()}"
+from circle_kernels.losses.pairs import LabelOptions, SharedOptions
+from circle_kernels.options import BackendName, Reduction
 
 
 class MultiSimilarityLoss(FunctionLoss):
-    """See :func:`multi_similarity_loss`."""
+    """Multi-similarity loss (Wang et al., CVPR 2019); see
+    :func:`circle_kernels.losses.multi_similarity_loss`.
 
+    Args:
+        alpha, beta: scales of positives and of negatives, greater than 0.
+        base: the similarity that positives should be above and negatives below.
+        reduction: ``"mean"`` over all rows, ``"mean_all"``, ``"sum"`` or ``"none"``.
+        normalize: ``False`` takes inner products instead of cosines.
+        skip_below: share of a row's weight that its gradient may leave out; 0 is exact.
+        ignore_label: rows and references with this label take part in nothing.
+        group: the processes that share one batch, all with ``"world"``; ``None`` for this process
+            alone.
+        exchange, same_sizes, grad_reduction: how they share it; see
+            :func:`circle_kernels.circle_loss`.
+        backend: see :func:`circle_kernels.available_backends`.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or range, also at the call.
+    """
+
+    alpha: float
+    beta: float
+    base: float
     _function = staticmethod(multi_similarity_loss)
 
     def __init__(
@@ -110,57 +51,104 @@ class MultiSimilarityLoss(FunctionLoss):
         beta: float = 50.0,
         base: float = 0.5,
         *,
-        reduction: str = "mean",
-        **options: Unpack[PairOptions],
+        reduction: Reduction = "mean",
+        **options: Unpack[LabelOptions],
     ) -> None:
         super().__init__({"alpha": alpha, "beta": beta, "base": base}, reduction, options)
 
 
 class SupConLoss(FunctionLoss):
-    """See :func:`supcon_loss`."""
+    """Supervised contrastive loss (Khosla et al., NeurIPS 2020); see
+    :func:`circle_kernels.losses.supcon_loss`.
 
+    Args:
+        temperature: what similarities are divided by, greater than 0.
+        reduction: ``"mean"`` over rows that count, ``"mean_all"``, ``"sum"`` or ``"none"``.
+        normalize: ``False`` takes inner products instead of cosines.
+        skip_below: share of a row's weight that its gradient may leave out; 0 is exact.
+        ignore_label: rows and references with this label take part in nothing.
+        group: the processes that share one batch, all with ``"world"``; ``None`` for this process
+            alone.
+        exchange, same_sizes, grad_reduction: how they share it; see
+            :func:`circle_kernels.circle_loss`.
+        backend: see :func:`circle_kernels.available_backends`.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or range, also at the call.
+    """
+
+    temperature: float
     _function = staticmethod(supcon_loss)
 
     def __init__(
         self,
         temperature: float = 0.1,
         *,
-        reduction: str = "mean",
-        **options: Unpack[PairOptions],
+        reduction: Reduction = "mean",
+        **options: Unpack[LabelOptions],
     ) -> None:
         super().__init__({"temperature": temperature}, reduction, options)
 
 
 class NTXentLoss(FunctionLoss):
-    """See :func:`ntxent_loss`."""
+    """NT-Xent or InfoNCE (Chen et al., ICML 2020); see
+    :func:`circle_kernels.losses.ntxent_loss`.
 
+    Args:
+        temperature: what similarities are divided by, greater than 0.
+        reduction: ``"mean"`` over positive pairs, ``"mean_all"`` over rows, ``"sum"`` or
+            ``"none"``.
+        normalize: ``False`` takes inner products instead of cosines.
+        skip_below: share of a row's weight that its gradient may leave out; 0 is exact.
+        ignore_label: rows and references with this label take part in nothing.
+        group: the processes that share one batch, all with ``"world"``; ``None`` for this process
+            alone.
+        exchange, same_sizes, grad_reduction: how they share it; see
+            :func:`circle_kernels.circle_loss`.
+        backend: see :func:`circle_kernels.available_backends`.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or range, also at the call.
+    """
+
+    temperature: float
     _function = staticmethod(ntxent_loss)
 
     def __init__(
         self,
         temperature: float = 0.07,
         *,
-        reduction: str = "mean",
-        **options: Unpack[PairOptions],
+        reduction: Reduction = "mean",
+        **options: Unpack[LabelOptions],
     ) -> None:
         super().__init__({"temperature": temperature}, reduction, options)
 
 
 class NPairsLoss(FunctionLoss):
-    """See :func:`n_pairs_loss`."""
+    """N-pairs loss (Sohn, NIPS 2016); see :func:`circle_kernels.losses.n_pairs_loss`.
+
+    Args:
+        normalize: ``False`` takes inner products, as the paper does, instead of cosines.
+        reduction: ``"mean"`` or ``"mean_all"`` over classes with two rows, ``"sum"`` or ``"none"``.
+        skip_below: share of a row's weight that its gradient may leave out; 0 is exact.
+        backend: see :func:`circle_kernels.available_backends`.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or range, also at the call.
+    """
 
     _function = staticmethod(n_pairs_loss)
-    group = None
+    group: Group | None = None
 
     def __init__(
         self,
         *,
         normalize: bool = True,
-        reduction: str = "mean",
+        reduction: Reduction = "mean",
         skip_below: float = 0.0,
-        backend: str = "auto",
+        backend: BackendName = "auto",
     ) -> None:
-        options = PairOptions(normalize=normalize, skip_below=skip_below, backend=backend)
+        options = SharedOptions(normalize=normalize, skip_below=skip_below, backend=backend)
         super().__init__({}, reduction, options)
 
     def _defaults(self) -> dict[str, Any]:
@@ -171,102 +159,16 @@ class NPairsLoss(FunctionLoss):
         embeddings: Tensor,  # (N, D)
         labels: Tensor,  # (N,)
     ) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            embeddings: (N, D), float16, bfloat16, float32 or float64.
+            labels: (N,) integers of any dtype.
+
+        Returns:
+            A scalar, or with ``reduction="none"`` one loss for each class that has two rows.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as :func:`circle_kernels.circle_loss`.
+        """
         return self._call(embeddings, labels, **self._settings())
-
-
-class ProxyAnchorLoss(FunctionLoss):
-    """See :func:`proxy_anchor_loss`; has its ``proxies``, a (C, D) parameter.
-
-    Args:
-        num_classes: C.
-        embedding_dim: D.
-        margin, alpha: margin and scale.
-        reduction, options: as for the function.
-        device, dtype: of ``proxies``.
-    """
-
-    _function = staticmethod(proxy_anchor_loss)
-
-    def __init__(
-        self,
-        num_classes: int,
-        embedding_dim: int,
-        margin: float = 0.1,
-        alpha: float = 32.0,
-        *,
-        reduction: str = "mean",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        **options: Unpack[PairOptions],
-    ) -> None:
-        super().__init__({"margin": margin, "alpha": alpha}, reduction, options)
-        self.num_classes = check_integer("num_classes", num_classes, smallest=1)
-        self.embedding_dim = check_integer("embedding_dim", embedding_dim, smallest=1)
-        self.proxies = nn.Parameter(
-            torch.empty(self.num_classes, self.embedding_dim, device=device, dtype=dtype)
-        )
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the proxies anew, as the paper's code does."""
-        nn.init.kaiming_normal_(self.proxies, mode="fan_out")
-
-    def _try(self, **settings: Any) -> None:
-        labels = torch.empty(0, dtype=torch.int64)
-        self._call(torch.empty(0, 1), labels, torch.empty(1, 1), **settings)
-
-    def forward(  # type: ignore[override]
-        self,
-        embeddings: Tensor,  # (N, D)
-        labels: Tensor,  # (N,)
-    ) -> Tensor:
-        return self._call(embeddings, labels, self.proxies, **self._settings())
-
-
-class CLIPLoss(FunctionLoss):
-    """See :func:`clip_loss`; has the scale that it learns.
-
-    Args:
-        logit_scale: the scale at first; by default CLIP's, 1 / 0.07.
-        learned: whether it is a parameter, ``log_scale`` (its logarithm, as CLIP learns it), or
-            stays.
-        largest: what the scale is at most, as CLIP has it for stability.
-        reduction, options: as for the function.
-    """
-
-    _function = staticmethod(clip_loss)
-
-    def __init__(
-        self,
-        logit_scale: float = 1 / 0.07,
-        *,
-        learned: bool = True,
-        largest: float = 100.0,
-        reduction: str = "mean",
-        **options: Unpack[PairOptions],
-    ) -> None:
-        super().__init__({}, reduction, options)
-        logarithm = torch.tensor(math.log(positive_number("logit_scale", logit_scale)))
-        self.largest = positive_number("largest", largest)
-        if learned:
-            self.log_scale = nn.Parameter(logarithm)
-        else:
-            self.register_buffer("log_scale", logarithm)
-
-    def _defaults(self) -> dict[str, Any]:
-        return {name: value for name, value in _DEFAULTS.items() if name not in OF_PAIRS}
-
-    def _try(self, **settings: Any) -> None:
-        self._call(torch.empty(0, 1), torch.empty(0, 1), 1.0, **settings)
-
-    @property
-    def logit_scale(self) -> Tensor:
-        """The scale, a tensor with one number, at most ``largest``."""
-        return cast(Tensor, self.log_scale).exp().clamp_max(self.largest)
-
-    def forward(  # type: ignore[override]
-        self,
-        image_emb: Tensor,  # (N, D)
-        text_emb: Tensor,  # (N, D)
-    ) -> Tensor:
-        return self._call(image_emb, text_emb, self.logit_scale, **self._settings())

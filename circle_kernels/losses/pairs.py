@@ -11,7 +11,7 @@ from torch import Tensor
 
 from circle_kernels.distributed.groups import Group, rank_in
 from circle_kernels.distributed.headers import CALL, check_together
-from circle_kernels.distributed.sharing import Sharing
+from circle_kernels.distributed.sharing import OF_SHARING, Sharing
 from circle_kernels.formula import PairFormula
 from circle_kernels.operation.batch import (
     Batch,
@@ -22,31 +22,55 @@ from circle_kernels.operation.batch import (
 )
 from circle_kernels.operation.chosen_pairs import Tensors, chosen_batch
 from circle_kernels.operation.eager import logsumexps
-from circle_kernels.operation.reductions import REDUCTIONS, reduce_losses
-from circle_kernels.options import check_choice, check_integer
+from circle_kernels.operation.reductions import reduce_losses
+from circle_kernels.options import (
+    REDUCTIONS,
+    BackendName,
+    Exchange,
+    GradReduction,
+    Reduction,
+    Scope,
+    check_choice,
+    check_integer,
+)
 
 if TYPE_CHECKING:
     from circle_kernels.operation.pair_masks import PairMask
     from circle_kernels.operation.positives import Positives
 
 
-class PairOptions(TypedDict, total=False):
-    """What every pair loss takes beside its own numbers; see :func:`circle_kernels.circle_loss`."""
+class SharingOptions(TypedDict, total=False):
+    """How processes share a batch; see :func:`circle_kernels.circle_loss`."""
+
+    group: Group | None
+    exchange: Exchange
+    same_sizes: bool
+    grad_reduction: GradReduction
+
+
+class SharedOptions(SharingOptions, total=False):
+    """What all losses of pairs take beside their own numbers; see
+    :func:`circle_kernels.circle_loss`."""
 
     normalize: bool
     skip_below: float
+    backend: BackendName
+
+
+class LabelOptions(SharedOptions, total=False):
+    """The same where labels choose the pairs."""
+
     ignore_label: int | None
+
+
+class PairOptions(LabelOptions, total=False):
+    """The same where not only labels choose the pairs."""
+
     pair_mask: PairMask | None
     self_index: Tensor | None
-    group: Group | None
-    exchange: str
-    same_sizes: bool
-    grad_reduction: str
-    backend: str
 
 
 _OF_OPERATION = ("normalize", "skip_below", "backend")
-OF_SHARING = ("group", "exchange", "same_sizes", "grad_reduction")
 
 _RANK_BITS = 40  # more rows than one process has
 
@@ -59,7 +83,7 @@ class PairRows:
     operation: Operation
     sharing: Sharing
     alike: dict[str, str]  # what processes that share the batch have to have alike
-    reduction: str
+    reduction: Reduction
     kept: Tensor | None = None  # (n,): which of the rows that were given, if not all
     given: int = 0  # how many these are
     told: Tensor | None = None  # by the exchange of a batch that processes share
@@ -138,10 +162,10 @@ def pair_rows(
     call: str,
     formula: Callable[[], PairFormula],
     tensors: Tensors,
-    reduction: str,
-    options: PairOptions,
+    reduction: Reduction,
+    options: SharedOptions,
     *,
-    scope: str = "anchor",
+    scope: Scope = "anchor",
     scale: Tensor | None = None,
 ) -> PairRows:
     """The rows of a call that nobody has checked.
@@ -179,14 +203,14 @@ def numbers_of_rows(embeddings: Tensor, group: Group | None) -> Tensor:
 
 
 def checked_options(
-    call: str, formula: Callable[[], PairFormula], reduction: str, options: PairOptions
+    call: str, formula: Callable[[], PairFormula], reduction: Reduction, options: SharedOptions
 ) -> tuple[Operation, Sharing]:
     """What a call's options say of all batches.
 
     Raises:
         TypeError, ValueError: one that there is not, or of the wrong type or range.
     """
-    unknown = options.keys() - PairOptions.__annotations__.keys()
+    unknown = options.keys() - PairOptions.__optional_keys__
     if unknown:
         raise TypeError(f"{call}() got an unexpected keyword argument {min(unknown)!r}")
     given: dict[str, Any] = dict(options)

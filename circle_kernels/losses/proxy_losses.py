@@ -10,45 +10,46 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
 from circle_kernels.arguments import describe
-from circle_kernels.classes.labels import NO_CLASS
-from circle_kernels.classes.losses import (
+from circle_kernels.classes.arguments import (
     IGNORE_INDEX,
+    NO_CLASS,
     ClassRows,
     checked_labels,
     checked_sides,
-    class_loss,
 )
+from circle_kernels.classes.losses import class_loss
+from circle_kernels.classes.options import RowOptions
 from circle_kernels.classes.sampling import Sampling
 from circle_kernels.distributed.headers import check_together
 from circle_kernels.formula import UnifiedFormula
-from circle_kernels.losses.pairs import PairOptions, pair_rows
+from circle_kernels.losses.pairs import LabelOptions, pair_rows
 from circle_kernels.operation.batch import Operation
 from circle_kernels.operation.reductions import softplus
-from circle_kernels.options import check_choice, finite_number, positive_number, real_number
+from circle_kernels.options import (
+    PROXY_REDUCTIONS,
+    ProxyReduction,
+    check_choice,
+    finite_number,
+    positive_number,
+    real_number,
+)
 
 # A margin in radians, or a function of the similarities of rows with their own classes.
 Margin = float | Callable[[Tensor], Tensor]
 
 
-class ClassOptions(TypedDict, total=False):
+class ClassOptions(RowOptions, total=False):
     """What class losses take beside their own numbers; see
     :func:`circle_kernels.class_circle_loss`."""
 
-    reduction: str
-    ignore_index: int
-    skip_below: float
-    sample_rate: float
-    sample_correction: bool
-    sparse_grad: bool
     generator: torch.Generator | None
-    backend: str
 
 
 def arcface_loss(
@@ -67,12 +68,16 @@ def arcface_loss(
     ``scale (s_iy - margin sin margin)``, so that it keeps rising with the similarity.
 
     Args:
-        embeddings, labels, weight: as for :func:`circle_kernels.class_circle_loss`.
+        embeddings: (N, D), float16, bfloat16, float32 or float64; need not be normalised.
+        labels: (N,) integers of any dtype in [0, C), or ``ignore_index``.
+        weight: (C, D) one row per class, same device; need not be normalised.
         margin: radians in [0, pi]; or a function of the similarities (N,) of rows with their own
             classes that returns what stands for them (N,), written in torch, as MagFace's and
             AdaFace's margins are. It may use what it knows of each row.
         scale: scale of the logits, greater than 0.
-        **options: as for :func:`circle_kernels.class_circle_loss`.
+        **options: ``reduction``, ``ignore_index``, ``skip_below``, ``sample_rate``,
+            ``sample_correction``, ``sparse_grad``, ``generator`` and ``backend``, as for
+            :func:`circle_kernels.class_circle_loss`.
 
     Returns:
         A scalar, or (N,) with ``reduction="none"``.
@@ -109,10 +114,14 @@ def cosface_loss(
     own class y.
 
     Args:
-        embeddings, labels, weight: as for :func:`circle_kernels.class_circle_loss`.
+        embeddings: (N, D), float16, bfloat16, float32 or float64; need not be normalised.
+        labels: (N,) integers of any dtype in [0, C), or ``ignore_index``.
+        weight: (C, D) one row per class, same device; need not be normalised.
         margin: between the similarity with the own class and others, any finite number.
         scale: scale of the logits, greater than 0.
-        **options: as for :func:`circle_kernels.class_circle_loss`.
+        **options: ``reduction``, ``ignore_index``, ``skip_below``, ``sample_rate``,
+            ``sample_correction``, ``sparse_grad``, ``generator`` and ``backend``, as for
+            :func:`circle_kernels.class_circle_loss`.
 
     Returns:
         A scalar, or (N,) with ``reduction="none"``.
@@ -145,7 +154,9 @@ def proxy_nca_loss(
         labels: (N,) integers of any dtype in [0, C), or ``ignore_index``.
         proxies: (C, D) one row per class, same device; need not be normalised.
         scale: scale of the squared distances, greater than 0.
-        **options: as for :func:`circle_kernels.class_circle_loss`.
+        **options: ``reduction``, ``ignore_index``, ``skip_below``, ``sample_rate``,
+            ``sample_correction``, ``sparse_grad``, ``generator`` and ``backend``, as for
+            :func:`circle_kernels.class_circle_loss`.
 
     Returns:
         A scalar, or (N,) with ``reduction="none"``.
@@ -164,8 +175,8 @@ def proxy_anchor_loss(
     *,
     margin: float = 0.1,
     alpha: float = 32.0,
-    reduction: str = "mean",
-    **options: Unpack[PairOptions],
+    reduction: ProxyReduction = "mean",
+    **options: Unpack[LabelOptions],
 ) -> Tensor:
     """Proxy-anchor loss (Kim et al., CVPR 2020, arXiv 2003.13911, Eq. 4): rows are the proxies.
 
@@ -182,8 +193,10 @@ def proxy_anchor_loss(
         alpha: scale, greater than 0.
         reduction: ``"mean"`` as above; ``"sum"`` without both divisors; ``"none"`` for the two
             terms of each proxy, added, (C,).
-        **options: as for :func:`circle_kernels.circle_loss`; with ``group``, each process has all
-            proxies and its own embeddings. Neither ``pair_mask`` nor ``self_index``.
+        **options: ``normalize``, ``skip_below``, ``ignore_label``, ``group``, ``exchange``,
+            ``same_sizes``, ``grad_reduction`` and ``backend``, as for
+            :func:`circle_kernels.circle_loss`; with ``group``, each process has all proxies and its
+            own embeddings.
 
     Returns:
         A scalar, or (C,) with ``reduction="none"``.
@@ -201,7 +214,7 @@ def proxy_anchor_loss(
     group, ignored = options.get("group"), options.get("ignore_label")
 
     def check() -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        check_choice("reduction", reduction, ("mean", "sum", "none"))
+        check_choice("reduction", reduction, PROXY_REDUCTIONS)
         sides = checked_sides(embeddings, labels, proxies, name="proxies")
         classes = len(sides[1])
         return *sides, *checked_labels(labels, sides[0], classes, ignored, "ignore_label")
@@ -280,7 +293,7 @@ def class_options(
         TypeError, ValueError: one that there is not, or of the wrong type or range.
     """
     given: dict[str, Any] = dict(options)
-    unknown = given.keys() - ClassOptions.__annotations__.keys()
+    unknown = given.keys() - ClassOptions.__optional_keys__
     if unknown:
         raise TypeError(f"{call}() got an unexpected keyword argument {min(unknown)!r}")
     operation = Operation(

@@ -175,7 +175,7 @@ def operation_of(
 
 
 # Nearly every step has the one from the step before.
-sharing_of = remembered(Sharing)
+sharing_of: Callable[..., Sharing] = remembered(Sharing)
 
 
 def check_batch(

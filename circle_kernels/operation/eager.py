@@ -41,6 +41,7 @@ from circle_kernels.operation.registered import (
     encode_precision,
     is_batch_of_gradients,
 )
+from circle_kernels.options import BackendName, Exchange
 from circle_kernels.precision import float32_precision
 
 if TYPE_CHECKING:
@@ -59,9 +60,9 @@ def pair_logsumexp(
     pair_mask: PairMask | None = None,
     self_index: Tensor | None = None,  # (N,)
     group: Group | None = None,
-    exchange: str = "gather",
+    exchange: Exchange = "gather",
     same_sizes: bool = False,
-    backend: str = "auto",
+    backend: BackendName = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Log-sum-exp of the pair logits of each row, over its positives and over its negatives.
 

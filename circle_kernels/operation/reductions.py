@@ -12,7 +12,6 @@ from torch import Tensor
 from circle_kernels.backends.addressable import is_watched
 from circle_kernels.logsumexp import present_logsumexp
 
-REDUCTIONS = ("mean", "mean_all", "sum", "none")
 # Over rows whose loss is not 0, as the reducer of pytorch-metric-learning's loss has it.
 MEAN_NONZERO = "mean_nonzero"
 SCALARS = ("mean", "mean_all", "sum", MEAN_NONZERO)

@@ -244,15 +244,15 @@ def define(
 
 # What graphs hold. Where a gradient is wanted, the op is called inside of a function that has it,
 # and when a graph runs nobody asks for one; the forward op has its own for those that do.
-forward_op = define("pair_logsumexp_forward", FORWARD, _forward, whole=True)
-backward_op = define(
+forward_op: Any = define("pair_logsumexp_forward", FORWARD, _forward, whole=True)
+backward_op: Any = define(
     "pair_logsumexp_backward",
     f"({BATCH}, {OPERATION}, Tensor precision, Tensor saved, Tensor grad_lse_pos, "
     "Tensor grad_lse_neg, bool needs_embeddings, bool needs_references) -> (Tensor, Tensor)",
     _backward,
     whole=True,
 )
-at_once_op = define(
+at_once_op: Any = define(
     "pair_loss_and_gradients",
     f"({BATCH}, {OPERATION}, str reduction, bool needs_embeddings, bool needs_references) "
     "-> (Tensor, Tensor, Tensor)",

@@ -135,8 +135,10 @@ torch.library.register_vmap(_backward_op, one_by_one(_backward_op))
 
 
 class SoftplusSums(torch.autograd.Function):
+    """The op with its gradient."""
+
     generate_vmap_rule = True
-    forward = staticmethod(_forward_op)
+    forward: Callable[..., Any] = staticmethod(_forward_op)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -162,7 +164,7 @@ class _Backward(torch.autograd.Function):
 
 
 # As compilers find it: they do not look into autograd functions that are called by other names.
-softplus_sums_op = define(
+softplus_sums_op: Any = define(
     "positive_softplus",
     f"({_PAIRS}) -> Tensor",
     lambda *arguments: SoftplusSums.apply(*arguments),

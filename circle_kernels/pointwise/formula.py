@@ -28,8 +28,8 @@ class FunctionFormula(PairFormula):
 
     positive: Program
     negative: Program
-    positive_slope: Program
-    negative_slope: Program
+    positive_slope: Program = field(repr=False)
+    negative_slope: Program = field(repr=False)
     gamma: float = 1.0
     # What other formulas have: no margin, and what is detached the functions say.
     m: float = field(default=0.0, init=False, repr=False)

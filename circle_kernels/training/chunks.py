@@ -9,7 +9,7 @@ import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +25,15 @@ from circle_kernels.training.second_run import SecondRuns
 _PLAIN_VALUES = (type(None), bool, int, float, str)
 
 
+_Output = TypeVar("_Output")
+
+
 def in_chunks(
-    network: Callable[..., Any],
+    network: Callable[..., _Output],
     *inputs: Any,
     chunk_size: SupportsIndex,
     **keyword_inputs: Any,
-) -> Any:
+) -> _Output:
     """``network(*inputs, **keyword_inputs)`` a chunk of rows at a time, recomputed in the backward
     pass, so that the activations of one chunk are alive at a time and not those of the batch.
 

@@ -89,7 +89,7 @@ class EmbeddingMemory(nn.Module):
                 f"dtype must be float16, bfloat16, float32 or float64, got {describe(dtype)}"
             )
         check_group(group)
-        self.group = group
+        self.group: Group | None = group
         # What the host knows of `enqueued`: the tensor, its version, and the number in it.
         self._known: tuple[Tensor, int, int] | None = None
         self.register_buffer("embeddings", torch.zeros(size, dim, dtype=dtype, device=device))
@@ -117,6 +117,10 @@ class EmbeddingMemory(nn.Module):
         labels: Tensor,  # (N,)
     ) -> dict[str, Tensor]:
         """Take in a batch, in training mode, and return the arguments of losses.
+
+        Args:
+            embeddings: (N, D) of any floating dtype, on the memory's device.
+            labels: (N,) integers of any dtype but uint64.
 
         Returns:
             ``ref_emb`` and ``ref_labels`` of :meth:`references`, and ``self_index``: that of

@@ -29,7 +29,7 @@ def _untraced(function: Callable[..., Any]) -> Callable[..., Any]:
         return torch.compiler.disable(function)
 
 
-run_in_chunks_untraced = _untraced(chunks.run_in_chunks)
-references_of_step_untraced = _untraced(memory.references_of_step)
-enqueue_rows_untraced = _untraced(memory.enqueue_rows)
-filled_part_untraced = _untraced(memory.filled_part)
+run_in_chunks_untraced: Callable[..., Any] = _untraced(chunks.run_in_chunks)
+references_of_step_untraced: Callable[..., Any] = _untraced(memory.references_of_step)
+enqueue_rows_untraced: Callable[..., Any] = _untraced(memory.enqueue_rows)
+filled_part_untraced: Callable[..., Any] = _untraced(memory.filled_part)

@@ -152,7 +152,7 @@ def test_label_out_of_range_that_nobody_saw_is_nan(monkeypatch: pytest.MonkeyPat
     labels[4] = 21
     with pytest.raises(ValueError, match=r"labels must be in \[0, 21\)"):
         head.accuracy(embeddings, labels)
-    monkeypatch.setattr("circle_kernels.classes.labels.host_may_look", lambda tensor: False)
+    monkeypatch.setattr("circle_kernels.classes.arguments.host_may_look", lambda tensor: False)
     assert head.accuracy(embeddings, labels).isnan()
 
 

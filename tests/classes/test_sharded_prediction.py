@@ -91,7 +91,7 @@ def _wrong(rank: int) -> None:
         make_fx(lambda x: head.predict(x), tracing_mode="fake")(embeddings)
     assert torch.equal(head.predict(embeddings, 3).classes, expected.classes)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("circle_kernels.classes.labels.host_may_look", lambda tensor: False)
+        patch.setattr("circle_kernels.classes.arguments.host_may_look", lambda tensor: False)
         assert head.accuracy(embeddings, labels + 11 * rank).isnan()
 
 

@@ -157,7 +157,7 @@ def _wrong_labels(rank: int) -> None:
     labels[6] = 11
     labels[0] = -7
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("circle_kernels.classes.labels.host_may_look", lambda tensor: False)
+        patch.setattr("circle_kernels.classes.arguments.host_may_look", lambda tensor: False)
         for name, options in (
             ("circle", {"reduction": "mean"}),
             ("circle", {"reduction": "none"}),

@@ -14,12 +14,12 @@ from circle_kernels import available_backends
 from circle_kernels.backends import cpu, tiled
 from circle_kernels.operation.reductions import (
     MEAN_NONZERO,
-    REDUCTIONS,
     reduce_exponents,
     row_losses,
     rows_counted,
     softplus,
 )
+from circle_kernels.options import REDUCTIONS
 from tests.support.targets import INTERPRETED
 
 pytestmark = pytest.mark.sanitized

@@ -81,3 +81,19 @@ def test_import_executes_few_instructions_beside_torch() -> None:
         "print(executed)"
     )
     assert 10_000 < int(run(code)) < MOST_INSTRUCTIONS
+
+
+def test_dir_shows_what_is_public_and_all_of_it_is_there() -> None:
+    code = (
+        "import importlib, circle_kernels\n"
+        "assert sorted(dir(circle_kernels)) == sorted({*circle_kernels.__all__, "
+        "'evaluation', 'integrations', 'losses'})\n"
+        "for name in dir(circle_kernels):\n"
+        "    getattr(circle_kernels, name)\n"
+        "for package in (circle_kernels.losses, circle_kernels.evaluation):\n"
+        "    assert dir(package) == sorted(package.__all__)\n"
+        "assert not hasattr(circle_kernels, 'circle_los')\n"
+        "assert circle_kernels.evaluation is importlib.import_module('circle_kernels.evaluation')\n"
+        "print('fine')"
+    )
+    assert run(code) == "fine\n"

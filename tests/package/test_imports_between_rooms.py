@@ -94,6 +94,15 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     # Nobody imports integrations.
     "integrations": (*OPERATION, "losses", "distributed", "training"),
+    "__main__": (
+        "_version",
+        "formula",
+        "options",
+        "losses",
+        "backends.choice",
+        "backends.cpu",
+        "backends.trial",
+    ),
     "": (  # what users import
         "_later",
         "_requirements",
@@ -102,6 +111,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "backends.choice",
         "operation",
         "losses",
+        "evaluation",
         "classes",
         "distributed",
         "training",

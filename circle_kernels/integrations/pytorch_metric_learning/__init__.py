@@ -10,14 +10,14 @@ from __future__ import annotations
 
 try:
     import pytorch_metric_learning  # noqa: F401
-except ModuleNotFoundError as error:
-    if error.name != "pytorch_metric_learning":
+except ModuleNotFoundError as _error:
+    if _error.name != "pytorch_metric_learning":
         raise
     raise ImportError(
         "circle_kernels.integrations.pytorch_metric_learning needs that library: "
         "pip install 'pytorch-metric-learning>=2.8'",
-        name=error.name,
-    ) from error
+        name=_error.name,
+    ) from _error
 
 from circle_kernels.integrations.pytorch_metric_learning.circle import CircleLoss
 from circle_kernels.integrations.pytorch_metric_learning.pair_losses import (

@@ -6,12 +6,12 @@ import contextlib
 import math
 from typing import Any
 
-from pytorch_metric_learning import losses
 from pytorch_metric_learning.reducers import AvgNonZeroReducer
 from torch import Tensor
 
 from circle_kernels.formula import CircleFormula
 from circle_kernels.integrations.library_inputs import is_plain_batch
+from circle_kernels.integrations.pytorch_metric_learning import library as losses
 from circle_kernels.integrations.pytorch_metric_learning.fused import COSINE, LossDict
 from circle_kernels.integrations.pytorch_metric_learning.pairs import FusedPairLoss, Pairs, of_rows
 from circle_kernels.operation.batch import Batch, Operation, check_scale, number_of, remembered
@@ -56,7 +56,18 @@ class CircleLoss(FusedPairLoss, losses.CircleLoss):
         ref_emb: Tensor | None = None,  # (M, D)
         ref_labels: Tensor | None = None,  # (M,)
     ) -> Tensor:
-        """What the library's own does, in its usual case as one node of the graph."""
+        """What the library's own does, in its usual case as one node of the graph.
+
+        Args:
+            embeddings: (N, D), float16, bfloat16, float32 or float64.
+            labels: (N,) integers.
+            indices_tuple: what a miner returned, in place of all pairs.
+            ref_emb, ref_labels: (M, D) and (M,) references; without them the batch is compared with
+                itself.
+
+        Returns:
+            What the reducer makes of the losses of rows, by default a scalar.
+        """
         if labels is not None and indices_tuple is ref_emb is ref_labels is None:
             operation = self._plain_operation()
             if operation is not None and is_plain_batch(embeddings, labels):

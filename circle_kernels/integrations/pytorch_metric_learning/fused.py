@@ -6,15 +6,19 @@ import warnings
 from typing import Any, ClassVar
 
 import torch
-from pytorch_metric_learning import distances, losses
+from pytorch_metric_learning import distances
 from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor
 
 from circle_kernels.arguments import FLOATING_DTYPES, check_kinds
 from circle_kernels.backends.addressable import all_addressable
 from circle_kernels.formula import PairFormula
+from circle_kernels.integrations.pytorch_metric_learning import library as losses
 
-COSINE = (distances.CosineSimilarity, distances.DotProductSimilarity)
+COSINE: tuple[type[torch.nn.Module], ...] = (
+    distances.CosineSimilarity,
+    distances.DotProductSimilarity,
+)
 
 Obstacle = tuple[str, str]  # why a call cannot be fused, as a kind and in words
 LossDict = dict[str, dict[str, Any]]  # what the library's losses hand to reducers

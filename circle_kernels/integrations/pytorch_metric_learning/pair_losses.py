@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
-from pytorch_metric_learning import losses
 from pytorch_metric_learning.reducers import MeanReducer, MultipleReducers
 from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import Tensor
 
 from circle_kernels.formula import UnifiedFormula
+from circle_kernels.integrations.pytorch_metric_learning import library as losses
 from circle_kernels.integrations.pytorch_metric_learning.fused import (
     FusedLoss,
     LossDict,
@@ -227,7 +227,7 @@ class NPairsLoss(FusedLoss, losses.NPairsLoss):
             first, second = first_two_of_classes(labels)
         else:
             first, second = lmu.convert_to_pos_pairs_with_unique_labels(indices_tuple, labels)
-        self.num_pairs = len(first)
+        self.num_pairs: int = len(first)
         if self.num_pairs == 0:
             return self.zero_losses()
         anchors, positives = embeddings[first], embeddings[second]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
-from pytorch_metric_learning import distances, losses
+from pytorch_metric_learning import distances
 from pytorch_metric_learning.utils import common_functions as c_f
 from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import Tensor
 
 from circle_kernels.formula import UnifiedFormula
+from circle_kernels.integrations.pytorch_metric_learning import library as losses
 from circle_kernels.integrations.pytorch_metric_learning.fused import (
     FusedLoss,
     LossDict,

@@ -7,12 +7,20 @@ from collections.abc import Callable
 from typing import Any, SupportsIndex
 
 from torch import Tensor
+from typing_extensions import Unpack
 
 from circle_kernels.arguments import describe, label_numbers
 from circle_kernels.integrations.sentence_transformers.embedding import SentenceLoss
 from circle_kernels.integrations.sentence_transformers.library import SentenceTransformer
 from circle_kernels.losses import modules
-from circle_kernels.options import explain_other_names
+from circle_kernels.losses.pairs import SharingOptions
+from circle_kernels.options import (
+    SCALAR_REDUCTIONS,
+    BackendName,
+    ScalarReduction,
+    Scope,
+    explain_other_names,
+)
 
 
 class PairLoss(SentenceLoss):
@@ -95,13 +103,19 @@ class CircleLoss(PairLoss):
 
     Args:
         model: the model that is trained.
-        m, gamma, scope, reduction, detach_weights, backend: as for
-            :class:`circle_kernels.CircleLoss`.
+        m: relaxation margin, greater than -1 and less than 1.
+        gamma: scale of the logits, greater than 0.
+        scope: ``"anchor"``, one loss per sentence, or ``"batch"``, one over all pairs.
+        reduction: ``"mean"`` over sentences that count, ``"mean_all"`` or ``"sum"``.
+        detach_weights: treat the weights ``[.]_+`` as constants in the gradient.
         mini_batch_size: the model is run over so many sentences at a time, and again in the
             backward pass, so that the activations of one mini-batch are alive at a time
             (:func:`circle_kernels.in_chunks`); the loss compares the whole batch.
-        sharing: with which processes the batch is shared, and how: ``group`` and what goes with it,
-            as for :class:`circle_kernels.CircleLoss`.
+        backend: see :func:`circle_kernels.available_backends`.
+        group: the processes that share one batch, all with ``"world"``; ``None`` for this process
+            alone.
+        exchange, same_sizes, grad_reduction: how they share it; see
+            :func:`circle_kernels.circle_loss`.
 
     Raises:
         TypeError, ValueError: a hyper-parameter of the wrong type or range; when called, more than
@@ -128,15 +142,17 @@ class CircleLoss(PairLoss):
         m: float = 0.4,
         gamma: float = 80.0,
         *,
-        scope: str = "anchor",
-        reduction: str = "mean",
+        scope: Scope = "anchor",
+        reduction: ScalarReduction = "mean",
         detach_weights: bool = True,
         mini_batch_size: SupportsIndex | None = None,
-        backend: str = "auto",
-        **sharing: Any,
+        backend: BackendName = "auto",
+        **sharing: Unpack[SharingOptions],
     ) -> None:
-        if reduction == "none":
-            raise ValueError("reduction must be 'mean', 'mean_all' or 'sum' to train; got 'none'")
+        if reduction not in SCALAR_REDUCTIONS:
+            raise ValueError(
+                f"reduction must be 'mean', 'mean_all' or 'sum' to train; got {reduction!r}"
+            )
         loss = modules.CircleLoss(
             m,
             gamma,

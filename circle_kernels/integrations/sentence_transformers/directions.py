@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -15,9 +16,13 @@ from circle_kernels.operation.positives import unit_rows
 from circle_kernels.operation.reductions import softplus
 from circle_kernels.options import positive_number, real_number
 
-DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
-PARTITION_MODES = ("joint", "per_direction")
-HARDNESS_MODES = ("in_batch_negatives", "hard_negatives", "all_negatives")
+Direction: TypeAlias = Literal["query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"]
+PartitionMode: TypeAlias = Literal["joint", "per_direction"]
+HardnessMode: TypeAlias = Literal["in_batch_negatives", "hard_negatives", "all_negatives"]
+
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
+PARTITION_MODES: tuple[PartitionMode, ...] = get_args(PartitionMode)
+HARDNESS_MODES: tuple[HardnessMode, ...] = get_args(HardnessMode)
 _NO_ANCHORS = -1  # the number of documents that are no anchor's positive
 
 
@@ -30,9 +35,9 @@ class RankingFormula:
     """
 
     scale: float
-    directions: tuple[str, ...]
-    partition_mode: str
-    hardness_mode: str | None
+    directions: tuple[Direction, ...]
+    partition_mode: PartitionMode
+    hardness_mode: HardnessMode | None
     hardness_strength: float
 
     def __post_init__(self) -> None:

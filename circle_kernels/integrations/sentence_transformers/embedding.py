@@ -49,6 +49,18 @@ class SentenceLoss(nn.Module):
         sentence_features: Iterable[dict[str, Any]],  # of each column a dictionary of N sentences
         labels: Tensor | None = None,
     ) -> Tensor:
+        """The loss of a batch, as the library's trainer asks for it.
+
+        Args:
+            sentence_features: of each column of sentences what the model takes.
+            labels: (N,) or (N, 1), for losses with classes.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            TypeError, ValueError: columns or labels that are not what the loss wants.
+        """
         embeddings = [self._embed(features) for features in sentence_features]
         if "calculate_loss" not in vars(self):
             return self.compute_loss_from_embeddings(embeddings, labels)
@@ -110,6 +122,15 @@ class SentenceLoss(nn.Module):
             return in_chunks(_Embeddings(self.model), features, chunk_size=self.mini_batch_size)
         with in_place_of_module(self.model, _Embeddings(self.model.module)):
             return in_chunks(self.model, features, chunk_size=self.mini_batch_size)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """What the model card lists."""
+        return self._config()
+
+    def extra_repr(self) -> str:
+        """The settings, but for the modules that are shown below."""
+        shown = {name: value for name, value in self.get_config_dict().items() if name != "loss"}
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
     def _config(self) -> dict[str, Any]:
         """What is in :meth:`get_config_dict` of all losses."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Any, SupportsIndex
+from collections.abc import Callable, Sequence
+from typing import Any, SupportsIndex, TypedDict
 
 from torch import Tensor
 from torch import distributed as dist
+from typing_extensions import Unpack
 
 from circle_kernels.arguments import describe
 from circle_kernels.formula import UnifiedFormula
@@ -14,6 +15,9 @@ from circle_kernels.integrations.sentence_transformers.directions import (
     DIRECTIONS,
     HARDNESS_MODES,
     PARTITION_MODES,
+    Direction,
+    HardnessMode,
+    PartitionMode,
     RankingFormula,
     ranking_loss,
 )
@@ -24,10 +28,10 @@ from circle_kernels.integrations.sentence_transformers.library import (
     dot_score,
 )
 from circle_kernels.losses.pairs import PairOptions, checked_options
-from circle_kernels.options import check_choice, check_flag, check_integer
+from circle_kernels.options import BackendName, check_choice, check_flag, check_integer
 
 _SIMILARITIES: dict[Callable[..., Any], bool] = {cos_sim: True, dot_score: False}  # normalised?
-_BOTH_WAYS = ("query_to_doc", "doc_to_query")
+_BOTH_WAYS: tuple[Direction, ...] = ("query_to_doc", "doc_to_query")
 
 
 class MultipleNegativesRankingLoss(SentenceLoss):
@@ -78,13 +82,13 @@ class MultipleNegativesRankingLoss(SentenceLoss):
         scale: float = 20.0,
         similarity_fct: Callable[..., Any] = cos_sim,
         gather_across_devices: bool = False,
-        directions: Collection[str] = ("query_to_doc",),
-        partition_mode: str = "joint",
-        hardness_mode: str | None = None,
+        directions: Sequence[Direction] = ("query_to_doc",),
+        partition_mode: PartitionMode = "joint",
+        hardness_mode: HardnessMode | None = None,
         hardness_strength: float = 0.0,
         *,
         mini_batch_size: SupportsIndex | None = None,
-        backend: str = "auto",
+        backend: BackendName = "auto",
     ) -> None:
         super().__init__(model, mini_batch_size)
         if similarity_fct not in _SIMILARITIES:
@@ -93,22 +97,24 @@ class MultipleNegativesRankingLoss(SentenceLoss):
                 f"no matrix is stored; got {describe(similarity_fct)}; others need the library's "
                 f"own {type(self).__name__}"
             )
-        self.scale = scale
+        self.scale: float = scale
         self.similarity_fct = similarity_fct
-        self.gather_across_devices = check_flag("gather_across_devices", gather_across_devices)
-        self.directions = _checked_directions(directions)
+        self.gather_across_devices: bool = check_flag(
+            "gather_across_devices", gather_across_devices
+        )
+        self.directions: tuple[Direction, ...] = _checked_directions(directions)
         check_choice("partition_mode", partition_mode, PARTITION_MODES)
         if partition_mode == "per_direction" and not {*self.directions} <= {*_BOTH_WAYS}:
             raise ValueError(
                 "partition_mode='per_direction' must have directions in which the positive is, "
                 f"'query_to_doc' and 'doc_to_query'; got {self.directions}; use 'joint'"
             )
-        self.partition_mode = partition_mode
+        self.partition_mode: PartitionMode = partition_mode
         if hardness_mode is not None:
             check_choice("hardness_mode", hardness_mode, HARDNESS_MODES)
-        self.hardness_mode = hardness_mode
-        self.hardness_strength = hardness_strength
-        self.backend = backend
+        self.hardness_mode: HardnessMode | None = hardness_mode
+        self.hardness_strength: float = hardness_strength
+        self.backend: BackendName = backend
         self._formula()  # checks the numbers, so that a typo fails before training starts
         checked_options(type(self).__name__, UnifiedFormula, "mean", PairOptions(backend=backend))
 
@@ -170,6 +176,15 @@ class MultipleNegativesRankingLoss(SentenceLoss):
         return _INFO_NCE if self.mini_batch_size is None else _INFO_NCE + _GRAD_CACHE
 
 
+class _RankingOptions(TypedDict, total=False):
+    gather_across_devices: bool
+    directions: Sequence[Direction]
+    partition_mode: PartitionMode
+    hardness_mode: HardnessMode | None
+    hardness_strength: float
+    backend: BackendName
+
+
 class CachedMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
     """:class:`MultipleNegativesRankingLoss` by mini-batches, as the library's loss of the same
     name: large batches with the activations of one mini-batch (Gao et al. 2021, arXiv 2101.06983).
@@ -177,7 +192,10 @@ class CachedMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
     Args:
         model, scale, similarity_fct: as there.
         mini_batch_size: the most sentences that the model is run over at a time, at least 1.
-        options: as there.
+        gather_across_devices, directions, partition_mode, hardness_mode, hardness_strength,
+            backend: as there.
+        mini_batch_num_tokens, show_progress_bar: of the library's own loss; refused where they are
+            set.
     """
 
     def __init__(
@@ -186,13 +204,16 @@ class CachedMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
         scale: float = 20.0,
         similarity_fct: Callable[..., Any] = cos_sim,
         mini_batch_size: SupportsIndex = 32,
-        **options: Any,
+        *,
+        mini_batch_num_tokens: int | None = None,
+        show_progress_bar: bool = False,
+        **options: Unpack[_RankingOptions],
     ) -> None:
-        for name, instead in (
-            ("mini_batch_num_tokens", "mini_batch_size counts sentences"),
-            ("show_progress_bar", "the trainer shows the progress of steps"),
+        for name, value, instead in (
+            ("mini_batch_num_tokens", mini_batch_num_tokens, "mini_batch_size counts sentences"),
+            ("show_progress_bar", show_progress_bar, "the trainer shows the progress of steps"),
         ):
-            if options.pop(name, None):
+            if value:
                 raise TypeError(f"{type(self).__name__}() takes no {name}: {instead}")
         size = check_integer("mini_batch_size", mini_batch_size, smallest=1)
         super().__init__(model, scale, similarity_fct, mini_batch_size=size, **options)
@@ -215,7 +236,7 @@ class MultipleNegativesSymmetricRankingLoss(MultipleNegativesRankingLoss):
         gather_across_devices: bool = False,
         *,
         mini_batch_size: SupportsIndex | None = None,
-        backend: str = "auto",
+        backend: BackendName = "auto",
     ) -> None:
         super().__init__(
             model,
@@ -229,7 +250,7 @@ class MultipleNegativesSymmetricRankingLoss(MultipleNegativesRankingLoss):
         )
 
 
-def _checked_directions(directions: Collection[str]) -> tuple[str, ...]:
+def _checked_directions(directions: Sequence[Direction]) -> tuple[Direction, ...]:
     if isinstance(directions, str):
         raise TypeError(f"directions must be a tuple of names, got the string {directions!r}")
     for each in directions:
