@@ -7,14 +7,16 @@ KERNEL_SOURCES := CMakeLists.txt $(shell find csrc -type f -not -path 'csrc/test
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help demo demo-classes test test-main test-cpp test-cpp-plain test-cpp-sanitized \
-	test-cpp-module test-compile test-interpreter lint format docs wheels all-wheels \
-	check-release bench clean
+	test-cpp-module test-arm test-compile test-interpreter lint format docs wheels \
+	all-wheels check-release bench clean
 
 help:
 	@echo "make demo    train an embedding on glyphs and show what it retrieves (about a minute)"
 	@echo "make demo-classes  train three losses on class labels and verify pairs (two minutes)"
 	@echo "make test    all tests: main, C++, compiled for seven GPUs without one, interpreted kernels"
 	@echo "make test-cpp  of these the C++ kernel's own, plain and under sanitizers (four minutes)"
+	@echo "make test-arm  the C++ kernel's own on an emulated 64-bit ARM; not part of test"
+	@echo "             (16 minutes of CPU time)"
 	@echo "make lint    ruff, clang-format, mypy, and counts of arguments, lines and files"
 	@echo "make format  let ruff and clang-format rewrite what they can"
 	@echo "make wheels  a source distribution and a wheel for this Python, checked and tried"
@@ -90,6 +92,15 @@ test-cpp-module: $(VENV)/installed
 			assert module.__file__.startswith('$(CURDIR)/build/$@/'), module.__file__" && \
 		$(abspath $(BIN))/python -m pytest -q -n auto -m sanitized tests/operation tests/backends \
 			-k "$(MODULE_SELECTION)"
+
+# The same tests for 64-bit ARM, cross-compiled and emulated.
+test-arm: $(VENV)/installed
+	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null || { \
+		echo "make $@ needs Debian's packages g++-aarch64-linux-gnu and qemu-user" >&2; exit 1; }
+	$(call CPP_BUILD,$@) -DCIRCLE_KERNELS_MODULE=OFF \
+		-DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake
+	$(BIN)/cmake --build build/$@
+	$(BIN)/ctest --test-dir build/$@ --parallel 2 --output-on-failure
 
 # Several kernels at a time: the compiler uses one core each.
 test-compile: $(VENV)/installed

@@ -144,22 +144,27 @@ void check_counts(const Level& level, Kind kind, int64_t rows, int64_t columns, 
     expected.push_back(expected_similarity(of_rows.row(row_indices.back()),
                                            others.row(column_indices.back()), dim));
   }
-  for (const int threads : {1, 2, 3}) {
-    const ExactSides sides{of_rows.row(0), others.row(0), dim, threads, nullptr};
-    const auto described = [&](const char* what, long long size) {
-      std::printf("%s: kind %d, %lld x %lld x %lld, %lld thresholds, %d threads\n", what,
-                  static_cast<int>(kind), static_cast<long long>(rows),
-                  static_cast<long long>(columns), static_cast<long long>(dim), size, threads);
-    };
-    run_exact_similarities(level, sides,
+  constexpr int THREADS[] = {1, 2, 3};
+  const auto sides = [&](int threads) {
+    return ExactSides{of_rows.row(0), others.row(0), dim, threads, nullptr};
+  };
+  const auto described = [&](const char* what, long long size, int threads) {
+    std::printf("%s: kind %d, %lld x %lld x %lld, %lld thresholds, %d threads\n", what,
+                static_cast<int>(kind), static_cast<long long>(rows),
+                static_cast<long long>(columns), static_cast<long long>(dim), size, threads);
+  };
+  for (const int threads : THREADS) {
+    similarities.assign(pairs, NAN);
+    run_exact_similarities(level, sides(threads),
                            {row_indices.data(), column_indices.data(), pairs, similarities.data()});
-    if (!CHECK(similarities == expected)) described("similarities", 0);
-    for (const int64_t size : {0, 1, 3, 40, 300}) {
-      const Runs runs = make_runs(expected, rows, others.count, size);
-      const Counts counts = count_with(level, sides, rows, others.count, runs);
-      if (!CHECK(counts == expected_counts(expected, others.count, runs))) {
-        described("counts", size);
-      }
+    if (!CHECK(similarities == expected)) described("similarities", 0, threads);
+  }
+  for (const int64_t size : {0, 1, 3, 40, 300}) {
+    const Runs runs = make_runs(expected, rows, others.count, size);
+    const Counts wanted = expected_counts(expected, others.count, runs);
+    for (const int threads : THREADS) {
+      const Counts counts = count_with(level, sides(threads), rows, others.count, runs);
+      if (!CHECK(counts == wanted)) described("counts", size, threads);
     }
   }
 }

@@ -19,6 +19,9 @@ CIRCLE_INLINE uint32_t at_least_bits(Vec<float> a, Vec<float> b) {
   return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_GE_OQ));
 #elif CIRCLE_VECTOR_BYTES == 16 && defined(__SSE2__)
   return _mm_movemask_ps(_mm_cmpge_ps((__m128)a, (__m128)b));
+#elif CIRCLE_VECTOR_BYTES == 16 && defined(__aarch64__)
+  const Vec<int32_t> lane_bits{1, 2, 4, 8};
+  return vaddvq_u32((uint32x4_t)((a >= b) & lane_bits));
 #else
   uint32_t bits = 0;
   for (int lane = 0; lane < LANES<float>; ++lane) bits |= uint32_t{a[lane] >= b[lane]} << lane;
