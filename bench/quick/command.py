@@ -35,7 +35,7 @@ PRESENTATION = Presentation(quick_tables, picture=_picture)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this subcommand."""
     parser.add_argument("--loss", default="CircleLoss", choices=LOSSES, help="(default CircleLoss)")
-    parser.add_argument("--rows", type=int, default=4096, help="the largest N (default 4096)")
+    parser.add_argument("--rows", type=int, default=16384, help="the largest N (default 16384)")
     parser.add_argument("--dim", type=int, default=128, help="D (default 128)")
     parser.add_argument("--classes", type=int, default=1000, help="of class losses (default 1000)")
     parser.add_argument(
@@ -84,8 +84,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def cases(arguments: argparse.Namespace, device: str) -> list[LossCase]:
-    """The size that is asked for, and a quarter and a sixteenth of it."""
-    rows = sorted({max(_SMALLEST, arguments.rows // part) for part in (16, 4, 1)})
+    """The size that is asked for, and a quarter, a sixteenth and a sixty-fourth of it."""
+    rows = sorted({max(_SMALLEST, arguments.rows // part) for part in (64, 16, 4, 1)})
     classes = arguments.classes if LOSSES[arguments.loss].has_weights else 0
     return [
         LossCase(arguments.loss, each, arguments.dim, classes, arguments.dtype, device)

@@ -38,6 +38,7 @@ def plot_quick(results: Results, path: Path) -> None:
     _draw(time_axes, sizes, milliseconds, number)
     time_axes.set_title("milliseconds, forward and backward", fontsize=10)
     _draw(memory_axes, sizes, Size.megabytes, megabytes_text, smallest=SMALLEST_MB)
+    _draw_expected(memory_axes, sizes)
     memory_axes.set_title("peak MB above inputs and gradients", fontsize=10)
     figure.supxlabel(environment(results), fontsize=5, color="#666666")
     figure.legend(
@@ -91,3 +92,27 @@ def _draw(
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(which="major", axis="y", color="#DDDDDD", linewidth=0.8)
     axes.set_axisbelow(True)
+
+
+def _draw_expected(axes: Axes, sizes: list[Size]) -> None:
+    """Hollow, where the library would have taken too much memory to be run."""
+    colour = _COLOURS[THEIRS]
+    points = [(size, size.expected_megabytes(THEIRS)) for size in sizes]
+    expected = [(size.case["rows"], found) for size, found in points if found is not None]
+    if not expected:
+        return
+    measured = [(size.case["rows"], size.megabytes(THEIRS)) for size in sizes]
+    before = [(rows, found) for rows, found in measured if found is not None][-1:]
+    line = [*before, *expected]
+    axes.plot(*zip(*line, strict=True), color=colour, linestyle=":", linewidth=1.6)
+    axes.plot(*zip(*expected, strict=True), "o", color=colour, markerfacecolor="white")
+    for rows, found in expected:
+        axes.annotate(
+            f"{number(found)}, not run",
+            (rows, found),
+            xytext=(0, 6),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+            color=colour,
+        )

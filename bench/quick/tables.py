@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from bench.losses.variants import LOSSES
 from bench.reporting.results import Results
 from bench.reporting.spread import Spread, ratio, spread
 from bench.reporting.tables import MISSING, Table, number, spread_text
@@ -33,6 +34,13 @@ class Size:
         """Peak of forward and backward above inputs and gradients, 10^6 bytes."""
         row = self.peaks.get(variant, {})
         return row["peak_bytes"] / 1e6 if "peak_bytes" in row else None
+
+    def expected_megabytes(self, variant: str) -> float | None:
+        """What was too much to be measured."""
+        row = self.peaks.get(variant, {})
+        if not row.get("status", "").startswith("skipped: would need"):
+            return None
+        return LOSSES[row["loss"]].peak(row["rows"], row["classes"]) / 1e6
 
 
 def read_sizes(results: Results) -> list[Size]:

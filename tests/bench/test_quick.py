@@ -15,7 +15,7 @@ for _module in ("matplotlib", "psutil", "pytorch_metric_learning", "rich", "tqdm
 from bench import __main__ as cli
 from bench.measuring.timing import Effort
 from bench.quick import command
-from bench.quick.tables import quick_tables
+from bench.quick.tables import quick_tables, read_sizes
 from bench.reporting import results
 from tests.support.targets import INTERPRETED
 
@@ -52,9 +52,7 @@ def test_a_run_leaves_results_a_table_and_a_chart(
     assert "times faster" in capsys.readouterr().out
 
 
-def test_what_would_take_too_much_memory_is_in_the_table_and_not_in_the_chart(
-    run: Path, tmp_path: Path
-) -> None:
+def test_what_would_take_too_much_memory_is_said(run: Path, tmp_path: Path) -> None:
     made, reason = results.load(run), "skipped: would need about 18 GB"
     for row in made.rows:
         if (row["rows"], row["variant"]) == (64, "pml"):
@@ -67,15 +65,18 @@ def test_what_would_take_too_much_memory_is_in_the_table_and_not_in_the_chart(
     assert [row[0] for row in table.rows] == ["32", "64"]
     assert table.rows[0][4:] == ["< 1", "12.0"]
     assert table.rows[1][2:] == [reason, "-", "< 1", reason]
+    small, large = read_sizes(made)
+    assert small.expected_megabytes("pml") is None
+    assert large.expected_megabytes("pml") == 44 * 64 * 10 / 1e6
     command.PRESENTATION.draw(made, tmp_path / "chart.png")
     assert (tmp_path / "chart.png").stat().st_size > 0
 
 
-def test_sizes_are_a_sixteenth_a_quarter_and_all() -> None:
+def test_sizes_grow_by_four_up_to_what_is_asked_for() -> None:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     found = command.cases(parser.parse_args([]), "cpu")
-    assert [case.rows for case in found] == [256, 1024, 4096]
+    assert [case.rows for case in found] == [256, 1024, 4096, 16384]
     assert dataclasses.replace(found[0], rows=0).as_dict() == {
         "loss": "CircleLoss",
         "rows": 0,
