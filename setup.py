@@ -5,15 +5,12 @@ Everything else about the package is in pyproject.toml.
 
 import os
 import re
-import sys
+import runpy
 from pathlib import Path
 
 from setuptools import setup
 
 ROOT = Path(__file__).resolve().parent
-sys.path.insert(0, str(ROOT / "tools"))
-
-from index_readme import index_readme  # noqa: E402
 
 
 def described() -> dict[str, str]:
@@ -23,6 +20,7 @@ def described() -> dict[str, str]:
     )
     version = re.search(r'"(.*)"', (ROOT / "circle_kernels" / "_version.py").read_text("utf-8"))
     assert version is not None
+    index_readme = runpy.run_path(str(ROOT / "tools" / "index_readme.py"))["index_readme"]
     text = index_readme(
         (ROOT / "README.md").read_text("utf-8"), repository and repository[1], version[1]
     )

@@ -57,14 +57,15 @@ def main() -> int:
 
 
 def self_checks(backends: dict[str, str]) -> Iterator[tuple[str, str, bool]]:
-    """Of each usable backend on each device that it serves: which, how far it is from the
-    reference in float64 or what it raised, and whether that is right."""
+    """Of ``"auto"``, and of each usable backend on each device that it serves: which, how far it is
+    from the reference in float64 or what it raised, and whether that is right."""
     truth = _loss_and_gradient("reference", torch.device("cpu"), torch.float64)
-    for name, status in backends.items():
+    for name, status in {"auto": "usable", **backends}.items():
         for device in _devices() if status.startswith("usable") else ():
             backend = cast(BackendName, name)  # the table's own
             try:
-                resolve_backend(backend, device, torch.float32, CircleFormula())
+                if name != "auto":  # which takes all
+                    resolve_backend(backend, device, torch.float32, CircleFormula())
             except RuntimeError:  # it takes no tensors of this device
                 continue
             try:

@@ -33,7 +33,10 @@ def missing(tag: str, root: Path = ROOT) -> list[str]:
 
 def main() -> int:
     """0 where nothing is missing; else 1, with a line for each."""
-    wrong = missing(*(sys.argv[1:] or [""]))
+    if len(sys.argv) != 2:
+        print("usage: check_release.py TAG", file=sys.stderr)
+        return 2
+    wrong = missing(sys.argv[1])
     for each in wrong:
         print(f"not ready: {each}", file=sys.stderr)
     return 1 if wrong else 0

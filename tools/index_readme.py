@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+_CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\((?!https?://|#)([^()\s]+)\)")
 
 
@@ -24,4 +25,6 @@ def index_readme(text: str, repository: str | None, version: str) -> str:
         kind = "raw" if picture else "blob"
         return f"{picture}[{words}]({repository}/{kind}/v{version}/{target})"
 
-    return _LINK.sub(absolute, text)
+    parts = _CODE.split(text)
+    parts[::2] = [_LINK.sub(absolute, part) for part in parts[::2]]
+    return "".join(parts)

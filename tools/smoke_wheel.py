@@ -13,12 +13,24 @@ from circle_kernels.evaluation import retrieval_metrics
 
 def main() -> int:
     """0 if all is well; else 1, with what is not."""
-    wrong = [*_wrong_numbers(), *_wrong_runtimes()]
+    wrong = [*_missing_files(), *_wrong_numbers(), *_wrong_runtimes()]
     for each in wrong:
         print(f"wrong: {each}", file=sys.stderr)
     if not wrong:
         print(f"circle_kernels {circle_kernels.__version__} works: {circle_kernels.__file__}")
     return 1 if wrong else 0
+
+
+def _missing_files() -> list[str]:
+    """What a wheel has beside modules."""
+    folder = Path(circle_kernels.__file__).parent
+    wanted = (
+        "py.typed",
+        "_cpu.pyi",
+        "integrations/pytorch_metric_learning/library.pyi",
+        "backends/triton/settings_table/settings.json",
+    )
+    return [f"there is no {name}" for name in wanted if not (folder / name).exists()]
 
 
 def _wrong_numbers() -> list[str]:

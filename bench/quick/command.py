@@ -8,14 +8,17 @@ from pathlib import Path
 
 import torch
 
+import circle_kernels
 from bench.losses.measure import MEMORY_LIMIT, gauge_case, time_case
 from bench.losses.variants import LOSSES, LossCase
 from bench.measuring.timing import Effort
+from bench.places import ROOT
 from bench.quick.tables import OURS, THEIRS, quick_tables
 from bench.reporting.errors import UserError
 from bench.reporting.progress import progress_bar
 from bench.reporting.publish import Presentation
-from bench.reporting.results import Results, destination, is_whole, save, start_results
+from bench.reporting.results import Results, save, start_results
+from circle_kernels.backends.choice import resolve_backend
 
 HELP = "your loss, N, D and dtype beside pytorch-metric-learning: a table and a chart (a minute)"
 
@@ -48,8 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        help="results file (default bench/results/quick-DEVICE.json; quick-DEVICE-partial.json "
-        "with other options); the chart lies beside it as .png",
+        help="results file (default build/quick-DEVICE.json); the chart lies beside it as .png",
     )
 
 
@@ -62,9 +64,15 @@ def run(arguments: argparse.Namespace) -> None:
     device = arguments.device or ("cuda" if has_cuda else "cpu")
     if device == "cuda" and not has_cuda:
         raise UserError("--device cuda: PyTorch sees no CUDA or ROCm device here")
-    whole = is_whole(arguments, add_arguments)
-    where = destination(f"quick-{device}.json", arguments.out, whole=whole)
-    settings = {"effort": asdict(_EFFORT), "memory_limit_bytes": int(MEMORY_LIMIT)}
+    path = arguments.out or ROOT / "build" / f"quick-{device}.json"
+    if path.is_dir() or path.suffix == ".png" or not _can_be_made(path.parent):
+        raise UserError(f"--out must be a file other than the chart's .png, got {path}")
+    settings = {
+        "effort": asdict(_EFFORT),
+        "memory_limit_bytes": int(MEMORY_LIMIT),
+        "backend": _backend(device, arguments.dtype),
+    }
+    print(f"circle_kernels: {settings['backend']}")
     results = start_results("quick", device, settings)
     sizes = cases(arguments, device)
     with progress_bar(2 * len(sizes), "case") as progress:
@@ -75,12 +83,28 @@ def run(arguments: argparse.Namespace) -> None:
             ):
                 progress.set_description(f"{what}: {case}")
                 results.rows += rows()
-                save(results, where.path)
+                save(results, path)
                 progress.update()
-    path = where.finish()
     PRESENTATION.show(results)
     print(f"wrote {path}")
     PRESENTATION.draw(results, path.with_suffix(".png"))
+
+
+def _can_be_made(folder: Path) -> bool:
+    """Whether it is a folder, or nothing on the way to it is something else."""
+    return folder.is_dir() or (not folder.exists() and _can_be_made(folder.parent))
+
+
+def _backend(device: str, dtype: str) -> str:
+    """What ``backend="auto"`` takes here, in words; that it is not the fast one must be seen."""
+    name = resolve_backend(
+        "auto", torch.device(device), getattr(torch, dtype), circle_kernels.CircleFormula()
+    )
+    status = circle_kernels.available_backends()
+    expected = "triton" if device == "cuda" else "cpu"
+    if name == expected:
+        return f"backend {name}, {status[name]}"
+    return f"the slower backend {name}, since {expected} is {status[expected]}"
 
 
 def cases(arguments: argparse.Namespace, device: str) -> list[LossCase]:

@@ -80,7 +80,8 @@ def _draw(
                 color=_COLOURS[name],
             )
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
+    if axes.has_data() and any(len(line.get_xdata()) for line in axes.lines):
+        axes.set_yscale("log")
     axes.set_xticks([size.case["rows"] for size in sizes])
     axes.xaxis.set_minor_locator(NullLocator())
     plain = FuncFormatter(lambda value, _: f"{value:g}")

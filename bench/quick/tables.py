@@ -73,6 +73,7 @@ def quick_tables(results: Results) -> list[Table]:
                 *(_megabytes(size, name) for name in NAMES),
             ]
         )
+    table.notes = [f"circle_kernels: {results.settings['backend']}"]
     return [table]
 
 

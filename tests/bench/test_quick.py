@@ -72,6 +72,36 @@ def test_what_would_take_too_much_memory_is_said(run: Path, tmp_path: Path) -> N
     assert (tmp_path / "chart.png").stat().st_size > 0
 
 
+@pytest.mark.parametrize("place", ["folder", "chart.png", "file/results.json"])
+def test_a_place_that_cannot_hold_results_is_refused_before_anything_is_measured(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    assert cli.main(["quick", "--device", "cpu", "--out", str(tmp_path / place)]) == 1
+    assert "--out must be a file other than the chart's .png, got" in capsys.readouterr().err
+
+
+def test_where_nothing_ran_the_table_says_why(run: Path, tmp_path: Path) -> None:
+    made = results.load(run)
+    made.rows = [
+        {**row, "status": "failed: too large", "forward": [], "forward_backward": []}
+        for row in made.rows
+    ]
+    for row in made.rows:
+        row.pop("peak_bytes", None)
+    (table,) = quick_tables(made)
+    assert table.rows[0][1] == "failed: too large"
+    command.PRESENTATION.draw(made, tmp_path / "chart.png")
+    assert (tmp_path / "chart.png").stat().st_size > 0
+
+
+def test_the_backend_that_is_measured_is_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert results.load(run).settings["backend"].startswith("backend cpu, usable")
+    monkeypatch.setattr(command, "resolve_backend", lambda *_: "tiled")
+    assert command._backend("cpu", "float32").startswith("the slower backend tiled, since cpu is")
+
+
 def test_sizes_grow_by_four_up_to_what_is_asked_for() -> None:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)

@@ -70,3 +70,23 @@ def test_every_block_is_looked_at() -> None:
 
 def test_it_is_short() -> None:
     assert len(TEXT.split()) < 1200
+
+
+def test_how_much_faster_is_what_was_measured() -> None:
+    """The first sentence, from the results that the chart shows."""
+    pytest.importorskip("rich")
+    from bench.quick.tables import read_sizes
+    from bench.reporting.results import load
+    from bench.reporting.spread import ratio
+
+    lowest, highest = map(int, re.findall(r"(\d+) to (\d+) times faster", TEXT)[0])
+    sizes = read_sizes(load(ROOT / "bench" / "results" / "quick-cpu.json"))
+    found = [
+        ratio(*(size.times[name]["forward_backward"] for name in ("pml", "core")))
+        for size in sizes
+        if size.times["pml"]["status"] == "ok"
+    ]
+    medians = [each.median for each in found if each is not None]
+    assert len(medians) == 3
+    assert lowest <= min(medians)
+    assert highest <= max(medians) < highest + 1

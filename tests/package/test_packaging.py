@@ -30,6 +30,9 @@ def test_readme_of_an_index_has_no_link_that_leads_nowhere() -> None:
 
 
 def test_code_and_links_elsewhere_stay_as_they_are() -> None:
+    assert index_readme("`[a](b.md)`\n```\n[a](b.md)\n```\n", None, "1") == (
+        "`[a](b.md)`\n```\n[a](b.md)\n```\n"
+    )
     text = "`x[i](y)` has no target; [a](https://b.org/c) and [d](#e) do; ![f [g]](h.png)"
     changed = index_readme(text, "https://r.org", "1")
     assert "[a](https://b.org/c) and [d](#e)" in changed

@@ -52,6 +52,15 @@ def test_every_fact_and_every_usable_backend_has_its_line(capsys, monkeypatch) -
         assert 0 < of_gradient < 1e-5
 
 
+def test_instruction_set_that_there_is_not_is_told(capsys, monkeypatch) -> None:
+    """Every loss on the CPU raises with it."""
+    if not cpu.supported_levels():
+        pytest.skip("CIRCLE_KERNELS_NO_CPU_KERNEL is set")
+    monkeypatch.setenv(cpu.LEVEL_VARIABLE, "nonsense")
+    assert report.main() == 1
+    assert lines(capsys)["auto on cpu"].startswith("WRONG, RuntimeError: ")
+
+
 @pytest.mark.parametrize("factor", [1.01, float("nan")])
 def test_backend_with_wrong_gradients_is_told(capsys, monkeypatch, factor: float) -> None:
     right = tiled.backward
