@@ -73,6 +73,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return "".join(parts)
 
 
+def on_post_build(config: MkDocsConfig) -> None:
+    """Take away the theme's page for missing ones: its links begin at a server's top."""
+    (Path(config.site_dir) / "404.html").unlink()
+
+
 def link(found: re.Match[str], source: PurePosixPath, place: str) -> str:
     """A link as the site has it; its text alone where it names a file that the site leaves out."""
     mark, text, target = found.groups()
