@@ -237,3 +237,11 @@ def test_progress_without_tqdm_is_refused_before_anything_is_computed(
         call()
         with pytest.raises(ImportError, match="progress=True needs tqdm"):
             call(progress=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_without_normalize_a_short_query_keeps_its_direction(backend: str) -> None:
+    """Queries have a power of two each, which references among themselves cannot have."""
+    rows = torch.tensor([[1e-30, 2e-30], [1.0, 0.0], [0.0, 1.0]])
+    labels = torch.tensor([0, 1, 0])
+    assert positive_ranks(rows, labels, normalize=False, backend=backend).ranks[0] == 1
